@@ -1,0 +1,215 @@
+"""The validated, immutable configuration of one revision.
+
+Plain frozen dataclasses: no pydantic, so every floor may read them. `graylb.model.build` makes them from a document;
+`graylb.table` compiles them. Names are those of the release model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+import orjson
+
+SLOTS = 10_000
+"""Buckets of a split's sticky keys; one slot is 0.01 %."""
+
+FieldKind = Literal[
+    "path",  # the target's path, as received, without the query
+    "method",
+    "header",  # by lower-case name; repeated lines are joined with ", "
+    "cookie",  # by name; the first of that name
+    "query",  # by name; percent-decoded, the first of that name
+    "metadata",  # gRPC metadata: a header, only on gRPC requests (content-type application/grpc…)
+    "grpc_service",  # `pkg.Service` of `/pkg.Service/Method`, only on gRPC requests
+    "grpc_method",
+    "client_ip",  # canonical text of the peer's address
+    "api_version",  # `v1` of `/api/v1/…` or of `Accept: application/vnd.NAME.v1+json`
+    "device",  # mobile | tablet | desktop | bot
+    "mark",  # `x-service-version` header, else that key of W3C `baggage`
+]
+Operator = Literal[
+    "exact", "prefix", "suffix", "regex", "present", "in",
+    "path_prefix",  # prefix by whole path elements: /abc does not match /abcd
+    "cidr",  # client_ip only; values: one or more networks
+    "number",  # values: one range text, ">=10,<100"
+    "semver",  # values: one range text, ">=1.2,<2 || 3.x"
+]  # fmt: skip
+Fallback = Literal["strict", "stable", "any"]
+Policy = Literal["weighted", "least_request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One test of one field. It holds when (value OP values) is true, or with `negate` when that is false.
+
+    An absent field satisfies no operator (so it satisfies every negated one). `list_name` names a list of the service
+    that takes the place of `values` for operator `in`.
+    """
+
+    kind: FieldKind
+    op: Operator
+    values: tuple[str, ...] = ()
+    name: str = ""
+    negate: bool = False
+    list_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Holds when every condition of `all` holds and, for every group of `none`, not all of its conditions hold."""
+
+    all: tuple[Condition, ...] = ()
+    none: tuple[tuple[Condition, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """Instances of one service. All given parts must agree; with none given: every instance."""
+
+    version: str | None = None
+    semver: str | None = None
+    metadata: tuple[tuple[str, str], ...] = ()  # sorted by key
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A weighted decision among versions. `slots` in the text form of `graylb.release.slots`, always complete.
+
+    weights: version -> weight > 0, in document order; zero weights are left out.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    salt: str
+    slots: str
+
+
+@dataclass(frozen=True, slots=True)
+class StickyKey:
+    kind: Literal["header", "cookie", "query", "metadata", "client_ip"]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`to` or `split`, never both. Rules of a service stand in decision order: priority descending, then as written."""
+
+    name: str
+    match: Match
+    to: Subset | None = None
+    split: Split | None = None
+    priority: int = 0
+    fallback: Fallback | None = None  # None: the service's
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """`address` is canonical `host:port` (IPv6 in brackets); (service, address) is the instance's identity."""
+
+    address: str
+    version: str
+    weight: int = 100  # 0 takes it out
+    metadata: tuple[tuple[str, str], ...] = ()  # sorted by key
+    zone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    connect: float = 5.0
+    response: float = 15.0  # from the end of the request to the response head
+    idle: float = 300.0  # no byte in either direction while a body is under way
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    stable: str
+    split: Split | None  # None: everything to the stable version
+    sticky: tuple[StickyKey, ...] = ()
+    fallback: Fallback = "stable"
+    policy: Policy = "weighted"
+    rules: tuple[Rule, ...] = ()
+    lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    instances: tuple[Instance, ...] = ()
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """Parts left None stay as the request has them."""
+
+    status: int = 302
+    scheme: str | None = None
+    host: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One host pattern and one path pattern to one service or redirect; documents with several of either become several.
+
+    host: exact name, `*.suffix` (any depth), or `*`. path_kind `prefix` is by whole path elements.
+    """
+
+    name: str
+    host: str
+    path_kind: Literal["exact", "prefix", "regex"]
+    path: str
+    match: Match = Match()  # method, header and query conditions only
+    service: str | None = None
+    redirect: Redirect | None = None
+    rewrite_prefix: str | None = None  # takes the place of the matched prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarding:
+    """What is told to upstreams about the client. `append` trusts what arrived and adds; `replace` starts anew."""
+
+    x_forwarded: Literal["append", "replace", "off"] = "append"
+    forwarded: Literal["append", "replace", "off"] = "off"  # RFC 7239
+    via: bool = False  # RFC 9110 section 7.6.3, on requests and responses
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes, counts and seconds of one client connection."""
+
+    head_bytes: int = 65536
+    headers: int = 100
+    uri_bytes: int = 16384
+    header_timeout: float = 10.0
+    idle_timeout: float = 75.0
+    body_timeout: float = 60.0
+    half_close_grace: float = 1.0  # a client that shut its write side waits this long for the answer to begin
+    upstream_idle_timeout: float = 60.0
+    upstream_idle_connections: int = 1024  # kept per instance and worker
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    address: str  # host:port; port 0 lets the kernel choose
+    role: Literal["edge", "inbound", "outbound"] = "edge"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    revision: int
+    listeners: tuple[Listener, ...]
+    routes: tuple[Route, ...]
+    services: tuple[Service, ...]  # sorted by name
+    admin: str | None = None
+    workers: int = 1
+    decision_headers: bool = False
+    forwarding: Forwarding = field(default_factory=Forwarding)
+    limits: Limits = field(default_factory=Limits)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return orjson.dumps(self, option=orjson.OPT_SORT_KEYS)
+
+    def digest(self) -> str:
+        """Hex SHA-256 of the canonical form."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()

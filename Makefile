@@ -1,0 +1,95 @@
+# graylb. `make run` and `make test` install what they need; both are quick the second time.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SOURCES := setup.py $(wildcard graylb/*.pyx graylb/*.pxd)
+TREE := graylb tests config benchmarks docs setup.py pyproject.toml README.md LICENSE
+PYTEST := -m pytest $(ARGS)
+
+.PHONY: help run test test-all lint build debug asan cov bench clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+run: build ## the proxy with two small upstreams of its own, on 127.0.0.1:8080
+	@bash scripts/need curl=curl
+	exec $(PY) -m graylb.demo
+
+test: lint ## ruff, mypy and all tests (ARGS='-k channel' goes to pytest)
+	@bash scripts/need wrk=wrk
+	$(PY) $(PYTEST)
+
+test-all: lint ## the same with the tests marked slow
+	@bash scripts/need wrk=wrk
+	$(PY) $(PYTEST) -m ''
+
+lint: build ## ruff and mypy
+	@$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+build: $(VENV)/.built ## the venv with everything, extensions in place
+
+# ensurepip leaves no trace of its Python's health: a venv whose interpreter went away is made anew
+$(VENV)/.made: scripts/need
+	@python=$$(bash scripts/need python)
+	$(PY) -c '' 2>/dev/null || { rm -rf $(VENV); "$$python" -m venv $(VENV); }
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(VENV)/.made
+	@echo 'graylb: installing the Python packages'
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	touch $@
+
+# setup.py directly: the pinned setuptools and Cython are in the venv, so a change of a .pyx costs one compile
+$(VENV)/.built: $(SOURCES) $(VENV)/.installed
+	@$(PY) setup.py --quiet build_ext --inplace
+	touch $@
+
+# A flavour lives in a copy of the tree under build/, so that it never disturbs the build in use.
+define flavour
+	mkdir -p build/$(1)
+	find build/$(1) -path build/$(1)/build -prune -o -type f ! -name '*.so' -delete
+	tar --exclude='*.so' --exclude=__pycache__ --exclude='*.egg-info' -c $(TREE) | tar -x -C build/$(1)
+	cd build/$(1)
+	export GRAYLB_BUILD=$(1) PYTHONPATH="$$PWD"
+	../../$(PY) setup.py --quiet build_ext --inplace
+endef
+
+debug: build ## the tests over a build with checks and leak counters
+	@$(call flavour,debug)
+	../../$(PY) $(PYTEST)
+
+asan: build ## the tests over a build with address and undefined-behaviour sanitizers
+	@$(call flavour,asan)
+	export LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
+	export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
+	../../$(PY) $(PYTEST)
+
+cov: build ## the tests over a line-traced build; report in htmlcov/
+	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[cov]'
+	$(call flavour,cov)
+	cp -r build/cython-cov/graylb/*.c graylb/ # the coverage plugin looks for them beside the sources
+	printf '%s\n' '[run]' 'plugins = Cython.Coverage' 'source = graylb' 'parallel = true' 'patch = subprocess' > .coveragerc
+	../../$(PY) -m coverage run $(PYTEST)
+	../../$(PY) -m coverage combine --quiet
+	../../$(PY) -m coverage html --quiet --directory ../../htmlcov
+	../../$(PY) -m coverage report --skip-covered
+
+bench: build ## the benchmark suite against nginx and HAProxy
+	@bash scripts/need wrk=wrk nginx=nginx-light haproxy=haproxy
+	$(PY) -m benchmarks $(ARGS)
+
+clean: ## everything built, but not the venv
+	rm -rf build .build dist htmlcov *.egg-info graylb/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f $(VENV)/.built
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## the venv too
+	rm -rf $(VENV)

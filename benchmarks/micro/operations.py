@@ -1,0 +1,60 @@
+"""The operations themselves, over tables compiled from snapshots. Importing this needs graylb's compiled modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from benchmarks.failure import BenchError
+from benchmarks.micro import snapshots
+from benchmarks.micro.run import HEADS, INSTANCES, RULES
+from graylb import _fast, _http1, table
+from graylb.model.snapshot import Snapshot, StickyKey
+
+CLIENT = "127.0.0.1"
+Named = tuple[str, Callable[[int], float], int]
+
+
+def load(snapshot: Snapshot) -> _fast.Table:
+    return _fast.Table(table.compile(snapshot))
+
+
+def over_heads(loaded: _fast.Table, heads: list[bytes]) -> Callable[[int], float]:
+    """The mean over all heads; each is decided n times in a row."""
+    return lambda n: sum(loaded.bench_match(head, CLIENT, n) for head in heads) / len(heads)
+
+
+def matches() -> Iterator[Named]:
+    """One whole decision: route, rules, split or subset, instance."""
+    for count in RULES:
+        loaded = load(snapshots.snapshot(snapshots.exact_rules(count)))
+        hits = [snapshots.head(f"u{each * count // HEADS}") for each in range(HEADS)]
+        misses = [snapshots.head(f"nobody{each}") for each in range(HEADS)]
+        for kind, heads in (("hit", hits), ("miss", misses)):
+            for head in heads:
+                rule = loaded.decide(head)["rule"]
+                if (rule is not None) != (kind == "hit"):
+                    raise BenchError(f"match, {kind} among {count} rules: decided by {rule}")
+            yield f"match, {kind}, {count:,} rules", over_heads(loaded, heads), 500
+
+
+def picks() -> Iterator[Named]:
+    """One instance out of a subset of all."""
+    for count in INSTANCES:
+        loaded = load(snapshots.snapshot(instances=count))
+        yield f"pick, {count:,} instances", picker(loaded), 500_000
+
+
+def picker(loaded: _fast.Table) -> Callable[[int], float]:
+    return lambda n: loaded.bench_pick(0, 0, n)
+
+
+def sticky() -> Iterator[Named]:
+    loaded = load(snapshots.snapshot(sticky=(StickyKey("header", "x-user-id"),)))
+    yield "sticky key to version", lambda n: loaded.bench_slot(0, 0, b"user-0123456789", n), 500_000
+    heads = [snapshots.head(f"user-{each}") for each in range(HEADS)]
+    yield "match, sticky split, no rules", over_heads(loaded, heads), 500
+
+
+def scans() -> Iterator[Named]:
+    head = snapshots.head("u1")
+    yield f"scan of a {len(head)}-byte head", lambda n: _http1.bench_scan(head, n), 100_000

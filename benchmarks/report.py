@@ -1,0 +1,147 @@
+"""Raw results -> one Markdown page. Pure: the same JSON gives the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.failure import BenchError
+from benchmarks.stats import Spread, round_ratios, spread
+
+Row = Mapping[str, Any]
+OURS = "graylb"
+TITLES = {"graylb": "graylb", "nginx": "nginx", "haproxy": "HAProxy", "floor": "floor"}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the first column aligned left, all others right."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *rows]) + "\n"
+
+
+def number(value: float) -> str:
+    """Three significant digits or all before the point, thousands separated."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def ratio(value: Spread) -> str:
+    return f"**{value.median:.2f}** ({value.low:.2f}–{value.high:.2f})"
+
+
+def by_round(runs: Sequence[Row], case: str, peer: str, figure: str) -> dict[int, float]:
+    """round -> figure. Raises BenchError when a round stands twice."""
+    found: dict[int, float] = {}
+    for run in runs:
+        if run["case"] == case and run["peer"] == peer:
+            if run["round"] in found:
+                raise BenchError(f"{case}, {peer}: round {run['round']} stands twice in the results")
+            found[run["round"]] = float(run[figure])
+    return found
+
+
+def figures(result: Row, titles: Mapping[str, str], figure: str, *, compare: bool) -> str:
+    """One table: medians of `figure` by case and peer, and with `compare` graylb's ratio to each other peer."""
+    settings, runs = result["settings"], result["runs"]
+    names: list[str] = settings["peers"]
+    others = [name for name in names if name != OURS] if compare and OURS in names else []
+    rows = []
+    for case in settings["cases"]:
+        cells = [titles.get(case, case)]
+        found = {name: by_round(runs, case, name, figure) for name in names}
+        for name in names:
+            what = f"{case}, {name}, {figure}"
+            cells.append(number(spread(list(found[name].values()), what).median) if found[name] else "–")
+        for other in others:
+            what = f"{case}, graylb/{other}, {figure}"
+            cells.append(ratio(round_ratios(found[OURS], found[other], what)) if found[other] else "–")
+        rows.append(cells)
+    head = ["case", *(TITLES[name] for name in names), *(f"graylb / {TITLES[other]}" for other in others)]
+    return table(head, rows)
+
+
+def latencies(result: Row, titles: Mapping[str, str]) -> str:
+    settings, runs = result["settings"], result["runs"]
+    rows = []
+    for case in settings["cases"]:
+        cells = [titles.get(case, case)]
+        for name in settings["peers"]:
+            parts = []
+            for figure in ("p50_us", "p99_us", "p999_us"):
+                values = list(by_round(runs, case, name, figure).values())
+                if values:
+                    parts.append(number(spread(values, f"{case}, {name}, {figure}").median / 1000))
+            cells.append(" / ".join(parts) or "–")
+        rows.append(cells)
+    return table(["case", *(TITLES[name] for name in settings["peers"])], rows)
+
+
+def memories(result: Row, titles: Mapping[str, str]) -> str:
+    """MiB: PSS where the kernel tells it for all runs, else RSS."""
+    figure = "rss_kib" if any(run["pss_kib"] is None for run in result["runs"]) else "pss_kib"
+    scaled = [{**run, "mib": run[figure] / 1024} for run in result["runs"]]
+    return f"{'PSS' if figure == 'pss_kib' else 'RSS'} in MiB.\n\n" + figures(
+        {**result, "runs": scaled}, titles, "mib", compare=False
+    )
+
+
+def stamp_lines(result: Row) -> str:
+    """What it was measured on, as a list."""
+    stamp = result["stamp"]
+    versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in stamp["libraries"].items())
+    lines = [
+        f"{stamp['date']}, commit {stamp['commit'][:12]}{' with uncommitted changes' if stamp['dirty'] else ''}",
+        f"{stamp['cpu']}, {stamp['cores']} cores, {stamp['memory']}, Linux {stamp['kernel']} {stamp['machine']}",
+        f"Python {stamp['python']}, {libraries}" + (f"; {versions}" if versions else ""),
+    ]
+    busy = stamp.get("busy_before", 0.0)
+    if busy > 0.05:
+        lines.append(f"**the machine was {busy:.0%} busy with other work before the run**: trust ratios only")
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def load_page(result: Row, titles: Mapping[str, str]) -> str:
+    settings = result["settings"]
+    length = f"{settings['rounds']} rounds of {settings['seconds']} s for each case and proxy"
+    cores = f"proxy on core {settings['proxy_cores']}, load and upstreams on {settings['load_cores']}"
+    parts: list[tuple[str, Callable[[], str]]] = [
+        ("CPU µs per request (whole process tree)", lambda: figures(result, titles, "cpu_us", compare=True)),
+        ("Requests per second", lambda: figures(result, titles, "rps", compare=True)),
+        ("Latency p50 / p99 / p99.9 in ms", lambda: latencies(result, titles)),
+        ("Memory of the whole process tree under load", lambda: memories(result, titles)),
+    ]
+    text = f"## Load\n\n{stamp_lines(result)}- {length}; {cores}\n"
+    text += "\nMedians over rounds; a ratio is the median of the ratios within each round (lowest–highest).\n"
+    return text + "".join(f"\n### {title}\n\n{make()}" for title, make in parts)
+
+
+def micro_page(result: Row) -> str:
+    settings, rows = result["settings"], []
+    for name in settings["operations"]:
+        values = [run["ns"] for run in result["runs"] if run["operation"] == name]
+        found = spread(values, name)
+        rows.append([name, number(found.median), f"{number(found.low)}–{number(found.high)}"])
+    text = f"## Micro\n\n{stamp_lines(result)}- {settings['rounds']} interleaved rounds\n\n"
+    text += table(["operation", "ns", "lowest–highest"], rows)
+    growth = []
+    for law in settings["growth"]:
+        small, large = (
+            {run["round"]: float(run["ns"]) for run in result["runs"] if run["operation"] == law[end]}
+            for end in ("small", "large")
+        )
+        found = round_ratios(large, small, f"{law['large']} / {law['small']}")
+        verdict = "holds" if found.median < law["below"] else "**broken**"
+        growth.append([f"{law['large']} / {law['small']}", ratio(found), f"< {law['below']}", verdict])
+    if growth:
+        text += "\n" + table(["growth", "ratio", "law", "verdict"], growth)
+    return text
+
+
+def page(load: Row | None, micro: Row | None, titles: Mapping[str, str]) -> str:
+    """The whole page. `titles`: case name -> what readers see."""
+    text = "# Benchmark results\n\nGenerated by `make bench`; how to read it: `docs/performance.md`.\n"
+    if load is not None:
+        text += "\n" + load_page(load, titles)
+    if micro is not None:
+        text += "\n" + micro_page(micro)
+    return text

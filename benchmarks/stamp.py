@@ -1,0 +1,90 @@
+"""What a figure was measured on: kernel, processor, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.failure import BenchError, find_tool
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PEERS = {  # name -> (program, Debian package, arguments that print the version)
+    "wrk": ("wrk", "wrk", ["-v"]),
+    "nginx": ("nginx", "nginx", ["-v"]),
+    "haproxy": ("haproxy", "haproxy", ["-v"]),
+    "cc": ("cc", "gcc", ["--version"]),
+}
+LIBRARIES = ("graylb", "uvloop", "httptools", "google-re2", "cython")
+
+
+def first_version(text: str, what: str) -> str:
+    """The first dotted number of what a program says about itself. Raises BenchError if there is none."""
+    found = re.search(r"\d+\.\d[\w.+~:-]*", text)
+    if found is None:
+        raise BenchError(f"{what}: no version in {text[:80]!r}")
+    return found.group()
+
+
+def version_of(peer: str) -> str:
+    program, package, arguments = PEERS[peer]
+    done = subprocess.run([find_tool(program, package), *arguments], capture_output=True, text=True, check=False)
+    return first_version(done.stdout + done.stderr, peer)
+
+
+def commit_of(repository: Path) -> tuple[str, bool]:
+    """Commit and whether tracked files differ from it; ("unknown", True) outside of git."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(repository), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return "unknown", True
+    return commit, bool(changes)
+
+
+def key_value(text: str, key: str) -> str | None:
+    """The first `key : value` of a /proc text."""
+    found = re.search(rf"^{re.escape(key)}\s*:\s*(.*\S)", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def library_versions() -> Mapping[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def environment(peers: tuple[str, ...]) -> dict[str, Any]:
+    """The stamp of one run. `peers`: whose versions belong in it; a missing program raises BenchError."""
+    commit, dirty = commit_of(REPOSITORY)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": dirty,
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpu": key_value(Path("/proc/cpuinfo").read_text(), "model name") or "unknown",
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": key_value(Path("/proc/meminfo").read_text(), "MemTotal") or "unknown",
+        "python": platform.python_version(),
+        "libraries": library_versions(),
+        "versions": {peer: version_of(peer) for peer in peers},
+        "load_average": os.getloadavg()[0],  # before the run: others at work on the machine
+    }

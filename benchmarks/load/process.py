@@ -98,8 +98,8 @@ def running(
 ) -> Iterator[subprocess.Popen[str]]:
     """A process pinned, with all that it starts, to `cores`; leaving the block ends it.
 
-    What it says goes to `log`, whose end is shown if the block fails; with `tells` its standard output is for the
-    caller to read.
+    Raises BenchError if it ended otherwise than asked to. What it says goes to `log`, whose end is shown if the block
+    fails; with `tells` its standard output is for the caller to read.
     """
     with log.open("w") as errors:
         process = subprocess.Popen(
@@ -112,14 +112,17 @@ def running(
             start_new_session=True,  # Ctrl-C reaches us alone, and we end everyone in order
         )
     try:
-        yield process
+        try:
+            yield process
+        finally:
+            stop(process)
+        if process.returncode not in (0, -signal.SIGTERM):
+            raise BenchError(f"{name} ended with status {process.returncode}")
     except BenchError as error:
         said = log.read_text(errors="replace")[-600:].strip()
         if said:
             error.add_note(f"--- {name} said:\n{said}")
         raise
-    finally:
-        stop(process)
 
 
 def stop(process: subprocess.Popen[str]) -> None:

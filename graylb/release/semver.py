@@ -24,10 +24,10 @@ LIMIT = 2**63
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _PRE = rf"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _VERSION = re.compile(
-    rf"v?({_NUMBER})(?:\.({_NUMBER}))?(?:\.({_NUMBER}))?"
+    rf"[vV]?({_NUMBER})(?:\.({_NUMBER}))?(?:\.({_NUMBER}))?"
     rf"(?:-({_PRE}(?:\.{_PRE})*))?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
 )
-_WILDCARD = re.compile(rf"v?(?=[^.]+(?:\.[^.]+){{0,2}}$)(?:{_NUMBER}\.)*[xX*](?:\.[xX*])*")
+_WILDCARD = re.compile(rf"[vV]?(?=[^.]+(?:\.[^.]+){{0,2}}$)(?:{_NUMBER}\.)*[xX*](?:\.[xX*])*")
 _TERM = re.compile(r"(>=|<=|==|!=|>|<|=|\^|~)?\s*([^\s,<>=!^~|]+)(\s*,\s*|\s+|$)")
 _EXPECTED = "expected comparators like '>=1.2,<2', '^1.2', '~1.2.3' or '1.x', alternatives separated by '||'"
 
@@ -83,7 +83,7 @@ def pre_key(pre: str) -> PreKey:
 
 
 def parse_version(text: str) -> Version | None:
-    """`v1.2.3-rc.1+build`: the `v`, minor and patch may be missing (0). None when it is anything else."""
+    """`v1.2.3-rc.1+build`: the `v` (or `V`), minor and patch may be missing (0). None when it is anything else."""
     found = _VERSION.fullmatch(text)
     if found is None:
         return None
@@ -167,7 +167,7 @@ def _intervals(op: str, version: str, text: str) -> list[_Interval]:
 def _numbers(version: str, where: str) -> tuple[int, ...]:
     """The numbers before the first missing or wildcard part."""
     if _WILDCARD.fullmatch(version):
-        texts = [part for part in version.removeprefix("v").split(".") if part not in ("x", "X", "*")]
+        texts = [part for part in version.lstrip("vV").split(".") if part not in ("x", "X", "*")]
     else:
         found = _VERSION.fullmatch(version)
         if found is None:

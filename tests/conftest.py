@@ -80,15 +80,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[
 
 @pytest.fixture
 def site(shared: dict[str, list[Site]]) -> Iterator[Site]:
-    yield from _lend(shared["plain"].pop())
+    yield from lend(shared["plain"].pop())
 
 
 @pytest.fixture
 def impatient(shared: dict[str, list[Site]]) -> Iterator[Site]:
-    yield from _lend(shared["impatient"].pop())
+    yield from lend(shared["impatient"].pop())
 
 
-def _lend(site: Site) -> Iterator[Site]:
+def lend(site: Site) -> Iterator[Site]:
+    """`site` for a fixture: its upstream runs, and is checked at the end."""
     site.upstream.start()
     yield site
     site.finish()

@@ -149,7 +149,7 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One host pattern and one path pattern to one service or redirect; documents with several of either become several.
+    """One host pattern and one path pattern to one service or redirect; a document's several become several routes.
 
     host: exact name, `*.suffix` (any depth), or `*`. path_kind `prefix` is by whole path elements.
     """

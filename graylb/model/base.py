@@ -1,0 +1,34 @@
+"""What all parts of a document share."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from graylb.model.values import fault
+
+
+class Part(BaseModel):
+    """A mapping of the document: unknown keys are errors, and what was validated stays as it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def given(self) -> dict[str, Any]:
+        """The keys that were written, by their names in the document."""
+        fields = type(self).model_fields
+        return {fields[name].alias or name: getattr(self, name) for name in fields if name in self.model_fields_set}
+
+
+class OneKey(Part):
+    """A mapping of exactly one of the known keys."""
+
+    noun: ClassVar[str] = "key"
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> OneKey:
+        if len(self.model_fields_set) != 1:
+            known = ", ".join(field.alias or name for name, field in type(self).model_fields.items())
+            keys = ", ".join(self.given())
+            raise fault(f"exactly one of {known}", f"got {'the keys ' + keys if keys else 'no ' + self.noun}")
+        return self

@@ -1,0 +1,124 @@
+"""Document -> Snapshot. Pure; the splits come completed from the store, which knows what they were before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from graylb.model import matching, routes, snapshot
+from graylb.model.documents import Document
+from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
+
+SplitId = tuple[str, str | None]
+"""Service and rule; None for the split of the service itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """What the document asks of one split. weights: version -> weight > 0, in document order."""
+
+    service: str
+    rule: str | None
+    weights: tuple[tuple[str, float], ...]
+    salt: str | None
+    slots: str | None
+    stable: str
+
+
+def split_requests(document: Document) -> dict[SplitId, SplitRequest]:
+    """Every split of the document."""
+    return {(each.service, each.rule): each for each in _requests(document)}
+
+
+def build(document: Document, splits: Mapping[SplitId, snapshot.Split], revision: int) -> snapshot.Snapshot:
+    """The snapshot of a loaded document.
+
+    splits: one for each of `split_requests` (else KeyError); it may add service splits that the document has none of.
+    workers is 0 for `auto`.
+    """
+    return snapshot.Snapshot(
+        revision=revision,
+        listeners=tuple(snapshot.Listener(each.address, each.role) for each in document.listeners),
+        routes=tuple(route for _, route in routes.expand(document.services, dict(enumerate(document.routes)))),
+        services=tuple(_service(name, part, splits) for name, part in sorted(document.services.items())),
+        admin=document.admin.address if document.admin is not None else None,
+        workers=document.workers,
+        decision_headers=document.decision_headers,
+        forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
+        limits=snapshot.Limits(**document.limits.model_dump()),
+    )
+
+
+def _requests(document: Document) -> Iterator[SplitRequest]:
+    for name, service in document.services.items():
+        if service.split is not None:
+            yield _request(name, None, service.split, _stable(service))
+        for rule in service.rules:
+            if rule.split is not None:
+                yield _request(name, rule.name, rule.split, _stable(service))
+
+
+def _request(service: str, rule: str | None, split: SplitPart, stable: str) -> SplitRequest:
+    weights = tuple((version, weight) for version, weight in split.weights.items() if weight > 0)
+    return SplitRequest(service, rule, weights, split.salt, split.slots, stable)
+
+
+def _stable(service: ServicePart) -> str:
+    stable = service.stable_version()
+    assert stable is not None  # `load` refuses such a document
+    return stable
+
+
+def _service(name: str, part: ServicePart, splits: Mapping[SplitId, snapshot.Split]) -> snapshot.Service:
+    split = splits[name, None] if part.split is not None else splits.get((name, None))
+    # Python's sort is stable: rules of one priority stay as written.
+    rules = sorted(part.rules, key=lambda rule: -rule.priority)
+    return snapshot.Service(
+        name=name,
+        stable=_stable(part),
+        split=_weighted(split) if split is not None else None,
+        sticky=tuple(_sticky(source) for source in part.sticky or ()),
+        fallback=part.fallback,
+        policy=part.policy,
+        rules=tuple(_rule(name, rule, splits) for rule in rules),
+        lists=tuple((key, found.ids) for key, found in sorted(part.lists.items())),
+        instances=tuple(map(_instance, part.instances)),
+        timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
+    )
+
+
+def _weighted(split: snapshot.Split) -> snapshot.Split:
+    """Weight 0 means never, so it is not even there."""
+    return snapshot.Split(tuple(pair for pair in split.weights if pair[1] > 0), split.salt, split.slots)
+
+
+def _rule(service: str, rule: Rule, splits: Mapping[SplitId, snapshot.Split]) -> snapshot.Rule:
+    return snapshot.Rule(
+        name=rule.name,
+        match=matching.match(rule.match),
+        to=_subset(rule.to) if rule.to is not None else None,
+        split=_weighted(splits[service, rule.name]) if rule.split is not None else None,
+        priority=rule.priority,
+        fallback=rule.fallback,
+    )
+
+
+def _subset(target: Target) -> snapshot.Subset:
+    return snapshot.Subset(target.version, target.semver, tuple(sorted((target.metadata or {}).items())))
+
+
+def _sticky(source: StickyPart) -> snapshot.StickyKey:
+    if source.client_ip is not None:
+        return snapshot.StickyKey("client_ip")
+    if source.header is not None:
+        return snapshot.StickyKey("header", source.header)
+    if source.cookie is not None:
+        return snapshot.StickyKey("cookie", source.cookie)
+    if source.query is not None:
+        return snapshot.StickyKey("query", source.query)
+    assert source.metadata is not None
+    return snapshot.StickyKey("metadata", source.metadata)
+
+
+def _instance(part: InstancePart) -> snapshot.Instance:
+    return snapshot.Instance(part.address, part.version, part.weight, tuple(sorted(part.metadata.items())), part.zone)

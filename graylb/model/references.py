@@ -1,0 +1,165 @@
+"""What holds between the parts of a document: names that must exist, things that must be unique, versions to infer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from graylb.model import snapshot
+from graylb.model.conditions import Conditions, Operators
+from graylb.model.problems import ConfigError, Path, json_path, shown
+from graylb.model.routes import RoutePart, expand
+from graylb.model.services import Rule, ServicePart, SplitPart
+from graylb.model.settings import AdminPart, ListenerPart
+from graylb.model.source_map import Source
+from graylb.model.translate import problem
+from graylb.model.values import near
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The well-formed parts of a document. names: of all services, well-formed or not."""
+
+    names: frozenset[str]
+    services: dict[str, ServicePart]
+    routes: dict[int, RoutePart]
+    listeners: dict[int, ListenerPart]
+    admin: AdminPart | None
+
+
+def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
+    """Errors and warnings, the latter by position."""
+    errors = [*_addresses(source, parts), *_routes(source, parts)]
+    warnings: list[ConfigError] = []
+    for name, service in parts.services.items():
+        errors += _service_errors(source, ("services", name), service)
+        warnings += _service_warnings(source, ("services", name), service)
+    return errors, tuple(sorted(warnings, key=lambda warning: (warning.line, warning.column)))
+
+
+def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    """Two sockets cannot share an address, unless the system chooses the port."""
+    owned: list[tuple[Path, str]] = [(("listeners", i, "address"), each.address) for i, each in parts.listeners.items()]
+    if parts.admin is not None:
+        owned.append((("admin", "address"), parts.admin.address))
+    owned = [(path, address) for path, address in owned if not address.endswith(":0")]
+    yield from _repeated(source, owned, "addresses that differ")
+
+
+def _repeated(source: Source, owned: Iterable[tuple[Path, str]], expected: str) -> Iterator[ConfigError]:
+    first: dict[str, Path] = {}
+    for path, value in owned:
+        if (other := first.setdefault(value, path)) != path:
+            yield problem(source, path, expected, f"{shown(value)} is also that of {json_path(other[:-1])}")
+
+
+def _routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    if not parts.names and not source.data.get("routes"):
+        yield problem(source, (), "at least one service or route", "nothing is routed")
+    named = ((("routes", index, "name"), route.name) for index, route in parts.routes.items())
+    yield from _repeated(source, ((path, name) for path, name in named if name is not None), "names that differ")
+    for index, route in parts.routes.items():
+        if route.service is not None and route.service not in parts.names:
+            yield _unknown(source, ("routes", index, "service"), "service", route.service, parts.names)
+    yield from _same_routes(source, parts)
+
+
+def _unknown(source: Source, path: Path, noun: str, name: str, known: Iterable[str]) -> ConfigError:
+    names = sorted(known)
+    meant = near(name, names)
+    expected = f"one of {', '.join(names[:20])}" if names else f"a {noun} that the document has"
+    return problem(source, path, "" if meant else expected, f"unknown {noun} {shown(name)}", meant)
+
+
+def _same_routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    """A second route for the same requests would never be reached."""
+    first: dict[object, Path] = {}
+    told: set[tuple[Path, Path]] = set()
+    for path, route in expand(parts.services, parts.routes):
+        key = (route.host, route.path_kind, route.path, frozenset(route.match.all))
+        if key not in first:
+            first[key] = path
+        elif (pair := (first[key], path)) not in told:
+            told.add(pair)
+            other = first[key]
+            yield problem(source, path, "routes that differ", f"{_request(route)} already goes to {json_path(other)}")
+
+
+def _request(route: snapshot.Route) -> str:
+    conditions = " with the same conditions" if route.match.all else ""
+    return f"host {shown(route.host)} and {route.path_kind} path {shown(route.path)}{conditions}"
+
+
+def _service_errors(source: Source, path: Path, service: ServicePart) -> Iterator[ConfigError]:
+    if service.stable_version() is None:
+        got = "instances of several versions" if service.instances else "no split and no instance"
+        expected = "stable: VERSION, a split, or instances of just one version"
+        yield problem(source, path, expected, f"the stable version is unknown: {got}")
+    owned = [((*path, "instances", index, "address"), each.address) for index, each in enumerate(service.instances)]
+    yield from _repeated(source, owned, "each address once in a service")
+    named = [((*path, "rules", index, "name"), rule.name) for index, rule in enumerate(service.rules)]
+    yield from _repeated(source, named, "names that differ")
+    for index, part in enumerate(service.sticky or ()):
+        if part in (service.sticky or ())[:index]:
+            yield problem(source, (*path, "sticky", index), "each source once", "the same source again")
+    for index, rule in enumerate(service.rules):
+        for at, name in _lists_of(rule):
+            if name not in service.lists:
+                yield _unknown(source, (*path, "rules", index, *at), "list", name, service.lists)
+
+
+def _service_warnings(source: Source, path: Path, service: ServicePart) -> Iterator[ConfigError]:
+    """Traffic may be prepared before instances arrive, so a version without instances is only worth a word."""
+    if not service.instances:
+        yield problem(source, path, message="the service has no instance yet")
+        return
+    versions = {instance.version for instance in service.instances}
+    for at, version in _versions_of(service):
+        if version not in versions:
+            meant = near(version, sorted(versions))
+            yield problem(
+                source, (*path, *at), message=f"version {shown(version)} has no instance yet", suggestion=meant
+            )
+
+
+def _versions_of(service: ServicePart) -> Iterator[tuple[Path, str]]:
+    if service.stable is not None:
+        yield ("stable",), service.stable
+    if service.split is not None:
+        yield from _weighted(service.split, ("split",))
+    for index, rule in enumerate(service.rules):
+        if rule.to is not None and rule.to.version is not None:
+            yield ("rules", index, "to", "version"), rule.to.version
+        if rule.split is not None:
+            yield from _weighted(rule.split, ("rules", index, "split"))
+
+
+def _weighted(split: SplitPart, path: Path) -> Iterator[tuple[Path, str]]:
+    for version, weight in split.weights.items():
+        if weight:
+            yield (*path, "weights", version), version
+
+
+def _lists_of(rule: Rule) -> Iterator[tuple[Path, str]]:
+    yield from _lists_in(rule.match, ("match",))
+    for index, group in enumerate(rule.match.not_ or ()):
+        yield from _lists_in(group, ("match", "not", index))
+
+
+def _lists_in(part: Conditions, path: Path) -> Iterator[tuple[Path, str]]:
+    for key, value in part.given().items():
+        if isinstance(value, Operators):
+            yield from _list_of(value, (*path, key))
+        elif isinstance(value, dict):
+            for name, tested in value.items():
+                yield from _list_of(tested, (*path, key, name))
+        elif key == "grpc":
+            for name, tested in value.given().items():
+                yield from _list_of(tested, (*path, key, name))
+
+
+def _list_of(tested: Operators, path: Path) -> Iterator[tuple[Path, str]]:
+    if tested.not_ is not None:
+        yield from _list_of(tested.not_, (*path, "not"))
+    elif isinstance(tested.in_, str):
+        yield (*path, "in"), tested.in_

@@ -1,0 +1,138 @@
+"""pydantic's findings -> `ConfigError`s in the document's own terms: where, what was there, what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from graylb.model.base import Part
+from graylb.model.problems import ConfigError, Path, json_path, shown
+from graylb.model.source_map import Source
+from graylb.model.values import near
+
+_EXPECTED = {
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "too_short": "a list of at least one",
+}
+_REQUIRED = {
+    "address": "ADDRESS:PORT",
+    "listeners": "a list of at least one, such as [{address: 127.0.0.1:8080}]",
+    "match": "a mapping of conditions; {} for every request",
+    "name": "a name for the rule",
+    "prefix": "the path that takes the prefix's place",
+    "version": "the instance's version",
+    "weights": "a mapping of versions to weights",
+}
+
+
+def problem(
+    source: Source,
+    path: Path,
+    expected: str = "",
+    message: str = "",
+    suggestion: str | None = None,
+    *,
+    key: bool = False,
+) -> ConfigError:
+    """At the value of a path, or at its key; what the path has more than the document is left out."""
+    path, found = _resolve(source.data, path)
+    line, column = source.position(path, key=key)
+    value = shown(found)
+    return ConfigError(source.name, line, column, json_path(path), value, expected, message, suggestion)
+
+
+def from_validation(source: Source, error: ValidationError, root: type[Part]) -> list[ConfigError]:
+    """One ConfigError for each of pydantic's."""
+    return [_from_details(source, details, root) for details in error.errors(include_url=False, include_input=False)]
+
+
+def nulls(source: Source, errors: list[ConfigError]) -> list[ConfigError]:
+    """Every null is an error: no setting takes one, and a blank value is rarely meant. errors: what is told already."""
+    told = {error.path for error in errors}
+    return [
+        problem(source, path, "a value, or the key left out")
+        for path in _null_paths(source.data, ())
+        if not any(json_path(path[:depth]) in told for depth in range(1, len(path) + 1))
+    ]
+
+
+def _null_paths(data: Any, path: Path) -> Iterator[Path]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        if value is None:
+            yield (*path, key)
+        elif isinstance(value, dict | list):
+            yield from _null_paths(value, (*path, key))
+
+
+def _from_details(source: Source, details: ErrorDetails, root: type[Part]) -> ConfigError:
+    location, kind = details["loc"], details["type"]
+    if kind == "graylb":
+        told = details["ctx"]
+        key = location[-1:] == ("[key]",) or told["message"].startswith("unknown key")
+        path = (*location, *told["at"])
+        return problem(source, path, told["expected"], told["message"], told["suggestion"], key=key)
+    if kind == "missing":
+        path, _ = _resolve(source.data, location)
+        line, column = source.position(path)
+        key_path = json_path((*path, location[-1]))
+        return ConfigError(source.name, line, column, key_path, "", _REQUIRED[str(location[-1])], "missing")
+    if kind == "extra_forbidden":
+        known = list(_keys(_part_at(root, location[:-1])))
+        meant = near(location[-1], known)
+        expected = "" if meant else f"one of {', '.join(known)}"
+        return problem(source, location, expected, "unknown key", meant, key=True)
+    return problem(source, location, _EXPECTED[kind])
+
+
+def _resolve(data: Any, location: Path) -> tuple[Path, Any]:
+    """The path that a location has in the document, and the value there.
+
+    What a short form left unwritten is passed over; names of headers may be written in another case.
+    """
+    path: list[str | int] = []
+    for part in location:
+        key: Any = part
+        if isinstance(data, dict):
+            if key not in data:
+                key = next((written for written in data if written.lower() == key), None)
+            if key is None:
+                continue
+        elif not (isinstance(data, list) and isinstance(key, int) and key < len(data)):
+            continue
+        data = data[key]
+        path.append(key)
+    return tuple(path), data
+
+
+def _keys(part: type[Part]) -> dict[str, Any]:
+    return {field.alias or name: field.annotation for name, field in part.model_fields.items()}
+
+
+def _part_at(root: type[Part], location: Path) -> type[Part]:
+    """The class of the mapping at a location."""
+    part, inside_container = root, False
+    for key in location:
+        if not inside_container:
+            part, inside_container = _inner(_keys(part)[str(key)])
+        else:
+            inside_container = False
+    return part
+
+
+def _inner(annotation: Any) -> tuple[type[Part], bool]:
+    """The one Part within a field's type, and whether it stands in a mapping or list there."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation, False
+    in_container = get_origin(annotation) in (tuple, dict)
+    for argument in get_args(annotation):
+        if argument is not Ellipsis:
+            part, deeper = _inner(argument)
+            if part is not Part:
+                return part, in_container or deeper
+    return Part, False

@@ -1,0 +1,210 @@
+"""The process tree: workers that die, signals, draining, starting and stopping cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.integration import proxies
+from tests.integration.load import Load
+from tests.integration.proxies import Proxy, until
+from tests.integration.upstream import Call, Upstream
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    made = Upstream("only").start()
+    yield made
+    made.stop()
+    made.check()
+
+
+def start(folder: Path, upstream: Upstream, workers: int = 1) -> Proxy:
+    return Proxy(folder, proxies.document({"users": proxies.service(upstream.address)}, workers=workers))
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, upstream: Upstream) -> Iterator[Proxy]:
+    made = start(tmp_path, upstream)
+    yield made
+    made.kill()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_replaced(tmp_path: Path, upstream: Upstream, workers: int) -> None:
+    proxy = start(tmp_path, upstream, workers)
+    try:
+        before = proxy.workers()
+        assert len(set(before)) == workers
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: before[0] not in (now := proxy.workers()) and len(now) == workers, "another worker")
+        until(lambda: all(worker["ready"] for worker in proxy.status()["workers"]), "all workers ready")
+        for _ in range(10):
+            with proxy.client() as client:
+                answer = client.ask()
+                assert (answer.status, answer.get("x-graylb-revision")) == (200, str(proxy.revision))
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+def test_new_connections_wait_for_the_next_worker(proxy: Proxy) -> None:
+    """The supervisor holds the listening sockets: nobody is refused between two workers."""
+    for _ in range(3):
+        (worker,) = proxy.workers()
+        os.kill(worker, signal.SIGKILL)
+        with proxy.client() as client:
+            assert client.ask().status == 200
+        until(lambda old=worker: proxy.workers() != [old] and proxy.status()["ready"], "another worker")  # type: ignore[misc]
+    proxy.stop()
+
+
+def test_a_replaced_worker_has_the_newest_table(proxy: Proxy, upstream: Upstream) -> None:
+    doc = proxies.document({"users": proxies.service(upstream.address, hosts=["new.test"])})
+    proxy.edit(doc)
+    (worker,) = proxy.workers()
+    os.kill(worker, signal.SIGKILL)
+    with proxy.client() as client:
+        assert client.ask(host="new.test").status == 200
+        assert client.ask(host="old.test").status == 404
+    proxy.stop()
+
+
+def test_sigterm_lets_requests_finish(proxy: Proxy, upstream: Upstream) -> None:
+    gate = upstream.gate()
+
+    def slow(call: Call) -> None:
+        call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello")
+        gate.wait()
+        call.send(b"world")
+
+    upstream.on("/slow", slow)
+    thinking = upstream.gate()
+    upstream.on("/think", lambda call: (thinking.wait(), call.answer(200, b"thought"))[1])
+    idle, downloading, waiting = (proxy.client() for _ in range(3))
+    assert idle.ask().status == 200
+    downloading.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    waiting.send(b"GET /think HTTP/1.1\r\nHost: x\r\n\r\n")
+    until(lambda: upstream.of("/slow") and upstream.of("/think"), "both requests")
+    family = proxy.family()
+    assert proxy.process is not None
+    proxy.process.send_signal(signal.SIGTERM)
+    assert idle.closed(), "an idle connection is closed when draining begins"
+    until(lambda: refused(proxy.address), "new connections to be refused")
+    assert proxy.process.poll() is None
+    thinking.set()
+    answer = waiting.response()
+    assert (answer.body, answer.get("connection")) == (b"thought", "close")
+    assert waiting.closed()
+    gate.set()
+    answer = downloading.response()
+    assert answer.body == b"helloworld"
+    assert downloading.closed()
+    assert proxy.process.wait(proxies.PATIENCE) == 0
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert not alive
+    for client in (idle, downloading, waiting):
+        client.close()
+
+
+def refused(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, int(port))) != 0
+
+
+def test_a_second_signal_ends_it_at_once(proxy: Proxy, upstream: Upstream) -> None:
+    upstream.on("/never", lambda call: (call.wait_gone(), call.close())[1])
+    with proxy.client() as client:
+        client.send(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+        upstream.wait_requests(1)
+        assert proxy.process is not None
+        proxy.process.send_signal(signal.SIGTERM)
+        until(lambda: refused(proxy.address), "draining")
+        proxy.stop(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stops_cleanly(tmp_path: Path, upstream: Upstream, number: signal.Signals) -> None:
+    proxy = start(tmp_path, upstream, 2)
+    with proxy.client() as client:
+        assert client.ask().status == 200
+        proxy.stop(number)
+        assert client.closed()
+    assert "Traceback" not in proxy.log()
+    assert refused(proxy.address)
+
+
+def test_a_killed_supervisor_takes_its_workers_along(proxy: Proxy) -> None:
+    family = proxy.family()
+    assert len(family) >= 1
+    os.kill(proxy.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive, f"orphans: {alive}"
+
+
+def test_hangup_reads_the_document_again(proxy: Proxy) -> None:
+    with Load(proxy) as load:
+        for _ in range(5):
+            os.kill(proxy.pid, signal.SIGHUP)
+            load.wait_more(20)
+    load.check()
+    proxy.stop()
+
+
+def test_a_document_that_is_wrong_at_the_start_is_refused(tmp_path: Path) -> None:
+    for name, text in {
+        "missing": None,
+        "empty": "",
+        "not yaml": "listeners: [",
+        "unknown key": "listenrs: []\nservices: {}\n",
+        "no listeners": "services: {}\n",
+    }.items():
+        file = tmp_path / f"{name.replace(' ', '-')}.yaml"
+        if text is not None:
+            file.write_text(text)
+        done = proxies.cli("run", "-c", file, timeout=20)
+        assert done.returncode not in (0, -signal.SIGTERM), name
+        assert "Traceback" not in done.stderr, f"{name}: {done.stderr}"
+        assert file.name in done.stderr or name == "no listeners", f"{name}: {done.stderr}"
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path, proxy: Proxy) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    doc = {**proxy.document, "listeners": [{"address": proxy.address}]}
+    second = Proxy(other, doc, start=False)
+    done = proxies.cli("run", "-c", second.file, timeout=20)
+    assert done.returncode == 1
+    assert proxy.address in done.stderr
+    assert "Traceback" not in done.stderr
+    with proxy.client() as client:
+        assert client.ask().status == 200
+    proxy.stop()
+
+
+def test_several_listeners(tmp_path: Path, upstream: Upstream) -> None:
+    doc = proxies.document({"users": proxies.service(upstream.address)})
+    doc["listeners"] = [{"address": "127.0.0.1:0"}, {"address": "[::1]:0"}]
+    with proxies.running(tmp_path, doc) as proxy:
+        first, second = json.loads(proxy.ports_file.read_bytes())["listeners"]
+        assert first != second
+        with proxy.client() as client:
+            assert client.ask().status == 200
+        host, _, port = second.rpartition(":")
+        assert host == "[::1]"
+        with socket.create_connection(("::1", int(port)), timeout=5) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            got = b""
+            while piece := sock.recv(65536):
+                got += piece
+        assert got.startswith(b"HTTP/1.1 200 ")
+        assert upstream.requests[-1].get("x-forwarded-for") == "::1"

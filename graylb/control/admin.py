@@ -1,0 +1,94 @@
+"""The admin API: what is in force, why something is not, and whether the proxy is ready. Reads only, loopback only."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import orjson
+import uvicorn
+from fastapi import FastAPI, Response
+
+from graylb import __version__
+from graylb.control.plane import Plane
+
+
+class AdminRefused(Exception):
+    """The admin address is not one that graylb serves."""
+
+
+class Tree(Protocol):
+    """What the supervisor tells about its processes."""
+
+    def ready(self) -> bool: ...
+    def status(self) -> dict[str, Any]: ...
+    async def stats(self) -> list[dict[str, Any]]: ...
+
+
+def refuse_beyond_loopback(address: str) -> None:
+    """Raises AdminRefused for an address that others than this machine could reach."""
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    if host == "localhost":
+        return
+    raise AdminRefused(
+        f"admin address {address}: the admin API has no authentication yet; expected a loopback address, 127.0.0.1:9900"
+    )
+
+
+def create_app(plane: Plane, tree: Tree) -> FastAPI:
+    """GET /live /ready /status /services /snapshot /stats, JSON all of them."""
+    app = FastAPI(title="graylb", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.get("/live")
+    async def live() -> Response:
+        return _json({"live": True})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        is_ready = tree.ready()
+        return _json({"ready": is_ready}, 200 if is_ready else 503)
+
+    @app.get("/status")
+    async def status() -> Response:
+        return _json({"version": __version__, **plane.status(), **tree.status()})
+
+    @app.get("/services")
+    async def services() -> Response:
+        return _json(plane.services())
+
+    @app.get("/snapshot")
+    async def snapshot() -> Response:
+        assert plane.applied is not None
+        return Response(plane.applied.snapshot.to_bytes(), media_type="application/json")
+
+    @app.get("/stats")
+    async def stats() -> Response:
+        return _json(await tree.stats())
+
+    return app
+
+
+async def serve(listener: socket.socket, plane: Plane, tree: Tree) -> None:
+    """Serves on a listening socket in the running loop until it is cancelled."""
+    config = uvicorn.Config(
+        create_app(plane, tree), lifespan="off", log_config=None, access_log=False, server_header=False
+    )
+    await _Server(config).serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the supervisor."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")

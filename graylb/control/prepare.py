@@ -1,0 +1,89 @@
+"""From files to a table: read → validate → complete → build → compile. For the running plane and for commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graylb import table
+from graylb.control import state as states
+from graylb.control.store import Store
+from graylb.model import build, documents
+from graylb.model.problems import ConfigError, ConfigErrors
+from graylb.model.snapshot import Split
+
+if TYPE_CHECKING:
+    from graylb.control.state import Completion, State
+    from graylb.model.documents import Document
+    from graylb.model.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One revision, ready for workers. `document` is what the file says, before the commands' overrides."""
+
+    document: Document
+    snapshot: Snapshot
+    image: bytes
+    digest: str
+    state: State
+    at: str
+
+    @property
+    def revision(self) -> int:
+        return self.snapshot.revision
+
+
+def now() -> str:
+    """ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def read(path: Path) -> Document:
+    """The document in a file with the list files that it names. Raises ConfigErrors, also when it cannot be read."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        why = f"the document cannot be read: {error.strerror}"
+        raise ConfigErrors([ConfigError(str(path), 1, 1, "", message=why, expected="a readable file")]) from error
+    return documents.load(text, str(path), lambda name: (path.parent / name).read_text(encoding="utf-8"))
+
+
+def list_files(path: Path, document: Document) -> list[Path]:
+    """The files beside the document itself that it is made of."""
+    return [path.parent / name for name in document.files]
+
+
+def snapshot_of(completion: Completion) -> Snapshot:
+    """Raises ConfigErrors."""
+    splits: dict[build.SplitId, Split] = {
+        (service, rule or None): Split(tuple(each.weights.items()), each.salt, each.slots)
+        for (service, rule), each in completion.splits.items()
+    }
+    return build.build(completion.document, splits, completion.state.revision)
+
+
+def prepare(document: Document, state: State, *, at: str) -> tuple[Completion, Snapshot]:
+    """Completes and builds, without writing anything. Raises ConfigErrors."""
+    completion = states.complete(document, state, at=at)
+    return completion, snapshot_of(completion)
+
+
+def apply(document: Document, store: Store, *, unless: Applied | None = None) -> Applied:
+    """Completes, builds, compiles and then stores, so that what is stored is known to be sound.
+
+    Gives `unless` back when it is what would be applied. Raises ConfigErrors, StoreError; Conflict when another writer
+    came between, and then nothing is stored.
+    """
+    state = store.read()
+    at = now()
+    completion, snapshot = prepare(document, state, at=at)
+    digest = snapshot.digest()
+    if unless is not None and unless.digest == digest:
+        return unless
+    image = table.compile(snapshot)
+    if completion.state != state:
+        store.put(completion.state, expected=state.revision)
+    return Applied(document, snapshot, image, digest, completion.state, at)

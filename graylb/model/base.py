@@ -23,6 +23,7 @@ class Part(BaseModel):
 class OneKey(Part):
     """A mapping of exactly one of the known keys."""
 
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
     noun: ClassVar[str] = "key"
 
     @model_validator(mode="after")

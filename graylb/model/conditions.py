@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Union
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from graylb.model import values
 from graylb.model.base import OneKey, Part
@@ -43,7 +43,8 @@ def _from_shorthand(value: Any) -> Any:
     return {"in": value} if isinstance(value, list | tuple) else {"exact": value}
 
 
-_Written = Union[str, int, float, bool, list[Union[str, int, float, bool]], Operators]  # noqa: UP007
+_Scalar = Annotated[Any, WithJsonSchema(values.SCALAR)]
+_Written = Union[_Scalar, list[_Scalar], Operators]  # noqa: UP007
 Value = Annotated[Operators, BeforeValidator(_from_shorthand, json_schema_input_type=_Written)]
 """A bare value (`exact`), a list (`in`), or an operator."""
 Operators.model_rebuild()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from graylb.model import snapshot, values
 from graylb.model.base import Part
@@ -40,6 +40,8 @@ class RewritePart(Part):
 
 class RoutePart(Part):
     """Hosts and paths to one service or redirect."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["service"]}, {"required": ["redirect"]}]})
 
     name: values.Name | None = Field(default=None, description="Unique. Default: `route-N`, counted from 1.")
     hosts: Hosts = Field(default=("*",), description="Host names, `*.suffix` (any depth), `*`.")

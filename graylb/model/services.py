@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -155,6 +156,8 @@ def _version_target(value: Any) -> Any:
 class Rule(Part):
     """An exact decision: requests that match go to a subset, or to a split of the rule's own."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["to"]}, {"required": ["split"]}]})
+
     name: values.Name = Field(description="Unique within the service.")
     priority: values.Priority = Field(default=0, description="Higher goes first; rules of one priority go as written.")
     match: Match = Field(description="Conditions that must all hold; `{}` holds for every request.")
@@ -224,7 +227,7 @@ Ids = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "array", "items": {"type": ["string", "number", "boolean"]}},
+                {"type": "array", "items": values.SCALAR},
                 {
                     "type": "object",
                     "properties": {"file": {"type": "string"}},

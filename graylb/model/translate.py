@@ -116,23 +116,22 @@ def _keys(part: type[Part]) -> dict[str, Any]:
 
 def _part_at(root: type[Part], location: Path) -> type[Part]:
     """The class of the mapping at a location."""
-    part, inside_container = root, False
+    part, container = root, ""
     for key in location:
-        if not inside_container:
-            part, inside_container = _inner(_keys(part)[str(key)])
+        if container:
+            container = ""
         else:
-            inside_container = False
+            part, container = inner(_keys(part)[str(key)])
     return part
 
 
-def _inner(annotation: Any) -> tuple[type[Part], bool]:
-    """The one Part within a field's type, and whether it stands in a mapping or list there."""
+def inner(annotation: Any) -> tuple[type[Part], str]:
+    """The one Part within a field's type (else Part itself), and what holds it there: "tuple", "dict" or ""."""
     if isinstance(annotation, type) and issubclass(annotation, Part):
-        return annotation, False
-    in_container = get_origin(annotation) in (tuple, dict)
+        return annotation, ""
+    origin = get_origin(annotation)
     for argument in get_args(annotation):
-        if argument is not Ellipsis:
-            part, deeper = _inner(argument)
-            if part is not Part:
-                return part, in_container or deeper
-    return Part, False
+        part, container = inner(argument)
+        if part is not Part:
+            return part, origin.__name__ if origin in (tuple, dict) else container
+    return Part, ""

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 import re2
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from graylb.model.problems import Path, shown
@@ -390,23 +390,23 @@ def keyed(check: Callable[[Any], str]) -> Callable[[Any], str]:
     return check_key
 
 
-_SCALAR = {"type": ["string", "number", "boolean"]}
+SCALAR = {"type": ["string", "number", "boolean"]}
 _TEXT = {"type": "string"}
 _QUANTITY_SCHEMA = {"type": ["number", "string"]}
 
-Text = Annotated[str, PlainValidator(text), WithJsonSchema(_SCALAR)]
-Filled = Annotated[str, PlainValidator(filled), WithJsonSchema(_SCALAR)]
-Texts = Annotated[tuple[str, ...], PlainValidator(texts), WithJsonSchema({"type": "array", "items": _SCALAR})]
+Text = Annotated[str, PlainValidator(text), WithJsonSchema(SCALAR)]
+Filled = Annotated[str, PlainValidator(filled), WithJsonSchema(SCALAR)]
+Texts = Annotated[tuple[str, ...], PlainValidator(texts), WithJsonSchema({"type": "array", "items": SCALAR})]
 TextsOrList = Annotated[
     str | tuple[str, ...],
     PlainValidator(texts_or_list),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": _SCALAR, "minItems": 1}, _TEXT]}),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": SCALAR, "minItems": 1}, _TEXT]}),
 ]
 Bool = Annotated[bool, PlainValidator(boolean), WithJsonSchema({"type": "boolean"})]
 AlwaysTrue = Annotated[bool, PlainValidator(always_true), WithJsonSchema({"const": True})]
 Name = Annotated[str, PlainValidator(name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
 NameKey = Annotated[str, PlainValidator(keyed(name)), WithJsonSchema({"type": "string"})]
-Version = Annotated[str, PlainValidator(version), WithJsonSchema(_SCALAR)]
+Version = Annotated[str, PlainValidator(version), WithJsonSchema(SCALAR)]
 VersionKey = Annotated[str, PlainValidator(keyed(version)), WithJsonSchema({"type": "string"})]
 FilledKey = Annotated[str, PlainValidator(keyed(filled)), WithJsonSchema({"type": "string"})]
 HeaderName = Annotated[str, PlainValidator(header_name), WithJsonSchema(_TEXT)]
@@ -414,7 +414,7 @@ HeaderKey = Annotated[str, PlainValidator(keyed(header_name)), WithJsonSchema(_T
 TokenName = Annotated[str, PlainValidator(token), WithJsonSchema(_TEXT)]
 TokenKey = Annotated[str, PlainValidator(keyed(token)), WithJsonSchema(_TEXT)]
 Method = Annotated[str, PlainValidator(method), WithJsonSchema(_TEXT)]
-Salt = Annotated[str, PlainValidator(salt), WithJsonSchema(_SCALAR)]
+Salt = Annotated[str, PlainValidator(salt), WithJsonSchema(SCALAR)]
 SlotsText = Annotated[str, PlainValidator(slots), WithJsonSchema(_TEXT)]
 Weight = Annotated[float, PlainValidator(weight), WithJsonSchema({"type": "number", "minimum": 0})]
 InstanceWeight = Annotated[
@@ -426,12 +426,13 @@ Priority = Annotated[int, PlainValidator(priority), WithJsonSchema({"type": "int
 Workers = Annotated[
     int,
     PlainValidator(workers),
+    PlainSerializer(lambda count: count or "auto"),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, {"const": "auto"}]}),
 ]
 Duration = Annotated[float, PlainValidator(duration), WithJsonSchema(_QUANTITY_SCHEMA)]
 Regex = Annotated[str, PlainValidator(pattern), WithJsonSchema({"type": "string", "format": "regex"})]
-NumberRange = Annotated[str, PlainValidator(number_range), WithJsonSchema(_SCALAR)]
-SemverRange = Annotated[str, PlainValidator(semver_range), WithJsonSchema(_SCALAR)]
+NumberRange = Annotated[str, PlainValidator(number_range), WithJsonSchema(SCALAR)]
+SemverRange = Annotated[str, PlainValidator(semver_range), WithJsonSchema(SCALAR)]
 Path_ = Annotated[str, PlainValidator(path), WithJsonSchema({"type": "string", "pattern": "^/"})]
 PathPrefix = Annotated[str, PlainValidator(path_prefix), WithJsonSchema({"type": "string", "pattern": "^/"})]
 ListenAddress = Annotated[str, PlainValidator(address(0)), WithJsonSchema(_TEXT)]

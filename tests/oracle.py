@@ -58,6 +58,11 @@ class Request:
         values = [value for given, value in self.headers if given.lower() == name.lower()]
         return ", ".join(values) if values else None
 
+    def head(self) -> bytes:
+        """As it goes over the wire."""
+        lines = [f"{self.method} {self.target} HTTP/1.1", *(f"{name}: {value}" for name, value in self.headers)]
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
 
 @dataclass(frozen=True)
 class Outcome:

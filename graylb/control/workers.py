@@ -94,8 +94,7 @@ class Worker:
         try:
             return await asyncio.wait_for(asyncio.shield(taken), ACK_PATIENCE)
         except TimeoutError:
-            return f"did not acknowledge within {MODULE: Final = "graylb.proxy.worker"
-ACK_PATIENCE:g} s"
+            return f"did not acknowledge within {ACK_PATIENCE:g} s"
 
     async def settle(self, table: Table) -> str | None:
         """`table` is served from now on, also after a restart; it is sent unless it was the last one sent."""

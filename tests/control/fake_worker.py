@@ -1,0 +1,54 @@
+"""A worker that speaks the channel and serves nothing: what the supervisor does shows without the engine.
+
+It answers every connection with the revision that it serves. An image that contains `refuse-WORKER` is refused by that
+worker, one with `die-WORKER` kills it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import socket
+import sys
+
+import orjson
+
+from graylb.proxy import channel
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("--channel", "--listen", "--worker"):
+        parser.add_argument(name)
+    args = parser.parse_args()
+    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=int(args.channel)))
+    revision, decoder = 0, channel.Decoder()
+    servers: list[asyncio.Server] = []
+
+    async def answer(_: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        client.write(f"{revision} {os.getpid()}\n".encode())
+        client.close()
+
+    while data := await reader.read(65536):
+        for frame in decoder.feed(data):
+            if frame.type == channel.TABLE:
+                table = orjson.loads(frame.payload)
+                if f"die-{args.worker}".encode() in frame.payload:
+                    os._exit(9)
+                if f"refuse-{args.worker}".encode() in frame.payload:
+                    writer.write(channel.encode_json("A", {"revision": table["revision"], "error": "told to refuse"}))
+                    continue
+                revision = table["revision"]
+                writer.write(channel.encode_json("A", {"revision": revision, "digest": ""}))
+                if not servers:
+                    sockets = [socket.socket(fileno=int(listen)) for listen in args.listen.split(",")]
+                    servers += [await asyncio.start_server(answer, sock=each) for each in sockets]
+                    writer.write(channel.encode_json("R", {"pid": os.getpid()}))
+            elif frame.type == channel.STATS:
+                writer.write(channel.encode_json("S", {"served": revision}))
+            elif frame.type == channel.DRAIN:
+                sys.exit(0)
+
+
+asyncio.run(main())

@@ -86,8 +86,11 @@ class Sample:
             rule["fallback"] = pick(["strict", "stable", "any"])
         return rule
 
-    def service(self, addresses: list[str]) -> dict[str, Any]:
+    def service(self, addresses: list[str], paths: list[str]) -> dict[str, Any]:
         pick = self.dice.choice
+        hosts = self.dice.sample(PATTERNS, self.some(2))
+        if self.dice.random() < 0.6:
+            hosts.append("*")
         instances = [
             {
                 "address": address,
@@ -98,8 +101,8 @@ class Sample:
             for address in self.dice.sample(addresses, min(len(addresses), 2 + self.some(4)))
         ]
         service: dict[str, Any] = {
-            "hosts": self.dice.sample(PATTERNS, self.some(2)),
-            "paths": self.dice.sample(PREFIXES, self.some(2)),
+            "hosts": list(dict.fromkeys(hosts)),
+            "paths": paths,
             "stable": pick(instances)["version"],
             "fallback": pick(["strict", "stable", "any"]),
             "policy": pick(["weighted", "least_request"]),
@@ -115,7 +118,10 @@ class Sample:
         return service
 
     def services(self, addresses: list[str]) -> dict[str, Any]:
-        return {f"service-{number}": self.service(addresses) for number in range(self.some(3))}
+        """Up to three; no two of them have a path in common, so no two have the same route."""
+        paths = self.dice.sample(PREFIXES, len(PREFIXES))
+        count = self.some(3)
+        return {f"service-{number}": self.service(addresses, paths[number::count]) for number in range(count)}
 
     def request(self) -> tuple[str, str, str, list[str]]:
         """(method, target, host, header lines)."""
@@ -124,10 +130,7 @@ class Sample:
         query = [
             f"{name}={pick(['beta', 'alpha', '7', 'u-1', 'a+b', 'be%74a'])}" for name in ("exp", "q") if chance() < 0.3
         ]
-        lines = []
-        for name in ("X-Group", "x-n"):
-            if chance() < 0.5:
-                lines.append(f"{name}: {pick(VALUES)}")
+        lines = [f"{name}: {pick(VALUES)}" for name in ("X-Group", "x-n") if chance() < 0.5]
         if chance() < 0.6:
             lines.append(f"X-User-Id: {pick(USERS)}")
         if chance() < 0.4:

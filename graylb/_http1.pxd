@@ -81,6 +81,7 @@ cdef struct Head:
     uint8_t expect_continue
     uint8_t upgrade
     uint8_t is_grpc
+    uint8_t typed          # a Content-Type was seen
     uint8_t absolute
     uint8_t hosts
     int error              # code of graylb.errors when a scan answers -1

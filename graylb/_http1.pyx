@@ -42,12 +42,15 @@ cdef extern from * nogil:
       while (p < e && gl_is_value((unsigned char)*p)) p++;
       return p; }
     static inline const char *gl_skip_token(const char *p, const char *e) {
-      while (p < e && GL_TOKEN[(unsigned char)*p]) p++; return p; }
+      while (p < e && GL_TOKEN[(unsigned char)*p]) p++;
+      return p; }
     static inline const char *gl_skip_target(const char *p, const char *e) {
-      while (p < e && gl_is_target((unsigned char)*p)) p++; return p; }
+      while (p < e && gl_is_target((unsigned char)*p)) p++;
+      return p; }
     static inline unsigned char gl_lower(unsigned char c) { return (c >= 'A' && c <= 'Z') ? c | 0x20 : c; }
     static inline int gl_same(const char *a, const char *low, size_t n) {
-      for (size_t i = 0; i < n; i++) if (gl_lower((unsigned char)a[i]) != (unsigned char)low[i]) return 0; return 1; }
+      for (size_t i = 0; i < n; i++) if (gl_lower((unsigned char)a[i]) != (unsigned char)low[i]) return 0;
+      return 1; }
     """
     const char* gl_skip_value(const char*, const char*)
     const char* gl_skip_token(const char*, const char*)
@@ -174,7 +177,8 @@ cdef int _note(Head* h, Header* x) noexcept nogil:
         if x.value_len == 12 and gl_same(x.value, b"100-continue", 12): h.expect_continue = 1
         else: return E_EXPECTATION
     elif id == H_CONTENT_TYPE:
-        h.is_grpc = x.value_len >= 16 and gl_same(x.value, b"application/grpc", 16)
+        if not h.typed: h.is_grpc = x.value_len >= 16 and gl_same(x.value, b"application/grpc", 16)
+        h.typed = 1
     return -1
 
 
@@ -183,7 +187,7 @@ cdef void reset_head(Head* h, int limit) noexcept nogil:
     h.count = h.status = 0
     h.minor = 1
     h.is_head = h.chunked = h.close = h.keep_alive = h.has_tokens = h.expect_continue = 0
-    h.upgrade = h.is_grpc = h.absolute = h.hosts = 0
+    h.upgrade = h.is_grpc = h.typed = h.absolute = h.hosts = 0
     h.host = h.query = h.path = NULL
     h.host_len = h.query_len = h.path_len = 0
     h.error = E_BAD_REQUEST

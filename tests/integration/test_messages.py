@@ -47,9 +47,9 @@ def test_statuses_without_a_body(site: Site, status: int, extra: str) -> None:
     client = site.client().send(site.request(target="/none") + site.request(target="/next"))
     answer = client.response()
     assert (answer.status, answer.body, answer.get("etag")) == (status, b"", '"x"')
-    assert answer.get("transfer-encoding") is None
     if status == 204:
         assert answer.get("content-length") is None, "RFC 9110, 8.6: no Content-Length in a 204"
+        assert answer.get("transfer-encoding") is None, "RFC 9112, 6.1: no Transfer-Encoding in a 204"
     following = client.response()
     assert (following.status, following.body) == (200, b"hello")
 
@@ -137,6 +137,19 @@ def test_interim_answers_are_passed_on(site: Site) -> None:
     assert len(site.upstream.connections) == 1
 
 
+def test_interim_and_final_answer_and_close_in_one_piece(site: Site) -> None:
+    """What came before the end of the stream counts, however it was cut."""
+
+    def all_at_once(call: Call) -> None:
+        call.send(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ndone")
+        call.close()
+
+    site.on("/hints", all_at_once)
+    for _ in range(10):
+        answer = site.ask(target="/hints")
+        assert (answer.status, answer.body, answer.interim) == (200, b"done", [103])
+
+
 def test_interim_answers_are_not_for_http_1_0(site: Site) -> None:
     """RFC 9110, 15.2: no 1xx to an HTTP/1.0 client."""
     site.on("/hints", lambda call: (call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n"), call.answer(200, b"done"))[1])
@@ -193,6 +206,14 @@ def test_http_1_0_client_gets_chunks_undone(site: Site, headers: tuple[str, ...]
     answer = client.response()
     assert (answer.status, answer.framing, answer.body) == (200, "close", b"hello")
     assert (answer.get("connection") or "close") == "close"
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 304 Not Modified\r\n"])
+def test_no_transfer_encoding_for_an_http_1_0_client(site: Site, head: bytes) -> None:
+    """RFC 9112, 6.1: not even in an answer without a body."""
+    site.on("/", lambda call: call.send(head + b"transfer-encoding: chunked\r\n\r\n"))
+    answer = site.ask("HEAD", "/", "Connection: keep-alive", version="1.0")
+    assert (answer.all("transfer-encoding"), answer.body) == ([], b"")
 
 
 def test_http_1_0_client_with_a_body(site: Site) -> None:

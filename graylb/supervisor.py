@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -47,12 +47,15 @@ class StartError(Exception):
     """Why the proxy cannot start, in one message."""
 
 
-def run(options: Options) -> int:
-    """Serves until a signal ends it; the exit status of the process. Raises StartError."""
+def run(options: Options, on_ready: Callable[[Supervisor], None] | None = None) -> int:
+    """Serves until a signal ends it; the exit status of the process. Raises StartError.
+
+    on_ready: called once, when every worker serves.
+    """
     import uvloop
 
     logs.configure(options.log_format)
-    return uvloop.run(Supervisor(options).serve())
+    return uvloop.run(Supervisor(options, on_ready).serve())
 
 
 @dataclass(slots=True)
@@ -64,8 +67,9 @@ class _Bound:
 
 
 class Supervisor:
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, on_ready: Callable[[Supervisor], None] | None = None) -> None:
         self.options = options
+        self.on_ready = on_ready
         store = Store(options.state or state_path(options.document))
         self.plane = Plane(options.document, store)
         self.workers: list[Worker] = []
@@ -233,6 +237,8 @@ class Supervisor:
             log.info("listening on http://%s (revision %d)", bound.address, applied.revision)
         if self.admin_address:
             log.info("admin on http://%s", self.admin_address)
+        if self.on_ready is not None:
+            self.on_ready(self)
 
     def _write_ports_file(self) -> None:
         """{"listeners": [address], "admin": address, "pid": int, "workers": [pid], "revision": int}."""

@@ -1,0 +1,5 @@
+"""`python -m graylb.cli`."""
+
+from graylb.cli import main
+
+main()

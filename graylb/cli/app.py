@@ -1,0 +1,25 @@
+"""The command line: every command registered, nothing loaded that a command does not need."""
+
+from __future__ import annotations
+
+import typer
+
+from graylb.cli import documents, explain, releases, running
+
+app = typer.Typer(
+    name="graylb",
+    help="A proxy for gray releases: exact rules, weighted splits, sticky slots.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(running.run)
+app.command()(running.demo)
+app.command()(running.status)
+app.command()(documents.check)
+app.command()(documents.schema)
+app.command()(explain.explain)
+app.command()(releases.split)
+app.command()(releases.rollback)
+app.command()(releases.history)
+app.command()(documents.version)

@@ -1,0 +1,133 @@
+"""What commands share: options, failing in one line, JSON, and finding the proxy that runs."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import orjson
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_ADMIN = "127.0.0.1:9900"
+ADMIN_PATIENCE = 2.0
+"""Seconds for one answer of the admin API."""
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DocumentOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="The document. Default: that of the proxy which runs."),
+]
+StateOption = Annotated[
+    Path | None, typer.Option("--state", metavar="PATH", help="The state file. Default: FILE.state.json.")
+]
+AdminOption = Annotated[
+    str | None,
+    typer.Option(
+        "--admin",
+        metavar="ADDRESS",
+        envvar="GRAYLB_ADMIN",
+        help=f"The admin address of the proxy which runs. Default: the document's, else {DEFAULT_ADMIN}.",
+    ),
+]
+Reason = Annotated[str, typer.Option("--reason", "-m", metavar="TEXT", help="Why, for the history.")]
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """One message on stderr, and the exit status: 2 for bad input, 1 for everything else."""
+    print(f"graylb: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+class NotRunning(Exception):
+    """Nobody answers as graylb at the admin address."""
+
+
+def ask(address: str, path: str) -> Any:
+    """JSON of the admin API. Raises NotRunning."""
+    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
+    if not port.isdigit():
+        fail(f"admin address {address!r}: expected host:port, such as {DEFAULT_ADMIN}")
+    connection = http.client.HTTPConnection(host.strip("[]") or "127.0.0.1", int(port), timeout=ADMIN_PATIENCE)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        if answer.status >= 400:
+            raise NotRunning(f"{address} answers {path} with status {answer.status}")
+        return orjson.loads(body)
+    except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as error:
+        raise NotRunning(f"no proxy answers on {address}: {error}") from error
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The document and state that a command is about; `admin` when a proxy runs on them."""
+
+    document: Path
+    state: Path
+    admin: str | None
+
+
+def locate(document: Path | None, state: Path | None, admin: str | None) -> Target:
+    """By the options, or else by the proxy that answers at the admin address. Fails in one line."""
+    from graylb.control.store import state_path
+
+    if document is None:
+        address = admin or DEFAULT_ADMIN
+        try:
+            status = ask(address, "/status")
+            return Target(Path(status["document"]), Path(status["state"]), address)
+        except NotRunning as error:
+            fail(f"{error}; name the document with -c FILE, or the proxy with --admin ADDRESS", 1)
+    if not document.is_file():
+        fail(f"{document}: no such file")
+    state = state or state_path(document)
+    address = admin or _admin_of(document)
+    return Target(document, state, address if _runs_on(address, state) else None)
+
+
+def _admin_of(document: Path) -> str:
+    """What the document says, as far as it can be read at all."""
+    import yaml
+
+    try:
+        data = yaml.load(document.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return str(data["admin"]["address"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return DEFAULT_ADMIN
+
+
+def _runs_on(address: str, state: Path) -> bool:
+    try:
+        return bool(os.path.realpath(ask(address, "/status")["state"]) == os.path.realpath(state))
+    except (NotRunning, KeyError, TypeError):
+        return False
+
+
+def user() -> str:
+    """Who gives the command, for the history."""
+    import getpass
+
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

@@ -1,0 +1,101 @@
+"""The command explain: what the proxy would do with one request, by the very matcher of the proxy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from graylb.cli.common import (
+    AdminOption,
+    AsJson,
+    DocumentOption,
+    StateOption,
+    Target,
+    console,
+    fail,
+    locate,
+    print_json,
+)
+
+
+def explain(
+    path: Annotated[str, typer.Option(help="Path, with the query if there is one.")] = "/",
+    method: Annotated[str, typer.Option(help="Request method.")] = "GET",
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="May be repeated.")
+    ] = None,
+    client_ip: Annotated[str, typer.Option(help="Address of the client.")] = "127.0.0.1",
+    draw: Annotated[int, typer.Option(min=0, help="Which draw of the worker: anonymous splits and instances.")] = 0,
+    document: DocumentOption = None,
+    state: StateOption = None,
+    admin: AdminOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain one request: route, rule or slot, version, instance, and why earlier rules did not match."""
+    import ipaddress
+
+    headers = [_parse_header(each) for each in header or ()]
+    try:
+        ipaddress.ip_address(client_ip)
+    except ValueError:
+        fail(f"--client-ip {client_ip!r}: expected an IP address")
+    if not path.startswith("/"):
+        fail(f"--path {path!r}: expected a path that begins with /")
+    target = locate(document, state, admin)
+    found = _explain(target, method=method, path=path, headers=headers, client_ip=client_ip, draw=draw)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def _parse_header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        fail(f"--header {text!r}: expected 'name: value'")
+    return name.strip(), value.strip()
+
+
+def _explain(target: Target, **request: Any) -> dict[str, Any]:
+    """By the document and state as they are now; nothing is written."""
+    from graylb import table
+    from graylb.control import prepare
+    from graylb.control.store import Store, StoreError
+    from graylb.model.problems import ConfigErrors
+
+    try:
+        document = prepare.read(target.document)
+        _, snapshot = prepare.prepare(document, Store(target.state).read(), at=prepare.now())
+    except (ConfigErrors, StoreError) as error:
+        fail(str(error), 1)
+    explained: dict[str, Any] = table.explain(snapshot, table.compile(snapshot), **request)
+    return explained
+
+
+def _print(found: dict[str, Any]) -> None:
+    """A tree in the order of the decision; `rules` is the list of those that came before."""
+    from rich.markup import escape
+    from rich.tree import Tree
+
+    tree = Tree(f"revision {found.get('revision', '-')}")
+    for key, value in found.items():
+        if key == "revision":
+            continue
+        branch = tree.add(f"[bold]{escape(key.replace('_', ' '))}[/]: {_short(value)}")
+        for each in value if isinstance(value, list) else ():
+            branch.add(_short(each))
+    console().print(tree)
+
+
+def _short(value: Any) -> str:
+    """One line of rich markup."""
+    from rich.markup import escape
+
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return "" if value else "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{escape(str(key))} {_short(each)}" for key, each in value.items())
+    return escape(str(value))

@@ -413,9 +413,9 @@ cdef class Engine:
         close(self.ep)
 
     def upstream_names(self):
-        """(service, address) of the current instances whose host is a name."""
+        """((service, address), known) of the current instances whose host is a name; known: it was resolved before."""
         cdef Upstream u
-        return [(u.service, u.address) for u in self.upstreams.values() if not _is_ip(u.address)]
+        return [((u.service, u.address), u.sa_len > 0) for u in self.upstreams.values() if not _is_ip(u.address)]
 
     def resolved(self, str service, str address, str ip):
         """Takes the IP address found for an instance's host name."""

@@ -7,7 +7,8 @@ import math
 import pytest
 import xxhash
 
-from graylb.release.slots import SLOTS, Slots, allocate, default_salt
+from graylb.model.snapshot import SLOTS
+from graylb.release.slots import Slots, allocate, default_salt
 
 KEYS = [f"user-{n}".encode() for n in range(100_000)]
 

@@ -7,10 +7,11 @@ import random
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graylb.release.slots import SLOTS, Slots, allocate, default_salt
+from graylb.model.snapshot import SLOTS
+from graylb.release.slots import Slots, allocate, default_salt
 
 NAMES = ["v1", "v2", "v3", "v4", "commit-ä b:,%"]
 Weights = dict[str, float]
@@ -154,6 +155,7 @@ def test_the_opposite_steps_give_everyone_back(history: list[Weights], stable: s
         assert slots == state
 
 
+@settings(max_examples=40)
 @given(st.lists(WHOLE_WEIGHTS, min_size=1, max_size=4), st.sampled_from(NAMES))
 def test_lifo_against_stacks_moved_one_slot_at_a_time(history: list[Weights], stable: str) -> None:
     order = sorted(NAMES, key=lambda name: (name != stable, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from benchmarks.stats import Spread, round_ratios, spread
 
 Row = Mapping[str, Any]
 OURS = "graylb"
+DISTURBED = 0.03
+"""Share of the proxy's core beyond which other work makes the figures no good."""
 TITLES = {"graylb": "graylb", "nginx": "nginx", "haproxy": "HAProxy", "floor": "floor"}
 
 
@@ -94,9 +97,6 @@ def stamp_lines(result: Row) -> str:
         f"{stamp['cpu']}, {stamp['cores']} cores, {stamp['memory']}, Linux {stamp['kernel']} {stamp['machine']}",
         f"Python {stamp['python']}, {libraries}" + (f"; {versions}" if versions else ""),
     ]
-    busy = stamp.get("busy_before", 0.0)
-    if busy > 0.05:
-        lines.append(f"**the machine was {busy:.0%} busy with other work before the run**: trust ratios only")
     return "".join(f"- {line}\n" for line in lines)
 
 
@@ -111,6 +111,9 @@ def load_page(result: Row, titles: Mapping[str, str]) -> str:
         ("Memory of the whole process tree under load", lambda: memories(result, titles)),
     ]
     text = f"## Load\n\n{stamp_lines(result)}- {length}; {cores}\n"
+    others = statistics.median(run["disturbance"] for run in result["runs"])
+    if others > DISTURBED:
+        text += f"- **disturbed**: others took {others:.0%} of the proxy's core in the median run\n"
     text += "\nMedians over rounds; a ratio is the median of the ratios within each round (lowest–highest).\n"
     return text + "".join(f"\n### {title}\n\n{make()}" for title, make in parts)
 

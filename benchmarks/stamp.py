@@ -7,11 +7,13 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import graylb
 from benchmarks.failure import BenchError, find_tool
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -21,7 +23,7 @@ PEERS = {  # name -> (program, Debian package, arguments that print the version)
     "haproxy": ("haproxy", "haproxy", ["-v"]),
     "cc": ("cc", "gcc", ["--version"]),
 }
-LIBRARIES = ("graylb", "uvloop", "httptools", "google-re2", "cython")
+LIBRARIES = ("uvloop", "httptools", "google-re2", "cython")
 
 
 def first_version(text: str, what: str) -> str:
@@ -62,12 +64,11 @@ def key_value(text: str, key: str) -> str | None:
 
 
 def library_versions() -> Mapping[str, str]:
-    found = {}
+    """Of the installed ones; graylb's own comes from the checkout that is measured."""
+    found = {"graylb": graylb.__version__}
     for name in LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
     return found
 
 

@@ -17,8 +17,11 @@ from pathlib import Path
 import orjson
 
 from benchmarks.failure import BenchError, find_tool
+from benchmarks.load.cases import CASES
 from benchmarks.load.process import running, wait_until
 
+SMALL = 16 << 10
+"""Bytes that fit nginx's small buffers."""
 NATIVE = Path(__file__).parent / "native"
 
 
@@ -40,8 +43,8 @@ class Peer:
 
 
 # The split draws on three cheap variables: nginx's customary $request_id costs it 13 % in random bytes. Upstream
-# connections are never retired, buffers hold a whole body and are allocated only as far as they are used, nothing is
-# written to disk. All that makes nginx faster than its defaults are.
+# connections are never retired, a buffer holds a whole small answer, nothing is written to disk. Large bodies have
+# locations of their own, where one large buffer is passed on at once: half the cost of any number of smaller ones.
 NGINX = """
 daemon off;
 worker_processes 1;
@@ -63,10 +66,13 @@ http {{
     scgi_temp_path {work}/nginx-scgi;
     client_body_buffer_size 128k;
     client_max_body_size 0;
-    proxy_buffer_size 4k;
-    proxy_buffers 16 128k;
-    proxy_busy_buffers_size 1m;
+    proxy_buffer_size 16k;
+    proxy_buffers 16 16k;
     proxy_max_temp_file_size 0;
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    proxy_set_header Host $http_host;
+    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
     split_clients "$remote_port$connection_requests$msec" $drawn {{ 5% v2; * v1; }}
     map $http_user_group $by_group {{ beta v2; default $drawn; }}
     map $http_x_service_version $version {{ v2 v2; default $by_group; }}
@@ -74,26 +80,30 @@ http {{
     upstream v2 {{ server 127.0.0.1:{v2}; keepalive 1024; keepalive_requests 1000000000; keepalive_timeout 300s; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
-        location / {{
-            proxy_pass http://$version;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $http_host;
-            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-        }}
-    }}
+        location / {{ proxy_pass http://$version; }}
+{large}    }}
 }}
 """
 
+NGINX_LARGE = """\
+        location = /{size} {{
+            proxy_pass http://$version;
+            proxy_buffering off;
+            proxy_buffer_size 256k;
+            proxy_buffers 3 256k;  # unused, but nginx checks it against the size above
+            proxy_busy_buffers_size 256k;
+        }}
+"""
+
+# Splicing halves the cost of 1 MiB and leaves small answers alone; splice-auto never decides for it here.
 HAPROXY = """
 global
     nbthread 1
     maxconn 4096
-    tune.bufsize {bufsize}
 defaults
     mode http
     http-reuse always
-    option splice-auto
+    option splice-response
     timeout connect 5s
     timeout client 300s
     timeout server 300s
@@ -181,8 +191,8 @@ def floor(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
 @contextmanager
 def nginx(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
     port, config = free_port(), work / "nginx.conf"
-    text = NGINX.format(work=work, port=port, v1=to.v1, v2=to.v2)
-    config.write_text(text)
+    large = "".join(NGINX_LARGE.format(size=case.size) for case in CASES if case.size > SMALL)
+    config.write_text(NGINX.format(work=work, port=port, v1=to.v1, v2=to.v2, large=large))
     command = [find_tool("nginx", "nginx"), "-e", str(work / "nginx-error.log"), "-p", str(work), "-c", str(config)]
     with running("nginx", command, cores, work / "nginx.log") as process:
         wait_until(lambda: accepts(port), process, "nginx")
@@ -192,7 +202,7 @@ def nginx(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
 @contextmanager
 def haproxy(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
     port, config = free_port(), work / "haproxy.cfg"
-    config.write_text(HAPROXY.format(port=port, v1=to.v1, v2=to.v2, bufsize=16384))
+    config.write_text(HAPROXY.format(port=port, v1=to.v1, v2=to.v2))
     command = [find_tool("haproxy", "haproxy"), "-db", "-f", str(config)]
     with running("haproxy", command, cores, work / "haproxy.log") as process:
         wait_until(lambda: accepts(port), process, "haproxy")
@@ -201,12 +211,9 @@ def haproxy(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
 
 @contextmanager
 def graylb(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
-    program = Path(sys.executable).parent / "graylb"
-    if not program.exists():
-        raise BenchError("graylb is not installed beside this Python; expected after: pip install -e .")
     config, ports = work / "graylb.yaml", work / "graylb-ports.json"
     config.write_text(GRAYLB.format(v1=to.v1, v2=to.v2))
-    command = [str(program), "run", "-c", str(config), "--ports-file", str(ports)]
+    command = [sys.executable, "-m", "graylb.cli", "run", "-c", str(config), "--ports-file", str(ports)]
     with running("graylb", command, cores, work / "graylb.log") as process:
         wait_until(lambda: ports.exists(), process, "graylb")
         port = first_port(ports.read_bytes())
@@ -215,9 +222,11 @@ def graylb(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
 
 
 def first_port(text: bytes) -> int:
-    """The first listener's port of graylb's ports file."""
-    listeners = orjson.loads(text)["listeners"]
-    return int(listeners[0]["port"])
+    """The first listener's port of graylb's ports file. Raises BenchError when it names none."""
+    listeners = orjson.loads(text).get("listeners")
+    if not listeners:
+        raise BenchError(f"graylb's ports file names no listener: {text.decode()}")
+    return int(listeners[0].rpartition(":")[2])
 
 
 START: dict[str, Callable[[Path, frozenset[int], Upstreams], AbstractContextManager[Peer]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ class Run:
     pss_kib: int | None
     processes: int
     v2_share: float
+    disturbance: float  # of the proxy's core, used by anyone else
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def measure(number: int, case: Case, peer: Peer, to: Upstreams, cores: Cores, se
     what = f"round {number}, {case.name}, {peer.name}"
     processes = tree(peer.pid)
     seen = count_at(to.v1), count_at(to.v2)
-    before = cpu_seconds(processes)
+    before, busy = cpu_seconds(processes), busy_seconds(cores.proxy)
     load = subprocess.Popen(
         wrk.command(case, peer.port, seconds),
         stdout=subprocess.PIPE,
@@ -108,7 +109,7 @@ def measure(number: int, case: Case, peer: Peer, to: Upstreams, cores: Cores, se
         if load.poll() is None:
             load.kill()
             load.communicate()
-    spent = cpu_seconds(processes) - before
+    spent, busy = cpu_seconds(processes) - before, busy_seconds(cores.proxy) - busy
     if tree(peer.pid) != processes:
         raise BenchError(f"{what}: its processes changed while it was measured")
     served = [count_at(port).since(then).requests for port, then in zip((to.v1, to.v2), seen, strict=True)]
@@ -117,7 +118,7 @@ def measure(number: int, case: Case, peer: Peer, to: Upstreams, cores: Cores, se
         number, case.name, peer.name, found.requests, found.seconds, found.requests / found.seconds,
         found.p50_us, found.p99_us, found.p999_us, found.max_us,
         spent / found.requests * 1e6, spent / found.seconds,
-        used.rss, used.pss, len(processes), served[1] / sum(served),
+        used.rss, used.pss, len(processes), served[1] / sum(served), max(0.0, busy - spent) / found.seconds,
     )  # fmt: skip
 
 
@@ -130,17 +131,18 @@ def check_served(served: Sequence[int], answered: int, case: Case, peer: str, wh
         check_share(served[1], total, case.v2_share, what)
 
 
-def busy_share(seconds: float = 0.5) -> float:
-    """How busy the machine is with other work, 0 to 1 of all cores."""
+def core_ticks(stat: str, core: int) -> int:
+    """Clock ticks that a core was not idle, hypervisor's theft included, from a /proc/stat text."""
+    for line in stat.splitlines():
+        name, *values = line.split()
+        if name == f"cpu{core}":
+            return sum(map(int, values[:8])) - int(values[3]) - int(values[4])  # less idle and waiting for disks
+    raise BenchError(f"/proc/stat tells nothing of core {core}")
 
-    def ticks() -> tuple[int, int]:
-        values = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        return sum(values), values[3] + values[4]  # all, idle and waiting for disks
 
-    total, idle = ticks()
-    subprocess.run(["sleep", str(seconds)], check=True)
-    total_after, idle_after = ticks()
-    return 1 - (idle_after - idle) / max(1, total_after - total)
+def busy_seconds(cores: Iterable[int]) -> float:
+    stat = Path("/proc/stat").read_text()
+    return sum(core_ticks(stat, core) for core in cores) / os.sysconf("SC_CLK_TCK")
 
 
 def run(plan: Plan, *, tell: bool = True) -> dict[str, Any]:
@@ -148,7 +150,6 @@ def run(plan: Plan, *, tell: bool = True) -> dict[str, Any]:
     cores = choose_cores(frozenset(os.sched_getaffinity(0)))
     programs = tuple(name for name in ("nginx", "haproxy") if name in plan.peers)
     environment = stamp.environment(("wrk", *programs, "cc"))
-    environment["busy_before"] = round(busy_share(), 3)
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="graylb-bench-") as folder:
         work = Path(folder)

@@ -11,6 +11,7 @@ from graylb import _fast, _http1, table
 from graylb.model.snapshot import Snapshot, StickyKey
 
 CLIENT = "127.0.0.1"
+ANYONE = 1  # graylb.table numbers a service's targets: its stable version, all its instances, then what rules ask
 Named = tuple[str, Callable[[int], float], int]
 
 
@@ -45,12 +46,24 @@ def picks() -> Iterator[Named]:
 
 
 def picker(loaded: _fast.Table) -> Callable[[int], float]:
-    return lambda n: loaded.bench_pick(0, 0, n)
+    return lambda n: loaded.bench_pick(0, ANYONE, n)
+
+
+def first_split(loaded: _fast.Table) -> int:
+    """The number of the service's default split: the first target that has slots."""
+    for target in range(ANYONE + 1, 10):
+        try:
+            loaded.bench_slot(0, target, b"key", 1)
+        except ValueError:
+            continue
+        return target
+    raise BenchError("the table has no split where one was configured")
 
 
 def sticky() -> Iterator[Named]:
     loaded = load(snapshots.snapshot(sticky=(StickyKey("header", "x-user-id"),)))
-    yield "sticky key to version", lambda n: loaded.bench_slot(0, 0, b"user-0123456789", n), 500_000
+    split = first_split(loaded)
+    yield "sticky key to version", lambda n: loaded.bench_slot(0, split, b"user-0123456789", n), 500_000
     heads = [snapshots.head(f"user-{each}") for each in range(HEADS)]
     yield "match, sticky split, no rules", over_heads(loaded, heads), 500
 

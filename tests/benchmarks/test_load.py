@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.failure import BenchError
 from benchmarks.load import peers, process, verify, wrk
 from benchmarks.load.cases import CASES, Case
 from benchmarks.load.peers import Peer, Upstreams
-from benchmarks.load.run import check_served, choose_cores, participants
+from benchmarks.load.run import check_served, choose_cores, core_ticks, participants
 
 GET = next(case for case in CASES if case.name == "get-128")
 
@@ -92,6 +93,10 @@ def test_a_missing_program_names_its_debian_package(monkeypatch: pytest.MonkeyPa
 
 
 def test_proc_texts() -> None:
+    stat = "cpu 9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 400 50 6 7 8 0 0\ncpu1 0 0 0 4 0 0 0 0 0 0\nintr 1 2\n"
+    assert core_ticks(stat, 0) == 1 + 2 + 3 + 6 + 7 + 8
+    with pytest.raises(BenchError, match="core 7"):
+        core_ticks(stat, 7)
     assert process.parent_of("12 (a b) c) S 7 12 12 0 -1") == 7
     assert process.run_nanoseconds("155701 103292 2\n") == 155701
     assert process.smaps_field("00-ff ---p\nRss:  1200 kB\nPss:   300 kB\nPss_Dirty: 5 kB\n", "Pss") == 300
@@ -182,10 +187,8 @@ def test_the_upstream_dies_on_what_it_does_not_do(native: Path) -> None:
     def send_chunked() -> None:
         with peers.upstream("v1", native, cores) as v1:
             client = http.client.HTTPConnection("127.0.0.1", v1, timeout=5)
-            client.request("POST", "/1", iter([b"chunk"]))  # no length: http.client sends it chunked
-            with pytest.raises((http.client.HTTPException, ConnectionError)):
-                client.getresponse()
-            client.close()
+            with closing(client), pytest.raises(BenchError, match="POST /1: RemoteDisconnected"):
+                verify.ask(client, "/1", {"Transfer-Encoding": "chunked"}, "POST")
 
     with pytest.raises(BenchError, match="upstream v1 ended with status 1") as caught:
         send_chunked()

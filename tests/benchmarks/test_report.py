@@ -21,6 +21,7 @@ def load_result(**figures: list[float]) -> dict[str, Any]:
         {
             "round": number, "case": "get-128", "peer": peer, "rps": 1e6 / cpu, "cpu_us": cpu,
             "p50_us": 1000, "p99_us": 2000, "p999_us": 3000, "pss_kib": 2048, "rss_kib": 4096,
+            "disturbance": 0.01,
         }
         for peer, values in figures.items()
         for number, cpu in enumerate(values, 1)
@@ -73,6 +74,14 @@ def test_ratios_stand_in_the_page() -> None:
     assert "| small | 1.00 / 2.00 / 3.00 | 1.00 / 2.00 / 3.00 |" in page
     assert "PSS in MiB" in page
     assert "| small | 2.00 | 2.00 |" in page
+
+
+def test_a_disturbed_run_says_so() -> None:
+    result = load_result(graylb=[10.0, 11.0, 12.0])
+    assert "disturbed" not in report.page(result, None, {})
+    for run in result["runs"]:
+        run["disturbance"] = 0.2
+    assert "**disturbed**: others took 20% of the proxy's core" in report.page(result, None, {})
 
 
 def test_a_proxy_that_a_case_leaves_out_is_a_dash() -> None:

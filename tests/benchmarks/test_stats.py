@@ -2,7 +2,7 @@ import math
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.failure import BenchError
@@ -11,6 +11,7 @@ from benchmarks.stats import rotated, round_ratios, share_bounds, spread
 positive = st.floats(min_value=1e-6, max_value=1e9)
 
 
+@settings(deadline=None)  # busy machines are no failure
 @given(st.lists(positive, min_size=1, max_size=15))
 def test_a_spread_is_median_and_extremes(values: list[float]) -> None:
     found = spread(values, "x")
@@ -29,6 +30,7 @@ def test_no_figures_are_refused() -> None:
         spread([], "x")
 
 
+@settings(deadline=None)  # busy machines are no failure
 @given(
     st.dictionaries(st.integers(1, 50), st.tuples(positive, positive), min_size=1, max_size=15),
     st.floats(min_value=0.01, max_value=100),
@@ -54,6 +56,7 @@ def test_rounds_that_do_not_pair_are_refused(theirs: dict[int, float]) -> None:
         round_ratios({1: 1.0, 2: 1.0}, theirs, "x")
 
 
+@settings(deadline=None)  # busy machines are no failure
 @given(st.lists(st.integers(), min_size=1, max_size=9, unique=True))
 def test_rotation_gives_everyone_every_place_once(items: list[int]) -> None:
     orders = [rotated(items, by) for by in range(len(items))]

@@ -184,9 +184,9 @@ def _wait(target: Target, revision: int) -> tuple[bool, str | None]:
 
 def _print_history(found: list[dict[str, Any]]) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("revision", "from", "when", "who", "what", "split", "why")
+    table = Table("revision", Column("when", no_wrap=True), "who", "what", "split", "why")
     for change in found:
         what = change["action"] if change["action"] != "file" else ", ".join(change["what"])
         if change["to"] is not None:
@@ -194,7 +194,6 @@ def _print_history(found: list[dict[str, Any]]) -> None:
         split = change["split"] if change["split"] == change["former"] else f"{change['former']} → {change['split']}"
         row = (
             str(change["revision"]),
-            str(change["previous"]),
             change["at"],
             change["who"],
             what,

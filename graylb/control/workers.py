@@ -142,7 +142,7 @@ class Worker:
         reader, self._writer = await asyncio.open_connection(sock=ours)
         assert self.table is not None
         table = self.table
-        first = asyncio.create_task(self.load(table))
+        first = asyncio.create_task(self._begin(table, self._process))
         try:
             await self._listen(reader)
         finally:
@@ -154,6 +154,13 @@ class Worker:
                 self._process.terminate()  # without a channel it serves nobody's table
         await self._process.wait()
         return None if self.acknowledged is not None else await first
+
+    async def _begin(self, table: Table, process: asyncio.subprocess.Process) -> str | None:
+        """Hands over the first table; a worker that does not take it has nothing to serve."""
+        refusal = await self.load(table)
+        if refusal is not None and process.returncode is None:
+            process.terminate()
+        return refusal
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         decoder = channel.Decoder()
@@ -177,8 +184,6 @@ class Worker:
                 self.acknowledged = answer["revision"]
             if self._acks:
                 self._acks.popleft().set_result(error)
-            if error is not None and self.acknowledged is None and self._process is not None:
-                self._process.terminate()  # it has nothing to serve
         elif frame.type == channel.STATS and self._stats:
             self._stats.popleft().set_result(frame.json())
 

@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import os
 import sys
-from typing import Final
+from typing import Final, cast
 
 import httptools
 import orjson
@@ -32,8 +32,8 @@ class Upstream(asyncio.Protocol):
         self.size = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports are not registered as asyncio's
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -1,0 +1,155 @@
+"""The folder tells the floor: every import within graylb is one that docs/architecture.md allows."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "graylb"
+
+# The table of docs/architecture.md, by longest prefix. Everyone may import errors and the package itself (its version).
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "graylb": (),
+    "graylb.errors": (),
+    "graylb._http1": (),
+    "graylb._fast": ("graylb._http1",),
+    "graylb._engine": ("graylb._fast", "graylb._http1"),
+    "graylb.model": ("graylb.model", "graylb.release"),
+    "graylb.release": ("graylb.release", "graylb.model.snapshot"),
+    "graylb.table": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
+    # of the worker's floor only the codec of the channel, which both ends speak
+    "graylb.control": ("graylb.control", "graylb.model", "graylb.release", "graylb.table", "graylb.proxy.channel"),
+    "graylb.proxy": ("graylb.proxy", "graylb._fast", "graylb._engine"),
+    "graylb.supervisor": ("graylb.control", "graylb.model.snapshot"),
+    "graylb.cli": ("graylb",),
+    "graylb.demo": ("graylb.demo", "graylb.control", "graylb.model", "graylb.supervisor"),
+}
+EVERYONE = ("graylb.errors",)
+
+PURE = ("graylb.model", "graylb.release", "graylb.table", "graylb._fast", "graylb._http1", "graylb.proxy.channel")
+IO = {"asyncio", "socket", "time", "random", "secrets", "threading", "subprocess", "selectors", "uvloop", "datetime"}
+
+CIMPORT = re.compile(r"^([ \t]*)(?:from\s+([\w.]+)\s+c?import\s+(.+)|c?import\s+([\w.]+))", re.MULTILINE)
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package, compiled or not, by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py*")):
+        if path.suffix not in (".py", ".pyx", ".pxd"):
+            continue
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name + (":pxd" if path.suffix == ".pxd" else "")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path, *, functions: bool = True) -> Iterator[str]:
+    """Dotted names that a module imports; those for type checkers only do not count.
+
+    functions: those within functions too, which in compiled modules are for timing loops and for start-up.
+    """
+    text = path.read_text()
+    if path.suffix == ".py":
+        yield from _python_imports(ast.parse(text))
+        return
+    for found in CIMPORT.finditer(text):
+        indent, module, names, whole = found.groups()
+        if indent and not functions:
+            continue
+        if whole:
+            yield whole
+        else:
+            for name in re.split(r"[\s,()]+", names.split("#")[0]):
+                yield from (f"{module}.{name}", module) if f"{module}.{name}" in MODULES else (module,)
+
+
+def _python_imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the floor"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+        yield from _python_imports(node)
+
+
+def within(name: str, floor: str) -> bool:
+    return name == floor or name.startswith(floor + ".")
+
+
+def floor_of(name: str) -> str:
+    return max((floor for floor in MAY_IMPORT if within(name, floor)), key=len)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {"graylb.supervisor", "graylb.proxy.worker", "graylb.model.documents", "graylb._fast"} <= MODULES.keys()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_its_floor_may(name: str) -> None:
+    own = name.removesuffix(":pxd")
+    allowed = (*MAY_IMPORT[floor_of(own)], *EVERYONE, own)
+    for imported in imports(MODULES[name]):
+        if within(imported, "graylb") and imported != "graylb":
+            assert any(within(imported, floor) for floor in allowed), f"{own} imports {imported}"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if any(within(name, floor) for floor in PURE)])
+def test_pure_floors_have_no_clock_no_chance_and_no_sockets(name: str) -> None:
+    assert not IO & {imported.partition(".")[0] for imported in imports(MODULES[name], functions=False)}
+
+
+def test_every_floor_is_in_the_tour_of_the_source() -> None:
+    tour = (ROOT / "docs" / "architecture.md").read_text()
+    for floor in MAY_IMPORT.keys() - {"graylb", "graylb.demo"}:
+        path = floor.replace(".", "/")
+        assert any(f"`{path}{end}`" in tour for end in ("/", ".py", ".pyx")), f"{floor} is not in docs/architecture.md"
+
+
+def loaded_by(module: str) -> set[str]:
+    """Top-level names of everything that importing a module loads, in a fresh interpreter."""
+    code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_workers_load_nothing_of_the_control_plane() -> None:
+    loaded = loaded_by("graylb.proxy.worker")
+    assert "graylb._engine" in loaded
+    tops = {name.partition(".")[0] for name in loaded}
+    assert not tops & {
+        "pydantic",
+        "pydantic_core",
+        "fastapi",
+        "starlette",
+        "uvicorn",
+        "yaml",
+        "typer",
+        "rich",
+        "watchfiles",
+    }
+    assert not any(within(name, floor) for name in loaded for floor in ("graylb.control", "graylb.model", "graylb.cli"))
+
+
+def test_a_command_line_that_needs_little_loads_little() -> None:
+    tops = {name.partition(".")[0] for name in loaded_by("graylb.cli.app")}
+    assert not tops & {"pydantic", "fastapi", "uvicorn", "uvloop", "yaml", "watchfiles"}
+    assert not any(name.startswith("graylb._") for name in loaded_by("graylb.cli.app"))
+    assert loaded_by("graylb") & {"graylb._fast", "typer"} == set()

@@ -19,7 +19,7 @@ PartType = TypeVar("PartType", bound=Part)
 class Document(Part):
     """One whole configuration."""
 
-    listeners: Annotated[tuple[ListenerPart, ...], Field(min_length=1)] = Field(description="Where clients connect.")
+    listeners: Annotated[tuple[ListenerPart, ...], values.AT_LEAST_ONE] = Field(description="Where clients connect.")
     services: dict[values.NameKey, ServicePart] = Field(default={}, description="Service name to its settings.")
     routes: tuple[RoutePart, ...] = Field(
         default=(), description="Routes beyond the short form (`hosts` and `paths` of a service)."

@@ -54,7 +54,7 @@ def _repeated(source: Source, owned: Iterable[tuple[Path, str]], expected: str) 
 
 
 def _routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
-    if not parts.names and not source.data.get("routes"):
+    if source.data.get("services", {}) == {} and source.data.get("routes", []) == []:
         yield problem(source, (), "at least one service or route", "nothing is routed")
     named = ((("routes", index, "name"), route.name) for index, route in parts.routes.items())
     yield from _repeated(source, ((path, name) for path, name in named if name is not None), "names that differ")

@@ -46,7 +46,7 @@ class RoutePart(Part):
     name: values.Name | None = Field(default=None, description="Unique. Default: `route-N`, counted from 1.")
     hosts: Hosts = Field(default=("*",), description="Host names, `*.suffix` (any depth), `*`.")
     paths: Paths = Field(default=(ROOT,), description="Paths; a bare text is a prefix.")
-    methods: Annotated[tuple[values.Method, ...], Field(min_length=1)] | None = Field(
+    methods: Annotated[tuple[values.Method, ...], values.AT_LEAST_ONE] | None = Field(
         default=None, description="Request methods, in capitals. Default: all."
     )
     headers: RouteHeaders | None = Field(default=None, description="Header name (any case) to test.")

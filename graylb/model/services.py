@@ -60,9 +60,9 @@ ROOT = PathPattern(prefix="/")
 
 Paths = Annotated[
     tuple[Annotated[PathPattern, BeforeValidator(_prefix, json_schema_input_type=str | PathPattern)], ...],
-    Field(min_length=1),
+    values.AT_LEAST_ONE,
 ]
-Hosts = Annotated[tuple[values.HostPattern, ...], Field(min_length=1)]
+Hosts = Annotated[tuple[values.HostPattern, ...], values.AT_LEAST_ONE]
 
 
 class StickyPart(OneKey):
@@ -210,6 +210,7 @@ def read_ids(file: str, read_file: ReadFile | None) -> tuple[str, ...]:
         raise fault("ids written here", f"file {shown(file)} cannot be read in this place")
     try:
         text = read_file(file)
+        text.encode()  # UnicodeEncodeError, a ValueError
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise fault("a readable text file", f"file {shown(file)} cannot be read: {reason}") from None
@@ -269,7 +270,7 @@ class ServicePart(Part):
         "service that `routes` names gets no route of its own.",
     )
     paths: Paths | None = Field(default=None, description="Paths of its route. A bare text is a prefix. Default `[/]`.")
-    sticky: Annotated[tuple[StickyPart, ...], Field(min_length=1)] | None = Field(
+    sticky: Annotated[tuple[StickyPart, ...], values.AT_LEAST_ONE] | None = Field(
         default=None,
         description="What names a caller; the first that is present wins. Default: nobody is.",
     )

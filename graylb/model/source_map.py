@@ -21,6 +21,7 @@ from yaml.events import (
     Event,
     MappingStartEvent,
     ScalarEvent,
+    StreamEndEvent,
 )
 
 from graylb.model.problems import ConfigError, ConfigErrors, Path, json_path, shown
@@ -30,9 +31,7 @@ MAX_DEPTH = 64
 MAX_ALIASED = 1_000_000
 """Values that aliases may add to those written."""
 
-_Parser: Any = getattr(yaml, "CParser", None)
-if _Parser is None:  # PyYAML built without libyaml
-    from yaml.loader import BaseLoader as _Parser
+_Parser: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # PyYAML may be built without libyaml
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -50,6 +49,7 @@ _NUMBER_START = frozenset("0123456789+-.")
 _LONGEST_NUMBER = 40
 _TAG = "tag:yaml.org,2002:"
 # JSON writes characters beyond U+FFFF as two escapes, which YAML does not know. Escaped backslashes are skipped over.
+_LONE = re.compile("[\ud800-\udfff]")
 _INDENT = re.compile(r"^[ \t]*\t[ \t]*", re.MULTILINE)
 _SURROGATES = re.compile(r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
@@ -173,8 +173,7 @@ class _Builder:
         documents = 0
         try:
             parser = _Parser(self.text)
-            while parser.check_event():
-                event = parser.get_event()
+            while not isinstance(event := parser.get_event(), StreamEndEvent):
                 if isinstance(event, DocumentStartEvent):
                     documents += 1
                     if documents > 1:
@@ -198,6 +197,8 @@ class _Builder:
             self.take_alias(event)
 
     def take_scalar(self, event: ScalarEvent) -> None:
+        if event.style == '"' and (lone := _LONE.search(event.value)):
+            self.fail(event, f"character U+{ord(lone[0]):04X} may not stand in a document", "printable text")
         frame = self.stack[-1] if self.stack else None
         if frame is not None and frame.key is None and isinstance(frame.value, dict):
             plain = event.implicit[0] or event.tag == _TAG + "merge"
@@ -304,7 +305,7 @@ class _Builder:
         return tuple(len(frame.value) if frame.key is None else frame.key for frame in parents)
 
     def scalar(self, event: ScalarEvent) -> Any:
-        if event.implicit[0]:
+        if event.implicit[0] and event.tag != "!":
             return _resolved(event.value)
         if event.tag in (None, "!", _TAG + "str"):
             return event.value

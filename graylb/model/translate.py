@@ -17,7 +17,6 @@ _EXPECTED = {
     "model_type": "a mapping",
     "dict_type": "a mapping",
     "tuple_type": "a list",
-    "too_short": "a list of at least one",
 }
 _REQUIRED = {
     "address": "ADDRESS:PORT",
@@ -47,8 +46,14 @@ def problem(
 
 
 def from_validation(source: Source, error: ValidationError, root: type[Part]) -> list[ConfigError]:
-    """One ConfigError for each of pydantic's."""
-    return [_from_details(source, details, root) for details in error.errors(include_url=False, include_input=False)]
+    """One ConfigError for each of pydantic's, but a key that is only misspelt is not told to be missing as well."""
+    found = [(each, _from_details(source, each, root)) for each in error.errors(include_url=False, include_input=False)]
+    meant = {
+        (each["loc"][:-1], told.suggestion) for each, told in found if each["type"] == "extra_forbidden"
+    }  # (mapping, key)
+    return [
+        told for each, told in found if each["type"] != "missing" or (each["loc"][:-1], each["loc"][-1]) not in meant
+    ]
 
 
 def nulls(source: Source, errors: list[ConfigError]) -> list[ConfigError]:

@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 import re2
-from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PlainSerializer, PlainValidator, WithJsonSchema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from graylb.model.problems import Path, shown
 from graylb.release import numbers, semver
@@ -144,6 +144,25 @@ def boolean(value: Any) -> bool:
     return value
 
 
+def _not_empty(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not value:
+        raise fault("a list of at least one")
+    return value
+
+
+class _AtLeastOne:
+    """pydantic's own bound would be checked after the items, and count the sound ones only."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_not_empty, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "minItems": 1}
+
+
+AT_LEAST_ONE = _AtLeastOne()
+
+
 def always_true(value: Any) -> bool:
     if value is not True:
         raise fault("true")
@@ -229,6 +248,7 @@ def pattern(value: Any) -> str:
     except re2.error as error:
         reason = error.args[0] if error.args else error
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        reason = " ".join(reason.split())  # it may quote a line break
         raise fault("a regular expression in RE2 syntax", f"got {shown(value)}: {reason}") from None
     return value
 
@@ -319,14 +339,15 @@ def host_pattern(value: Any) -> str:
 def redirect_host(value: Any) -> str:
     """A host name or address, with or without port."""
     expected = "a host name, with or without a port"
-    if isinstance(value, str):
-        host, colon, port = value.rpartition(":")
-        if colon and not value.endswith("]"):
-            if port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535 and "*" not in host:
-                return f"{host_pattern(host)}:{int(port)}"
-        elif "*" not in value:
-            return host_pattern(value)
-    raise fault(expected)
+    if not isinstance(value, str) or "*" in value:
+        raise fault(expected)
+    host, colon, port = ("", "", "") if value.endswith("]") else value.rpartition(":")
+    if colon and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535):
+        raise fault(expected)
+    try:
+        return f"{host_pattern(host)}:{int(port)}" if colon else host_pattern(value)
+    except PydanticCustomError:
+        raise fault(expected) from None
 
 
 def api_version(value: Any) -> str:

@@ -1,0 +1,318 @@
+"""Malformed documents of every kind: each gives one clear error. The texts are in golden/malformed.txt."""
+
+from __future__ import annotations
+
+import pytest
+
+from graylb.model.documents import load
+from graylb.model.problems import ConfigErrors
+from tests.model import goldens
+
+BASE = "listeners: [{address: 127.0.0.1:8080}]\n"
+INSTANCES = "instances: [{address: 127.0.0.1:9001, version: v1}, {address: 127.0.0.1:9002, version: v2}]"
+
+
+def service(*lines: str) -> str:
+    """A document whose one service has these lines, from line 4 on."""
+    body = ["listeners: [{address: 127.0.0.1:8080}]", "services:", "  users:", *(f"    {line}" for line in lines)]
+    rest = [] if any(line.startswith("stable") for line in lines) else ["    stable: v1"]
+    if not any(line.startswith("instances") for line in lines):
+        rest.append(f"    {INSTANCES}")
+    return "\n".join([*body, *rest]) + "\n"
+
+
+def rule(text: str) -> str:
+    """A document with one rule, in line 5 from column 9 on."""
+    return service("rules:", f"  - {{{text}}}")
+
+
+def match(text: str) -> str:
+    """A document with one match."""
+    return rule(f"name: r, to: v1, match: {{{text}}}")
+
+
+def route(*texts: str) -> str:
+    """A document with these routes, from line 4 on."""
+    body = [f"services: {{users: {{{INSTANCES}, stable: v1, paths: [/short]}}}}", "routes:"]
+    return "\n".join([BASE.rstrip(), *body, *(f"  - {{{text}}}" for text in texts)]) + "\n"
+
+
+def top(text: str) -> str:
+    """A document with more at its top, in line 3."""
+    return BASE + f"services: {{users: {{{INSTANCES}, stable: v1}}}}\n{text}\n"
+
+
+def alone(text: str) -> str:
+    """A document with only this beside the listener, in line 2."""
+    return BASE + text + "\n"
+
+
+def listener(text: str) -> str:
+    """A document with this listener, in line 1 from column 13 on."""
+    return f"listeners: [{text}]\nservices: {{users: {{stable: v1}}}}\n"
+
+
+CASES: dict[str, str | bytes] = {
+    # the text
+    "empty": "",
+    "only-comment": "# nothing\n",
+    "only-null": "null\n",
+    "a-text": "hello\n",
+    "a-list": "- 1\n",
+    "a-number": "42\n",
+    "bad-utf-8": b"listeners: \xff\n",
+    "bad-utf-8-later": "a: 1\nü: ".encode() + b"\xc3(",
+    "utf-16": "a: 1".encode("utf-16"),
+    "control-character": "a: \x07\n",
+    "nul": "a: \0\n",
+    "surrogate": "a: \ud800\n",
+    "tab": "services:\n\tusers: {}\n",
+    "two-documents": "a: 1\n---\nb: 2\n",
+    "unclosed": "listeners: [1, 2\n",
+    "unclosed-quote": 'a: "x\nb: 1\n',
+    "bad-indent": "a:\n    b: 1\n  c: 2\n",
+    "colon-in-value": "a: b: c\n",
+    "at-sign": "a: @b\n",
+    "json-trailing": '{"listeners": []} x\n',
+    "json-cut-off": '{"listeners": [{"address": "127.0.0.1:8080"}',
+    "bad-escape": 'a: "\\q"\n',
+    "lone-surrogate-escape": '{"a": "\\ud800"}',
+    "duplicate-key": service("fallback: any", "fallback: strict"),
+    "duplicate-service": BASE + "services:\n  a: {}\n  b: {}\n  a: {}\n",
+    "list-as-key": "? [a]\n: 1\n",
+    "mapping-as-key": "{{a: 1}: 2}\n",
+    "unknown-tag": "a: !python/object:os.system x\n",
+    "tag-that-does-not-fit": "a: !!int x\n",
+    "alias-without-anchor": "a: *b\n",
+    "alias-within-itself": "a: &a [*a]\n",
+    "billion-laughs": "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefg", "bcdefgh", strict=True)),
+    "too-deep": "[" * 1000,
+    "too-deep-blocks": "- " * 1000 + "x",
+    "merge-of-text": "a: {<<: x}\n",
+    "directive": "%YAML 3.0\n---\na: 1\n",
+    "null-value": service("fallback:"),
+    "null-section": BASE + "services:\n",
+    # shapes
+    "unknown-top-key": top("servces: {}"),
+    "unknown-key": service("stiky: [{header: a}]"),
+    "unknown-key-far": service("colour: blue"),
+    "unknown-listener-key": listener("{adress: 127.0.0.1:80}"),
+    "missing-listeners": "services: {users: {stable: v1}}\n",
+    "listeners-empty": listener(""),
+    "listeners-a-mapping": "listeners: {address: 127.0.0.1:80}\nservices: {users: {stable: v1}}\n",
+    "listener-a-text": listener("127.0.0.1:80"),
+    "services-a-list": alone("services: [users]"),
+    "service-a-text": alone("services: {users: 127.0.0.1:80}"),
+    "bad-service-name": alone("services: {'a b': {stable: v1}}"),
+    "nothing-routed": alone("services: {}"),
+    "rules-a-mapping": service("rules: {a: {}}"),
+    "instances-a-text": service("instances: 127.0.0.1:80"),
+    # settings
+    "listener-no-port": listener("{address: 127.0.0.1}"),
+    "listener-bad-port": listener("{address: '127.0.0.1:70000'}"),
+    "listener-name": listener("{address: 'example.com:80'}"),
+    "listener-bare-ipv6": listener("{address: '::1:80'}"),
+    "listener-port-alone": listener("{address: 8080}"),
+    "listener-bad-role": listener("{address: 127.0.0.1:80, role: egde}"),
+    "listener-twice": listener("{address: 127.0.0.1:80}, {address: 127.0.0.1:80}"),
+    "admin-on-listener": top("admin: {address: 127.0.0.1:8080}"),
+    "admin-a-text": top("admin: 127.0.0.1:9900"),
+    "admin-no-address": top("admin: {}"),
+    "workers-zero": top("workers: 0"),
+    "workers-text": top("workers: many"),
+    "workers-fraction": top("workers: 1.5"),
+    "boolean-as-yes": top("decision_headers: yes"),
+    "forwarding-word": top("forwarding: {x_forwarded: apend}"),
+    "forwarding-boolean": top("forwarding: {forwarded: false}"),
+    "duration-unit": top("limits: {idle_timeout: 5sec}"),
+    "duration-zero": top("limits: {idle_timeout: 0}"),
+    "duration-infinite": top("limits: {idle_timeout: .inf}"),
+    "duration-boolean": top("limits: {idle_timeout: true}"),
+    "size-unit": top("limits: {head_bytes: 64KB}"),
+    "size-small": top("limits: {head_bytes: 10}"),
+    "size-huge": top("limits: {uri_bytes: 1GiB}"),
+    "limit-fraction": top("limits: {headers: 1.5}"),
+    # service
+    "bad-host": service("hosts: [http://a]"),
+    "host-with-port": service("hosts: ['a:80']"),
+    "host-inner-wildcard": service("hosts: [a.*.b]"),
+    "hosts-empty": service("hosts: []"),
+    "hosts-a-text": service("hosts: a"),
+    "host-unicode": service("hosts: [bücher.example]"),
+    "path-no-slash": service("paths: [users]"),
+    "path-with-query": service("paths: ['/a?b=1']"),
+    "path-a-number": service("paths: [1]"),
+    "path-two-kinds": service("paths: [{exact: /a, prefix: /b}]"),
+    "path-no-kind": service("paths: [{}]"),
+    "path-misspelt-kind": service("paths: [{prefx: /a}]"),
+    "path-bad-regex": service("paths: [{regex: '/(a'}]"),
+    "path-backreference": service(r"paths: [{regex: '/(a)\1'}]"),
+    "paths-empty": service("paths: []"),
+    "sticky-empty": service("sticky: []"),
+    "sticky-a-text": service("sticky: [header]"),
+    "sticky-two": service("sticky: [{header: a, cookie: b}]"),
+    "sticky-false": service("sticky: [{client_ip: false}]"),
+    "sticky-bad-header": service("sticky: [{header: 'x user'}]"),
+    "sticky-bad-cookie": service("sticky: [{cookie: 'a=b'}]"),
+    "sticky-twice": service("sticky: [{header: X-User}, {header: x-user}]"),
+    "sticky-unknown": service("sticky: [{haeder: a}]"),
+    "bad-fallback": service("fallback: stabel"),
+    "bad-policy": service("policy: round_robin"),
+    "bad-timeouts": service("timeouts: {connect: -1}"),
+    "bad-stable": service("stable: 'v 1'"),
+    "split-empty": service("split: {}"),
+    "split-zero": service("split: {v1: 0, v2: 0}"),
+    "split-negative": service("split: {v1: 95, v2: -5}"),
+    "split-nan": service("split: {v1: .nan}"),
+    "split-infinite": service("split: {v1: .inf}"),
+    "split-text": service("split: {v1: 95%}"),
+    "split-boolean": service("split: {v1: true}"),
+    "split-a-list": service("split: [v1, v2]"),
+    "split-huge": service("split: {v1: 1e300}"),
+    "split-bad-version": service("split: {'v 1': 1}"),
+    "split-slots-without-salt": service("split: {weights: {v1: 1}, slots: 'v1:0-9999'}"),
+    "split-bad-slots": service("split: {weights: {v1: 1}, salt: a, slots: 'v1:0-99'}"),
+    "split-slots-of-others": service("split: {weights: {v1: 1}, salt: a, slots: 'v1:0-4999 v2:5000-9999'}"),
+    "split-full-misspelt": service("split: {wieghts: {v1: 1}}"),
+    "split-bad-salt": service("split: {weights: {v1: 1}, salt: 'a b'}"),
+    "stable-unknown": BASE + f"services: {{users: {{{INSTANCES}}}}}\n",
+    "stable-unknown-nothing": alone("services: {users: {}}"),
+    # instances
+    "instance-no-address": service("instances: [{version: v1}]"),
+    "instance-no-version": service("instances: [{address: 127.0.0.1:1}]"),
+    "instance-port-zero": service("instances: [{address: 127.0.0.1:0, version: v1}]"),
+    "instance-name": service("instances: [{address: users:80, version: v1}]"),
+    "instance-twice": service("instances: [{address: 127.0.0.1:1, version: v1}, {address: 127.0.0.1:1, version: v2}]"),
+    "instance-twice-ipv6": service(
+        "instances: [{address: '[::1]:1', version: v1}, {address: '[0:0::1]:1', version: v1}]"
+    ),
+    "instance-weight": service("instances: [{address: 127.0.0.1:1, version: v1, weight: 1.5}]"),
+    "instance-weight-negative": service("instances: [{address: 127.0.0.1:1, version: v1, weight: -1}]"),
+    "instance-metadata": service("instances: [{address: 127.0.0.1:1, version: v1, metadata: {a: [b]}}]"),
+    "instance-version-list": service("instances: [{address: 127.0.0.1:1, version: [v1]}]"),
+    # lists
+    "list-a-text": service("lists: {a: b}"),
+    "list-of-lists": service("lists: {a: [[b]]}"),
+    "list-file-missing": service("lists: {a: {file: none.txt}}"),
+    "list-file-binary": service("lists: {a: {file: binary}}"),
+    "list-misspelt": service("lists: {a: {fiel: x}}"),
+    "list-empty-id": service("lists: {a: [b, '']}"),
+    # rules
+    "rule-no-name": rule("match: {}, to: v1"),
+    "rule-no-match": rule("name: r, to: v1"),
+    "rule-no-target": rule("name: r, match: {}"),
+    "rule-two-targets": rule("name: r, match: {}, to: v1, split: {v1: 1}"),
+    "rule-bad-name": rule("name: 'a/b', match: {}, to: v1"),
+    "rule-twice": service("rules:", "  - {name: r, match: {}, to: v1}", "  - {name: r, match: {}, to: v2}"),
+    "rule-bad-priority": rule("name: r, priority: high, match: {}, to: v1"),
+    "rule-to-empty": rule("name: r, match: {}, to: {}"),
+    "rule-to-semver": rule("name: r, match: {}, to: {semver: '>=1.2.y'}"),
+    "rule-to-misspelt": rule("name: r, match: {}, to: {verison: v1}"),
+    "rule-split-zero": rule("name: r, match: {}, split: {v1: 0}"),
+    "rule-to-a-list": rule("name: r, match: {}, to: [v1]"),
+    "rule-metadata-empty": rule("name: r, match: {}, to: {metadata: {}}"),
+    # conditions
+    "match-unknown": match("header: {a: b}"),
+    "match-far": match("weather: rain"),
+    "match-a-text": rule("name: r, to: v1, match: all"),
+    "operator-unknown": match("headers: {a: {prefx: b}}"),
+    "operator-two": match("headers: {a: {prefix: b, suffix: c}}"),
+    "operator-none": match("headers: {a: {}}"),
+    "operator-null": match("headers: {a: }"),
+    "regex-bad": match("headers: {a: {regex: '['}}"),
+    "regex-lookahead": match("headers: {a: {regex: '(?=x)'}}"),
+    "number-bad": match("query: {n: {number: '>=a'}}"),
+    "semver-bad": match("headers: {a: {semver: '>>1'}}"),
+    "semver-impossible": match("headers: {a: {semver: '>2 <1'}}"),
+    "present-text": match("headers: {a: {present: maybe}}"),
+    "in-empty": match("headers: {a: {in: []}}"),
+    "in-number": match("headers: {a: {in: 5}}"),
+    "list-unknown": match("headers: {a: {in: staff}}"),
+    "list-unknown-near": service(
+        "lists: {staff-ids: [a]}", "rules:", "  - {name: r, to: v1, match: {not: {headers: {X-User: {in: staf-ids}}}}}"
+    ),
+    "prefix-empty": match("headers: {a: {prefix: ''}}"),
+    "path-condition": match("path: users"),
+    "path-in-condition": match("path: {in: [/a, b]}"),
+    "path-number-condition": match("path: {number: '>1'}"),
+    "path-not-condition": match("path: {not: {exact: a}}"),
+    "method-lower": match("method: get"),
+    "method-list": match("method: [GET, put]"),
+    "cidr-bits": match("client_ip: 10.1.2.3/8"),
+    "cidr-bad": match("client_ip: [10.0.0.0/33]"),
+    "cidr-text": match("client_ip: office"),
+    "cidr-list-name": match("client_ip: {in: office}"),
+    "api-version": match("api_version: latest"),
+    "device": match("device: [phone, tablet]"),
+    "device-near": match("device: moblie"),
+    "header-name": match("headers: {'a b': c}"),
+    "header-twice": match("headers: {A: b, a: c}"),
+    "headers-empty": match("headers: {}"),
+    "headers-a-list": match("headers: [a]"),
+    "cookie-name": match("cookies: {'a;b': c}"),
+    "query-name": match("query: {'': c}"),
+    "grpc-empty": match("grpc: {}"),
+    "grpc-unknown": match("grpc: {methods: Get}"),
+    "not-empty": match("not: {}"),
+    "not-empty-list": match("not: []"),
+    "not-unknown": match("not: [{path: /a}, {paht: /a}]"),
+    "not-in-not": match("not: {not: {path: /a}}"),
+    "value-nested-list": match("headers: {a: [[b]]}"),
+    # routes
+    "route-no-target": route("hosts: [a.example]"),
+    "route-two-targets": route("service: users, redirect: {host: b}"),
+    "route-unknown-service": route("service: user"),
+    "route-far-service": route("service: billing"),
+    "route-name-twice": route("name: a, service: users, paths: [/a]", "name: a, service: users, paths: [/b]"),
+    "route-same": route(
+        "service: users, paths: [/a], methods: [GET, PUT]", "service: users, paths: [/b, /a/], methods: [PUT, GET]"
+    ),
+    "route-same-as-service": route("service: users, paths: [/short]"),
+    "route-within-itself": route("service: users, hosts: [A.example, a.example]"),
+    "services-same": alone("services: {a: {stable: v1}, b: {stable: v1}}"),
+    "route-path": route("service: users, paths: [a]"),
+    "route-method": route("service: users, methods: [get]"),
+    "route-list": route("service: users, headers: {a: {in: staff}}"),
+    "route-list-not": route("service: users, query: {a: {not: {in: staff}}}"),
+    "redirect-status": route("redirect: {status: 200, host: a}"),
+    "redirect-nowhere": route("redirect: {status: 301}"),
+    "redirect-scheme": route("redirect: {scheme: ftp}"),
+    "redirect-host": route("redirect: {host: 'a/b'}"),
+    "redirect-path": route("redirect: {path: a}"),
+    "rewrite-exact": route("service: users, paths: [{exact: /a}], rewrite: {prefix: /b}"),
+    "rewrite-redirect": route("redirect: {host: a}, rewrite: {prefix: /b}"),
+    "rewrite-empty": route("service: users, rewrite: {}"),
+    "rewrite-path": route("service: users, paths: [/a], rewrite: {prefix: b}"),
+}
+
+
+def read_file(file: str) -> str:
+    if file == "binary":
+        return b"\xff".decode()
+    raise FileNotFoundError(2, "No such file or directory", file)
+
+
+def errors_of(text: str | bytes) -> tuple[str, ...]:
+    with pytest.raises(ConfigErrors) as caught:
+        load(text, "x.yaml", read_file)
+    assert str(caught.value) == "\n".join(map(str, caught.value.errors))
+    return tuple(map(str, caught.value.errors))
+
+
+if goldens.REGENERATE:
+    found = "".join(f"{name} | {' ## '.join(errors_of(text))}\n" for name, text in CASES.items())
+    (goldens.HERE / "malformed.txt").write_text(found, encoding="utf-8")
+
+LINES = (goldens.HERE / "malformed.txt").read_text(encoding="utf-8").splitlines()
+EXPECTED = {name: text for name, _, text in (line.partition(" | ") for line in LINES)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_clear_error(name: str) -> None:
+    assert errors_of(CASES[name]) == (EXPECTED[name],)
+
+
+def test_every_expectation_has_its_case() -> None:
+    assert list(EXPECTED) == list(CASES)
+    assert len(CASES) > 200

@@ -143,7 +143,7 @@ def _quotas(weights: Mapping[str, float]) -> dict[str, Fraction]:
     for name, weight in weights.items():
         if not name or not math.isfinite(weight) or weight < 0:
             raise ValueError(f"weights: {name!r}: {weight!r}; expected a version name and a finite number from 0 up")
-    exact = {name: Fraction(repr(weight)) for name, weight in weights.items() if weight > 0}
+    exact = {name: Fraction(weight) for name, weight in weights.items() if weight > 0}
     if not exact:
         raise ValueError("weights: no version has a weight; expected at least one greater than 0")
     if len(exact) > SLOTS:

@@ -146,10 +146,10 @@ cdef struct Target:
     uint32_t version       # NONE32: several
     uint32_t n
     uint32_t items         # uint32_t[n] instance numbers, or SplitItem[n]
-    uint32_t cells         # Cell[n]
+    uint32_t cells         # Cell[n] (subsets)
     uint32_t owners        # uint16_t[ALL_SLOTS] into items (splits)
     uint32_t split_id
-    uint32_t pad
+    uint32_t n_columns     # Column[n_columns] at `cells` (splits)
     uint64_t seed
     Str label
 
@@ -160,6 +160,11 @@ cdef struct SplitItem:
 cdef struct Cell:          # one column of an alias table (Walker 1977, Vose 1991)
     uint32_t threshold
     uint32_t alias
+
+cdef struct Column:        # likewise over versions: graylb.release.columns
+    uint32_t threshold
+    uint16_t first
+    uint16_t second
 
 cdef struct Instance:
     Str address

@@ -118,6 +118,7 @@ cdef int _join(Query* q, Context* c, const char* name, size_t name_len, Value* o
     cdef Head* h = q.head
     cdef int i
     cdef size_t total = 0
+    cdef bint first = True
     cdef char* o
     for i in range(h.count):
         if h.headers[i].name_len == name_len and h.headers[i].id != H_UNDERSCORE \
@@ -129,9 +130,10 @@ cdef int _join(Query* q, Context* c, const char* name, size_t name_len, Value* o
     for i in range(h.count):
         if h.headers[i].name_len == name_len and h.headers[i].id != H_UNDERSCORE \
                 and same_name(h.headers[i].name, name, name_len):
-            if o != out.p:
+            if not first:
                 memcpy(o, b", ", 2)
                 o += 2
+            first = False
             memcpy(o, h.headers[i].value, h.headers[i].value_len)
             o += h.headers[i].value_len
     out.n = <uint32_t>(o - out.p)
@@ -582,7 +584,7 @@ cdef bint _parse_version(const char* p, size_t n, Version* out) noexcept:
     for i in range(3):
         s = p
         while p < e and 48 <= p[0] <= 57:
-            if out.part[i] > 922337203685477579ULL: return False
+            if out.part[i] > 922337203685477580ULL: return False
             out.part[i] = out.part[i] * 10 + <uint64_t>(p[0] - 48)
             p += 1
         if p == s or (p - s > 1 and s[0] == 48) or out.part[i] > 9223372036854775807ULL: return False
@@ -857,6 +859,12 @@ cdef inline uint32_t _alias(const Cell* cells, uint32_t n, uint64_t x) noexcept:
     return i if <uint32_t>(low >> 32) < cells[i].threshold else cells[i].alias
 
 
+cdef inline uint32_t _column(const Column* columns, uint32_t n, uint64_t x) noexcept:
+    cdef uint64_t low
+    cdef const Column* c = &columns[gl_mulhi(x, n, &low)]
+    return c.first if <uint32_t>(low >> 32) < c.threshold else c.second
+
+
 cdef inline int _owner(Table t, const Target* x, const char* key, size_t n, int32_t* slot) noexcept:
     slot[0] = <int32_t>(gl_xxh64(key, n, x.seed) % ALL_SLOTS)
     return (<const uint16_t*>(t.base + x.owners))[slot[0]]
@@ -875,7 +883,7 @@ cdef uint32_t _split(Table t, const Service* s, const Target* x, Context* c, Liv
     d.draw = draw[0]
     d.drew = True
     draw[0] += 1
-    return _alias(<const Cell*>(t.base + x.cells), x.n, (d.draw + 1) * GL_GOLDEN)
+    return _column(<const Column*>(t.base + x.cells), x.n_columns, (d.draw + 1) * GL_GOLDEN)
 
 
 cdef bint _pick(Table t, const Service* s, uint32_t target, Live* live, Decision* d) noexcept:
@@ -1278,6 +1286,6 @@ SIZES = {
     "NameEntry": sizeof(NameEntry), "Entry": sizeof(Entry), "Cond": sizeof(Cond), "SetEntry": sizeof(SetEntry),
     "Network": sizeof(Network), "NumberBound": sizeof(NumberBound), "VersionBound": sizeof(VersionBound),
     "Group": sizeof(Group), "Rule": sizeof(Rule), "Target": sizeof(Target), "SplitItem": sizeof(SplitItem),
-    "Cell": sizeof(Cell), "Instance": sizeof(Instance), "Service": sizeof(Service), "Route": sizeof(Route),
+    "Cell": sizeof(Cell), "Column": sizeof(Column), "Instance": sizeof(Instance), "Service": sizeof(Service), "Route": sizeof(Route),
     "Node": sizeof(Node), "Str": sizeof(Str),
 }

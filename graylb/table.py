@@ -16,6 +16,7 @@ import orjson
 from graylb import _fast
 from graylb.model.snapshot import Condition, Match, Route, Rule, Service, Snapshot, Split, StickyKey, Subset
 from graylb.release import numbers, semver
+from graylb.release.columns import columns
 from graylb.release.selectors import select
 from graylb.release.slots import Slots
 
@@ -46,6 +47,7 @@ VERSION = struct.Struct("<3Q6I")
 GROUP = struct.Struct("<II")
 RULE = struct.Struct("<8I")
 TARGET = struct.Struct("<8IQII")
+COLUMN = struct.Struct("<IHH")
 INSTANCE = struct.Struct("<6I")
 SERVICE = struct.Struct("<20I3d")
 ROUTE = struct.Struct("<20I")
@@ -55,8 +57,8 @@ NODE = struct.Struct("<8I")
 def _check_layout() -> None:
     ours = {
         "ImageHeader": HEADER, "FieldSet": FIELD_SET, "Field": FIELD, "Entry": ENTRY, "Cond": COND, "Network": NETWORK,
-        "NumberBound": NUMBER, "VersionBound": VERSION, "Group": GROUP, "Rule": RULE, "Target": TARGET,
-        "Instance": INSTANCE, "Service": SERVICE, "Route": ROUTE, "Node": NODE,
+        "NumberBound": NUMBER, "VersionBound": VERSION, "Group": GROUP, "Column": COLUMN, "Rule": RULE,
+        "Target": TARGET, "Instance": INSTANCE, "Service": SERVICE, "Route": ROUTE, "Node": NODE,
     }  # fmt: skip
     for name, layout in ours.items():
         if layout.size != _fast.SIZES[name]:
@@ -282,12 +284,21 @@ class Targets:
         items = b"".join(struct.pack("<II", self.version(n), self.subset(Subset(version=n))) for n in names)
         place = {name: i for i, name in enumerate(names)}
         owners = struct.pack("<10000H", *(place[name] for name in Slots.parse(split.slots).owners()))
-        cells = _fast.alias_cells([weight for _, weight in split.weights if weight > 0])
+        columns = split_columns([weight for _, weight in split.weights if weight > 0])
         number = self.compiler.new_split(f"{self.service.name}\0{owner}")
         seed = _fast.xxh64(split.salt.encode())
-        block = (self.arena.add(items), self.arena.add(cells), self.arena.add(owners))
-        self.records.append(TARGET.pack(1, NONE, len(names), *block, number, 0, seed, 0, 0))
+        block = (self.arena.add(items), self.arena.add(columns), self.arena.add(owners))
+        self.records.append(TARGET.pack(1, NONE, len(names), *block, number, len(columns) // COLUMN.size, seed, 0, 0))
         return len(self.records) - 1
+
+
+def split_columns(weights: list[float]) -> bytes:
+    """The alias table of a split; one with a version too light for intervals is built by Vose's method."""
+    found = columns(weights)
+    if found is None:
+        cells = struct.iter_unpack("<II", _fast.alias_cells(weights))
+        found = [(threshold, own, alias) for own, (threshold, alias) in enumerate(cells)]
+    return b"".join(COLUMN.pack(*column) for column in found)
 
 
 def _index(rules: Sequence[Rule], fields: Fields) -> tuple[dict[int, list[int]], list[int]]:

@@ -76,6 +76,7 @@ class Supervisor:
         self.listeners: list[_Bound] = []
         self.admin_address: str | None = None
         self.draining = False
+        self._announced = False
         self._started_with: Snapshot | None = None
         self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._keepers: list[asyncio.Task[None]] = []
@@ -169,7 +170,10 @@ class Supervisor:
         if not addresses:
             raise StartError("the document has no listeners; expected at least one {address: host:port}")
         self.listeners = [bind(address, count) for address in addresses]
-        self.workers = [Worker(n, [bound.sockets[n] for bound in self.listeners]) for n in range(count)]
+        self.workers = [
+            Worker(n, [bound.sockets[n] for bound in self.listeners], on_ready=self._write_ports_file)
+            for n in range(count)
+        ]
 
     async def _start_admin(self, applied: Applied) -> list[asyncio.Task[Any]]:
         address = self.options.admin or applied.snapshot.admin
@@ -232,6 +236,7 @@ class Supervisor:
         return 0
 
     def _announce(self, applied: Applied) -> None:
+        self._announced = True
         self._write_ports_file()
         for bound in self.listeners:
             log.info("listening on http://%s (revision %d)", bound.address, applied.revision)
@@ -243,8 +248,8 @@ class Supervisor:
     def _write_ports_file(self) -> None:
         """{"listeners": [address], "admin": address, "pid": int, "workers": [pid], "revision": int}."""
         path = self.options.ports_file
-        if path is None or self.plane.applied is None:
-            return
+        if path is None or self.plane.applied is None or not self._announced:
+            return  # the file tells that all serve
         found = {
             "listeners": [bound.address for bound in self.listeners],
             "admin": self.admin_address,

@@ -8,7 +8,7 @@ import socket
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -44,8 +44,15 @@ class WorkerFailed(Exception):
 class Worker:
     """Keeps one worker running. `sockets` stay open here, so connections in their backlogs outlive a dead worker."""
 
-    def __init__(self, number: int, sockets: Sequence[socket.socket], module: str = MODULE) -> None:
+    def __init__(
+        self,
+        number: int,
+        sockets: Sequence[socket.socket],
+        module: str = MODULE,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         self.number = number
+        self.on_ready = on_ready
         self.module = module
         self.sockets = tuple(sockets)
         self.table: Table | None = None
@@ -177,6 +184,7 @@ class Worker:
     async def _take(self, frame: channel.Frame) -> None:
         if frame.type == channel.READY:
             self.ready.set()
+            self.on_ready()
         elif frame.type == channel.ACK:
             answer = frame.json()
             error = answer.get("error")

@@ -62,6 +62,7 @@ def _explain(target: Target, **request: Any) -> dict[str, Any]:
     from graylb import table
     from graylb.control import prepare
     from graylb.control.store import Store, StoreError
+    from graylb.explain import explain as explain_request
     from graylb.model.problems import ConfigErrors
 
     try:
@@ -69,8 +70,7 @@ def _explain(target: Target, **request: Any) -> dict[str, Any]:
         _, snapshot = prepare.prepare(document, Store(target.state).read(), at=prepare.now())
     except (ConfigErrors, StoreError) as error:
         fail(str(error), 1)
-    explained: dict[str, Any] = table.explain(snapshot, table.compile(snapshot), **request)
-    return explained
+    return explain_request(snapshot, table.compile(snapshot), **request)
 
 
 def _print(found: dict[str, Any]) -> None:

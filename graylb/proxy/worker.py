@@ -1,7 +1,7 @@
 """A worker process: the engine on an event loop of its own, told what to do through the channel.
 
-`python -m graylb.proxy.worker --channel FD --listen FD[,FD…] --worker N`, started by the supervisor with its descriptors
-inherited. It accepts clients once its first table is loaded, and ends when the supervisor does.
+`python -m graylb.proxy.worker --channel FD --listen FD[,FD…] --worker N`, started by the supervisor, whose descriptors
+it inherits. It accepts clients once its first table is loaded, and ends when the supervisor does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import gc
 import os
 import signal
 import socket
-from typing import Final
+from typing import Final, cast
 
 import uvloop
 
@@ -40,8 +40,7 @@ class Worker(asyncio.Protocol):
         self._serving = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
         self._start(self._load_tables())
         self._start(self._keep_resolving())
 

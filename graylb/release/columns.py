@@ -1,9 +1,9 @@
-"""The alias table of an anonymous split: columns of at most two versions, laid out so that every version is one interval.
+"""The alias table of an anonymous split: columns of at most two versions, in which every version is one interval.
 
 A draw n becomes the point frac((n + 1) * golden ratio) of [0, 1). What an interval gets of any 100 successive points of
 this rotation strays little from its length (three-distance theorem; Niederreiter, Random Number Generation and
-Quasi-Monte Carlo Methods, 1992), but the errors of several intervals add up. Vose's construction scatters a version over
-many; so columns are made as narrow as the lightest version, which leaves at most one border in each.
+Quasi-Monte Carlo Methods, 1992), but the errors of several intervals add up. Vose's construction scatters a version
+over many; so columns are made as narrow as the lightest version, which leaves at most one border in each.
 """
 
 from __future__ import annotations

@@ -1,0 +1,93 @@
+"""What the proxy does with one request and why, by the proxy's own matcher on the proxy's own table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from graylb import _fast
+from graylb.model.snapshot import Service, Snapshot
+from graylb.release.explain import describe_match, describe_subset, why_not
+from graylb.release.selectors import select
+
+Header = tuple[str, str]
+
+
+def explain(
+    snapshot: Snapshot,
+    image: bytes,
+    *,
+    method: str = "GET",
+    path: str = "/",
+    headers: Sequence[Header] = (),
+    client_ip: str = "127.0.0.1",
+    draw: int = 0,
+    pick: int = 0,
+) -> dict[str, Any]:
+    """The decision as a dict: outcome, route, service, rule or slot or draw, version, instance, fallback, revision.
+
+    draw, pick: which draw of the anonymous split and which pick of an instance, as a worker's counters would have them.
+    `because` says it in one line; `earlier_rules` says of each rule before the one that holds why it does not. Raises
+    ValueError when the request is not one that the proxy would accept.
+    """
+    table = _fast.Table(image)
+    head = request_head(method, path, headers)
+    told = table.decide(head, client_ip, draw=draw, pick=pick)
+    service_number, rule_number = told.pop("service_number"), told.pop("rule_number")
+    if service_number < 0:
+        return told | {"because": _without_service(told), "earlier_rules": []}
+    service = next(each for each in snapshot.services if each.name == told["service"])
+    upto = rule_number if rule_number >= 0 else len(service.rules) - 1
+    values, traced = table.trace(head, client_ip, service_number, upto)
+    earlier = []
+    for number, (rule, (holds, outcomes, groups)) in enumerate(zip(service.rules, traced, strict=False)):
+        if number == rule_number:
+            break
+        if holds:
+            raise AssertionError(f"rule {rule.name} holds, yet the index passed it over: please report this")
+        earlier.append({"rule": rule.name, "reason": why_not(rule.match, outcomes, groups, values)})
+    told["candidates"] = _candidates(service, told)
+    return told | {"because": _because(service, told), "earlier_rules": earlier}
+
+
+def request_head(method: str, path: str, headers: Sequence[Header]) -> bytes:
+    """The head as a client would send it; a Host is added when none is given. ValueError for what no head can hold."""
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+    if not any(name.lower() == "host" for name, _ in headers):
+        lines.insert(1, "host: localhost")
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a request line or header with a line break")
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+
+
+def _without_service(told: dict[str, Any]) -> str:
+    if told["outcome"] == "redirect":
+        return f"route {told['route']} redirects"
+    return "no route matches this host and path" if told["outcome"] == "no-route" else "the head is too large"
+
+
+def _candidates(service: Service, told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Instances of the answering version with the share of its requests that each gets."""
+    usable = [each for each in service.instances if each.version == told["version"] and each.weight > 0]
+    rule = next((each for each in service.rules if each.name == told["rule"]), None)
+    if rule is not None and rule.to is not None and not told["fallback"]:
+        usable = [service.instances[i] for i in select(rule.to, service.instances) if service.instances[i].weight > 0]
+    total = sum(each.weight for each in usable)
+    return [{"instance": each.address, "version": each.version, "share": each.weight / total} for each in usable]
+
+
+def _because(service: Service, told: dict[str, Any]) -> str:
+    rule = next((each for each in service.rules if each.name == told["rule"]), None)
+    if rule is not None and rule.to is not None:
+        reason = f"rule {rule.name} holds ({describe_match(rule.match)}) and asks for {describe_subset(rule.to)}"
+    elif told["slot"] is not None:
+        where = f"the split of rule {rule.name}" if rule is not None else "the split"
+        reason = f"the sticky key falls into slot {told['slot']}, which {told['wanted']} owns in {where}"
+    elif told["draw"] is not None:
+        where = f"the split of rule {rule.name}" if rule is not None else "the split"
+        reason = f"no sticky key: draw {told['draw']} of {where} names {told['wanted']}"
+    else:
+        reason = f"no rule holds and there is no split: the stable version {service.stable}"
+    if told["outcome"] == "no-instance":
+        return f"{reason}; no instance of it is available, and the fallback finds none either"
+    return f"{reason}; it has no instance, so the fallback gives {told['version']}" if told["fallback"] else reason

@@ -13,7 +13,7 @@ from benchmarks.load.peers import Peer, Upstreams
 from benchmarks.stats import share_bounds
 
 CLIENTS = 20
-REQUESTS_EACH = 100
+REQUESTS_EACH = 50
 
 
 @dataclass(frozen=True, slots=True)

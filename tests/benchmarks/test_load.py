@@ -205,9 +205,9 @@ def test_a_proxy_that_does_not_do_the_job_is_refused(upstreams: Upstreams) -> No
         verify.verify(Peer("liar", upstreams.v1, os.getpid()), upstreams)
 
 
-@pytest.mark.parametrize("name", ["nginx", "haproxy"])
-def test_peers_do_the_job(native: Path, upstreams: Upstreams, name: str) -> None:
-    if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None:
+@pytest.mark.parametrize("name", ["graylb", "nginx", "haproxy"])
+def test_proxies_do_the_job(native: Path, upstreams: Upstreams, name: str) -> None:
+    if name != "graylb" and shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None:
         pytest.skip(f"{name} is not installed")
     work = native / name
     work.mkdir()

@@ -12,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import report, stamp
 from benchmarks.failure import BenchError
 from benchmarks.micro import run as micro
+from benchmarks.micro import snapshots
 from benchmarks.micro.run import Operation
 
 
@@ -131,6 +132,26 @@ def test_every_operation_runs_once_in_every_round() -> None:
     assert sorted((row["operation"], row["round"]) for row in rows) == [(o, r) for o in "ab" for r in (1, 2, 3)]
     assert calls[:2] == [("a", 10), ("b", 10)]
     assert all(n == 100 for _, n in calls[2:])
+
+
+def test_all_operations_give_figures_over_real_tables() -> None:
+    operations = micro.build(micro.GROUPS)
+    names = [each.name for each in operations]
+    assert len(set(names)) == len(names)
+    for law in micro.LAWS:
+        assert {law.small, law.large} <= set(names)
+    for each in operations:
+        assert each.time(3) > 0
+
+
+def test_heads_are_heads() -> None:
+    for user in (None, "u1"):
+        head = snapshots.head(user)
+        assert head.endswith(b"\r\n\r\n")
+        assert head.count(b"\r\n\r\n") == 1
+        assert (b"\r\nX-User-Id: u1\r\n" in head) == (user is not None)
+    addresses = {snapshots.address(each) for each in range(100_000)}
+    assert len(addresses) == 100_000
 
 
 def test_an_operation_without_a_figure_is_refused() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,3 +146,14 @@ def check_pinned(pids: Iterable[int], cores: frozenset[int], name: str) -> None:
             allowed = os.sched_getaffinity(int(task.name))
             if allowed != cores:
                 raise BenchError(f"{name}: thread {task.name} may run on cores {sorted(allowed)}, not {sorted(cores)}")
+
+
+def check_idle(trees: Mapping[str, Iterable[int]], seconds: float = 0.5, most: float = 0.05) -> None:
+    """Raises BenchError for a tree that uses more than `most` of a core with nothing to do: all share one core, so
+    what one burns while another is measured makes the other's figures worthless."""
+    before = {name: cpu_seconds(pids) for name, pids in trees.items()}
+    time.sleep(seconds)
+    for name, pids in trees.items():
+        share = (cpu_seconds(pids) - before[name]) / seconds
+        if share > most:
+            raise BenchError(f"{name} uses {share:.0%} of a core while it has nothing to do, expected below {most:.0%}")

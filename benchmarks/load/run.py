@@ -16,7 +16,7 @@ from benchmarks.failure import BenchError
 from benchmarks.load import peers, wrk
 from benchmarks.load.cases import Case
 from benchmarks.load.peers import Peer, Upstreams
-from benchmarks.load.process import check_pinned, cpu_seconds, memory, tree
+from benchmarks.load.process import check_idle, check_pinned, cpu_seconds, memory, tree
 from benchmarks.load.verify import check_share, count_at, verify
 from benchmarks.stats import rotated
 
@@ -80,6 +80,7 @@ def stage(names: Sequence[str], cores: Cores, work: Path) -> Iterator[tuple[Upst
         for name, peer in up.items():
             check_pinned(tree(peer.pid), cores.proxy, name)
             verify(peer, to)
+        check_idle({name: tree(peer.pid) for name, peer in up.items()})
         yield to, up
 
 

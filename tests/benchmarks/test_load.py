@@ -130,6 +130,17 @@ def test_a_tree_counts_children_time_and_memory(tmp_path: Path) -> None:
         process.cpu_seconds([started.pid])
 
 
+def test_a_process_that_burns_time_while_idle_is_refused(tmp_path: Path) -> None:
+    cores = frozenset(os.sched_getaffinity(0))
+    burn = [sys.executable, "-c", "print(1, flush=True)\nwhile True: pass"]
+    with process.running("burner", burn, cores, tmp_path / "log", tells=True) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "1\n"
+        process.check_idle({"me": [os.getpid()]}, 0.05, most=0.99)
+        with pytest.raises(BenchError, match=r"burner uses \d+% of a core while it has nothing to do"):
+            process.check_idle({"burner": [started.pid]}, 0.5)
+
+
 def test_a_process_that_fails_at_start_tells_why(tmp_path: Path) -> None:
     cores = frozenset(os.sched_getaffinity(0))
     command = [sys.executable, "-c", "raise SystemExit('no such port')"]

@@ -6,6 +6,9 @@ One process with the control plane: `run` is the whole life of `graylb run`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib
+import ipaddress
 import os
 import signal
 import socket
@@ -16,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from graylb.control import admin, logs
+from graylb.control import logs
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
@@ -74,7 +77,7 @@ class Supervisor:
         self.plane = Plane(options.document, store)
         self.workers: list[Worker] = []
         self.listeners: list[_Bound] = []
-        self.admin_address: str | None = None
+        self._admin: _Bound | None = None
         self.draining = False
         self._announced = False
         self._started_with: Snapshot | None = None
@@ -92,15 +95,19 @@ class Supervisor:
             applied = await self.plane.start()
             self._started_with = applied.snapshot
             self._bind(applied)
-            background += await self._start_admin(applied)
+            # FastAPI takes about as long to load as a worker to start
+            loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "graylb.control.admin"))
             await self._start_workers(applied)
+            admin = await loading
+            if self._admin is not None:
+                background.append(asyncio.create_task(admin.serve(self._admin.sockets[0], self.plane, self)))
             if not self._signals.empty():  # told to stop while it started
                 return await self._drain()
             self._announce(applied)
             background.append(asyncio.create_task(self.plane.run(self.publish)))
             await self._until_told(background)
             return await self._drain()
-        except (StartRefused, admin.AdminRefused) as error:
+        except StartRefused as error:
             raise StartError(str(error)) from error
         except WorkerFailed as error:
             raise StartError(f"cannot start: {error}") from error
@@ -112,6 +119,8 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             self._close_listeners()
+            if self._admin is not None:
+                self._admin.sockets[0].close()
 
     async def publish(self, applied: Applied, last: Applied) -> list[str]:
         """All workers serve `applied`, or, when one refuses, `last` again; then the reasons."""
@@ -121,6 +130,10 @@ class Supervisor:
         await asyncio.gather(*(worker.settle(settled) for worker in self.workers))
         self._write_ports_file()
         return refusals
+
+    @property
+    def admin_address(self) -> str | None:
+        return self._admin.address if self._admin else None
 
     def ready(self) -> bool:
         """All workers serve a table, and none is told to stop."""
@@ -169,20 +182,16 @@ class Supervisor:
         addresses = self.options.listen or tuple(listener.address for listener in applied.snapshot.listeners)
         if not addresses:
             raise StartError("the document has no listeners; expected at least one {address: host:port}")
-        self.listeners = [bind(address, count) for address in addresses]
+        admin = self.options.admin or applied.snapshot.admin
+        if admin is not None:
+            _refuse_beyond_loopback(admin)
+            self._admin = bind(admin, 1)
+        for address in addresses:
+            self.listeners.append(bind(address, count))
         self.workers = [
             Worker(n, [bound.sockets[n] for bound in self.listeners], on_ready=self._write_ports_file)
             for n in range(count)
         ]
-
-    async def _start_admin(self, applied: Applied) -> list[asyncio.Task[Any]]:
-        address = self.options.admin or applied.snapshot.admin
-        if address is None:
-            return []
-        admin.refuse_beyond_loopback(address)
-        bound = bind(address, 1)
-        self.admin_address = bound.address
-        return [asyncio.create_task(admin.serve(bound.sockets[0], self.plane, self))]
 
     async def _start_workers(self, applied: Applied) -> None:
         """Returns when all serve, or when a signal came. Raises WorkerFailed."""
@@ -273,6 +282,7 @@ def bind(address: str, count: int) -> _Bound:
     Port 0 lets the kernel choose, once for all of them.
     """
     host, _, port = address.rpartition(":")
+    sockets: list[socket.socket] = []
     try:
         family, _, _, _, target = socket.getaddrinfo(
             host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -280,20 +290,32 @@ def bind(address: str, count: int) -> _Bound:
         # SO_REUSEPORT would let a second graylb share the port in silence, so ask without it first
         with _socket(family) as probe:
             probe.bind(target)
-        sockets: list[socket.socket] = []
         for _ in range(count):
             listener = _socket(family)
+            sockets.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(target)
             listener.listen(BACKLOG)
             listener.setblocking(False)
             target = listener.getsockname()
-            sockets.append(listener)
     except (OSError, ValueError) as error:
+        for listener in sockets:
+            listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StartError(f"cannot listen on {address}: {reason}") from error
     host, port = sockets[0].getsockname()[:2]
     return _Bound(f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}", sockets)
+
+
+def _refuse_beyond_loopback(address: str) -> None:
+    """Raises StartError for an admin address that others than this machine could reach."""
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    raise StartError(
+        f"admin address {address}: the admin API has no authentication yet; expected a loopback address, 127.0.0.1:9900"
+    )
 
 
 def _socket(family: int) -> socket.socket:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -16,29 +15,12 @@ from graylb import __version__
 from graylb.control.plane import Plane
 
 
-class AdminRefused(Exception):
-    """The admin address is not one that graylb serves."""
-
-
 class Tree(Protocol):
     """What the supervisor tells about its processes."""
 
     def ready(self) -> bool: ...
     def status(self) -> dict[str, Any]: ...
     async def stats(self) -> list[dict[str, Any]]: ...
-
-
-def refuse_beyond_loopback(address: str) -> None:
-    """Raises AdminRefused for an address that others than this machine could reach."""
-    host = address.rpartition(":")[0].strip("[]")
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host == "localhost":
-        return
-    raise AdminRefused(
-        f"admin address {address}: the admin API has no authentication yet; expected a loopback address, 127.0.0.1:9900"
-    )
 
 
 def create_app(plane: Plane, tree: Tree) -> FastAPI:

@@ -32,9 +32,20 @@ class _Json(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
+class _Stderr(logging.Handler):
+    """Whatever `sys.stderr` is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
 def configure(kind: Format) -> None:
     """Sends the log to stderr in the given form, in place of what was configured before."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(_Json() if kind == "json" else _Plain())
     log.handlers = [handler]
     log.propagate = False

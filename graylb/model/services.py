@@ -59,7 +59,9 @@ def _prefix(value: Any) -> Any:
 ROOT = PathPattern(prefix="/")
 
 Paths = Annotated[
-    tuple[Annotated[PathPattern, BeforeValidator(_prefix, json_schema_input_type=str | PathPattern)], ...],
+    tuple[
+        Annotated[PathPattern, BeforeValidator(_prefix, json_schema_input_type=values.PathPrefix | PathPattern)], ...
+    ],
     values.AT_LEAST_ONE,
 ]
 Hosts = Annotated[tuple[values.HostPattern, ...], values.AT_LEAST_ONE]

@@ -421,6 +421,7 @@ Texts = Annotated[tuple[str, ...], PlainValidator(texts), WithJsonSchema({"type"
 TextsOrList = Annotated[
     str | tuple[str, ...],
     PlainValidator(texts_or_list),
+    PlainSerializer(lambda found: found if isinstance(found, str) else list(found)),
     WithJsonSchema({"anyOf": [{"type": "array", "items": SCALAR, "minItems": 1}, _TEXT]}),
 ]
 Bool = Annotated[bool, PlainValidator(boolean), WithJsonSchema({"type": "boolean"})]

@@ -1,0 +1,158 @@
+"""Strategies: whole valid documents as plain data, and data that only looks like one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+VERSIONS = st.sampled_from(["v1", "v2", "v1.2.3-rc.1", "commit-abc123", "1.10"])
+WORDS = st.sampled_from(["a", "beta", "on", "1.0", "", "ü", "true", "x y", "2024-11-05", "0x10", "~"])
+NAMES = st.sampled_from(["a", "b", "x-user-id", "uid", "r.1", "_z"])
+PATHS = st.sampled_from(["/", "/a", "/a/", "/a/b", "/%C3%BC", "/x.js"])
+HOSTS = st.sampled_from(["*", "*.example.com", "a.example.com", "10.0.0.1", "::1"])
+REGEXES = st.sampled_from(["a+", "/x/[0-9]+", "(a|b)?", "\\d{3}", ".*"])
+DURATIONS = st.sampled_from([1, 0.5, "250ms", "5s", "2m", "1.5h"])
+
+
+def optional(required: dict[str, Any], **rest: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(required, optional=rest)
+
+
+def one_key(**kinds: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.one_of([st.fixed_dictionaries({key: value}) for key, value in kinds.items()])
+
+
+OPERATORS: st.SearchStrategy[Any] = st.deferred(
+    lambda: one_key(
+        exact=WORDS,
+        prefix=WORDS.filter(bool),
+        suffix=WORDS.filter(bool),
+        regex=REGEXES,
+        present=st.booleans(),
+        **{"in": st.lists(WORDS, min_size=1, max_size=3), "not": VALUES},
+        number=st.sampled_from([">=1,<5", "==2.5", 5]),
+        semver=st.sampled_from([">=1.2,<2", "^1", 1]),
+    )
+)
+VALUES = st.one_of(WORDS, st.integers(), st.booleans(), st.lists(WORDS, min_size=1, max_size=3), OPERATORS)
+RULE_VALUES = VALUES | st.just({"in": "people"}) | st.just({"not": {"in": "others"}})
+
+
+def kind(exact: st.SearchStrategy[Any], *more: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Of a condition with a form of its own."""
+    plain = st.one_of(exact, st.lists(exact, min_size=1, max_size=3), one_key(exact=exact), *more)
+    return plain | one_key(**{"not": plain})
+
+
+def named(values: st.SearchStrategy[Any], names: st.SearchStrategy[str] = NAMES) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(names, values, min_size=1, max_size=3)
+
+
+CONDITIONS: dict[str, st.SearchStrategy[Any]] = {
+    "path": kind(PATHS, one_key(prefix=PATHS), one_key(regex=REGEXES), one_key(suffix=st.just(".js"))),
+    "method": kind(st.sampled_from(["GET", "POST", "M-SEARCH"])),
+    "headers": named(RULE_VALUES),
+    "cookies": named(RULE_VALUES),
+    "query": named(RULE_VALUES, WORDS.filter(bool)),
+    "metadata": named(RULE_VALUES),
+    "grpc": optional({"service": RULE_VALUES}, method=RULE_VALUES),
+    "client_ip": kind(st.sampled_from(["10.0.0.0/8", "10.1.2.3", "::1", "2001:db8::/32"])),
+    "api_version": kind(st.sampled_from(["v1", 2, "3"]), one_key(present=st.booleans())),
+    "device": kind(st.sampled_from(["mobile", "bot", "desktop"])),
+    "mark": RULE_VALUES,
+}
+GROUP = st.fixed_dictionaries({}, optional=CONDITIONS).filter(bool)
+MATCH = st.fixed_dictionaries({}, optional={**CONDITIONS, "not": GROUP | st.lists(GROUP, min_size=1, max_size=2)})
+WEIGHTS = st.dictionaries(VERSIONS, st.sampled_from([0, 1, 5, 0.01, 95.5]), min_size=1).filter(
+    lambda w: any(w.values())
+)
+SPLIT = WEIGHTS | optional({"weights": WEIGHTS}, salt=st.just("s.1"))
+TARGET = VERSIONS | optional(
+    {"metadata": named(WORDS)}, version=VERSIONS, semver=st.sampled_from([">=2,<3", "1.x || ^2"])
+)
+FALLBACK = st.sampled_from(["strict", "stable", "any"])
+
+
+def listed(
+    part: st.SearchStrategy[dict[str, Any]], most: int, **numbered: str
+) -> st.SearchStrategy[list[dict[str, Any]]]:
+    """Up to so many, each with keys that hold its number, so that they differ."""
+
+    def number(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**{key: text.format(i) for key, text in numbered.items()}, **each} for i, each in enumerate(found)]
+
+    return st.lists(part, max_size=most).map(number)
+
+
+RULE = optional({"match": MATCH}, priority=st.integers(-2, 2), fallback=FALLBACK)
+TARGETED_RULE = st.builds(dict.__or__, RULE, one_key(to=TARGET, split=SPLIT))
+INSTANCE = optional({"version": VERSIONS}, weight=st.integers(0, 200), metadata=named(WORDS), zone=WORDS)
+STICKY = st.lists(
+    one_key(header=NAMES, cookie=NAMES, query=NAMES, metadata=NAMES, client_ip=st.just(True)),
+    min_size=1,
+    max_size=3,
+    unique_by=repr,
+)
+SERVICE = optional(
+    {
+        "stable": VERSIONS,
+        "rules": listed(TARGETED_RULE, 2, name="r{}"),
+        "instances": listed(INSTANCE, 3, address="[::1]:800{}"),
+        "lists": optional({"people": st.lists(WORDS.filter(bool), max_size=3), "others": st.just(["u1"])}),
+    },
+    sticky=STICKY,
+    split=SPLIT,
+    fallback=FALLBACK,
+    policy=st.sampled_from(["weighted", "least_request"]),
+    timeouts=optional({}, connect=DURATIONS, response=DURATIONS, idle=DURATIONS),
+    paths=st.lists(PATHS | one_key(exact=PATHS, prefix=PATHS, regex=REGEXES), min_size=1, max_size=1),
+)
+ROUTE = optional(
+    {},
+    methods=st.lists(st.sampled_from(["GET", "PUT"]), min_size=1, max_size=2),
+    paths=st.lists(PATHS, min_size=1, max_size=1),
+    headers=named(VALUES),
+    query=named(VALUES),
+)
+REDIRECT = optional({"host": st.just("b.example")}, status=st.just(308))
+TARGETED_ROUTE = st.builds(dict.__or__, ROUTE, one_key(service=st.just("s0"), redirect=REDIRECT))
+DOCUMENTS = optional(
+    {
+        "listeners": st.just([{"address": "127.0.0.1:0"}, {"address": "[::]:80"}]),
+        "services": st.lists(SERVICE, min_size=1, max_size=2).map(
+            # Hosts of their own, so that no two routes are the same.
+            lambda found: {
+                f"s{i}": {**each, "hosts": [f"s{i}.example", f"*.s{i}.example"]} for i, each in enumerate(found)
+            }
+        ),
+        "routes": st.lists(TARGETED_ROUTE, max_size=2).map(
+            lambda found: [{**each, "hosts": [f"r{i}.example"]} for i, each in enumerate(found)]
+        ),
+    },
+    admin=st.just({"address": "127.0.0.1:9900"}),
+    workers=st.sampled_from([1, 4, "auto"]),
+    decision_headers=st.booleans(),
+    forwarding=optional({}, via=st.booleans(), x_forwarded=st.sampled_from(["append", "replace", "off"])),
+    limits=optional({}, head_bytes=st.sampled_from([4096, "64KiB"]), idle_timeout=DURATIONS),
+)
+WORDS_OF_DOCUMENTS = """
+listeners services routes admin workers limits forwarding address users hosts paths sticky stable split weights salt
+slots rules name match to headers not in regex path exact prefix client_ip lists file instances version metadata weight
+redirect rewrite service methods header present number semver grpc
+"""
+KEYS = st.sampled_from(WORDS_OF_DOCUMENTS.split())
+NEARLY: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | WORDS
+    | PATHS
+    | KEYS
+    | VERSIONS
+    | REGEXES
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=5),
+    max_leaves=30,
+)

@@ -74,28 +74,30 @@ def _explain(target: Target, **request: Any) -> dict[str, Any]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    """A tree in the order of the decision; `rules` is the list of those that came before."""
+    """A tree in the order of the decision."""
     from rich.markup import escape
     from rich.tree import Tree
 
     tree = Tree(f"revision {found.get('revision', '-')}")
     for key, value in found.items():
-        if key == "revision":
+        if key == "revision" or value is None:
             continue
         branch = tree.add(f"[bold]{escape(key.replace('_', ' '))}[/]: {_short(value)}")
         for each in value if isinstance(value, list) else ():
             branch.add(_short(each))
-    console().print(tree)
+    console().print(tree, soft_wrap=True)
 
 
 def _short(value: Any) -> str:
     """One line of rich markup."""
     from rich.markup import escape
 
-    if value is None:
-        return "-"
+    if isinstance(value, bool) or value is None:
+        return "yes" if value else "no"
     if isinstance(value, list):
         return "" if value else "none"
+    if isinstance(value, dict) and value.keys() == {"rule", "reason"}:
+        return f"{escape(value['rule'])}: {escape(value['reason'])}"
     if isinstance(value, dict):
         return ", ".join(f"{escape(str(key))} {_short(each)}" for key, each in value.items())
     return escape(str(value))

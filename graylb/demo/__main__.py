@@ -20,8 +20,8 @@ class DemoError(Exception):
     """Why the demo cannot run, in one line."""
 
 
-def main() -> int:
-    """Runs until Ctrl-C or SIGTERM; the exit status."""
+def main(shipped: Path = ROOT / "config" / "demo.yaml", folder: Path = ROOT / ".build" / "demo") -> int:
+    """Runs the shipped document, or the copy in `folder`, until Ctrl-C or SIGTERM; the exit status."""
     from graylb.control import prepare
     from graylb.model.problems import ConfigErrors
     from graylb.supervisor import Options, StartError, Supervisor, run
@@ -29,7 +29,7 @@ def main() -> int:
     upstreams: list[subprocess.Popen[bytes]] = []
     try:
         listen, admin = (_address(name, port) for name, port in (("GRAYLB_PORT", 8080), ("GRAYLB_ADMIN_PORT", 9900)))
-        document = own_copy(ROOT / "config" / "demo.yaml", ROOT / ".build" / "demo")
+        document = own_copy(shipped, folder)
         for service, part in prepare.read(document).services.items():
             # extend takes what the generator made so far also when the next one fails, so that it is stopped
             upstreams.extend(start_upstream(service, each.version, each.address) for each in part.instances)

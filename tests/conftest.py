@@ -68,14 +68,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[
         for site in group:
             more = {"timeouts": IMPATIENT} if kind == "impatient" else {}
             services[site.name] = proxies.service(site.upstream.address, hosts=[site.host], **more)
-    with proxies.running(tmp_path_factory.mktemp("shared"), proxies.document(services)) as proxy:
-        for group in sites.values():
-            for site in group:
+    made = [site for group in sites.values() for site in group]
+    try:
+        with proxies.running(tmp_path_factory.mktemp("shared"), proxies.document(services)) as proxy:
+            for site in made:
                 site.proxy = proxy
-        yield sites
-        for group in sites.values():
-            for site in group:
-                site.upstream.refuse()
+            yield sites
+    finally:
+        for site in made:
+            site.upstream.refuse()
 
 
 @pytest.fixture

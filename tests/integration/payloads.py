@@ -99,7 +99,8 @@ def framing() -> Iterator[Payload]:
         b"Content-Length : 30", b"Content-Length\x0b: 30", b" Content-Length: 30", b"X: y\nContent-Length: 30",
     ):  # fmt: skip
         data = post(b"Content-Length: 5", line, body=b"hello" + SMUGGLED)
-        yield Payload(label("hidden framing", line), data, "refuse", BAD)
+        # a folded line is also an empty coding: either is reason enough
+        yield Payload(label("hidden framing", line), data, "refuse", (400, 501) if line[18:20] == b"\r\n" else BAD)
     old = post(te, body=CHUNKED + SMUGGLED, version=b"1.0")
     yield Payload("chunked in HTTP/1.0", old, "refuse", BAD)
     kept = post(te, b"Connection: keep-alive", body=CHUNKED + SMUGGLED, version=b"1.0")

@@ -95,7 +95,7 @@ def test_no_instance(tmp_path: Path) -> None:
 
 
 INVALID = {
-    "garbage": b"garbage\r\n\r\n",
+    "garbage": b"complete garbage\r\n\r\n",
     "not http": b"SSH-2.0-OpenSSH_9.2\r\n",
     "http/2": b"HTTP/2.0 200 OK\r\ncontent-length: 0\r\n\r\n",
     "http/0.9 text": b"<html>hello</html>",
@@ -141,17 +141,34 @@ def test_invalid_answers(site: Site, name: str) -> None:
     "raw", [b"zz\r\n", b"-1\r\n", b"5\r\nhelloX", b"fffffffffffffffff\r\n", b"5 \r\nhello\r\n", b"5\nhello\r\n"]
 )
 def test_a_bad_chunk_in_an_answer_ends_it_unfinished(site: Site, raw: bytes) -> None:
+    """With its head in one piece: a 502 of ours or a cut. Behind a head that is on its way: a cut."""
+    gate = site.upstream.gate()
+
     def answer(call: Call) -> None:
+        call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+        gate.wait()
+        call.send(raw + b"\r\n0\r\n\r\n")
+        call.wait_gone()
+        call.close()
+
+    def at_once(call: Call) -> None:
         call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n" + raw + b"\r\n0\r\n\r\n")
         call.wait_gone()
         call.close()
 
-    site.on("/bad", answer)
-    client = site.client().send(site.request(target="/bad"))
-    got = client.rest()
-    assert not got.endswith(b"\r\n0\r\n\r\n"), "the client was told that the answer is complete"
+    site.on("/later", answer)
+    client = site.client().send(site.request(target="/later"))
+    got = client.sock.recv(65536)
+    gate.set()
+    got += client.rest()
+    assert got.startswith(b"HTTP/1.1 200 ")
+    assert not got.endswith(b"0\r\n\r\n"), "the client was told that the answer is complete"
+    site.on("/at-once", at_once)
+    got = site.client().send(site.request("GET", "/at-once", "Connection: close")).rest()
     assert got.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 502 "))
-    site.upstream.connections[0].wait_closed()
+    assert not got.endswith(b"0\r\n\r\n"), "the client was told that the answer is complete"
+    for connection in site.upstream.connections:
+        connection.wait_closed()
 
 
 # -- time ----------------------------------------------------------------------------------------------------------

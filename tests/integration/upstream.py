@@ -49,8 +49,8 @@ class Gone(Exception):
 class Connection:
     """One accepted connection. `raw` is what arrived on it, at most KEPT bytes."""
 
-    def __init__(self, sock: socket.socket, number: int) -> None:
-        self.sock, self.number = sock, number
+    def __init__(self, sock: socket.socket, peer: tuple[str, int], number: int) -> None:
+        self.sock, self.peer, self.number = sock, peer, number
         self.raw = bytearray()
         self.buffer = bytearray()
         self.closed = threading.Event()
@@ -262,6 +262,27 @@ class Upstream:
         """Requests whose target begins with `path`."""
         return [request for request in self.requests if request.target.startswith(path)]
 
+    def settle(self) -> None:
+        """Until everything that graylb has sent is read, and every connection that it has closed is seen as closed.
+
+        Connections are accepted in order: once one of our own is served, all earlier ones are known.
+        """
+        with socket.create_connection(self.listener.getsockname(), PATIENCE) as mine:
+            name = mine.getsockname()
+        self.wait(lambda: any(one.peer == name for one in list(self.connections)), "our own connection")
+        self.wait(lambda: all(self._is_quiet(one) for one in list(self.connections)), "quiet connections")
+
+    @staticmethod
+    def _is_quiet(connection: Connection) -> bool:
+        if connection.closed.is_set():
+            return True
+        poller = select.poll()
+        try:
+            poller.register(connection.sock, select.POLLIN | select.POLLRDHUP)
+            return connection.between and not connection.buffer and not poller.poll(0)
+        except (OSError, ValueError):  # closed just now
+            return False
+
     @property
     def open_connections(self) -> list[Connection]:
         return [connection for connection in self.connections if not connection.closed.is_set()]
@@ -296,11 +317,11 @@ class Upstream:
     def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self.listener.accept()
+                sock, peer = self.listener.accept()
             except OSError:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock, len(self.connections) + 1)
+            connection = Connection(sock, peer, len(self.connections) + 1)
             self.connections.append(connection)
             self._spawn(self._serve, connection)
 

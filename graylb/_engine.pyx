@@ -11,22 +11,22 @@ that goes through the ready-again list (`_again`).
 
 cimport cython
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
-from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from graylb._fast cimport (DECIDED, NONE32, NO_INSTANCE, NO_ROUTE, REDIRECT, TOO_LARGE, Context, Decision, Live, Query, Route,
                            Rule, Service, Str, Table, decide, free_context, make_context, pick_other)
-from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS, Body, Client,
-                            ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line, scan_request,
-                            scan_response, start_body, write_request, write_response)
+from graylb._gate cimport Gate
+from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
+                            Body, Client, ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line,
+                            scan_request, scan_response, start_body, write_request, write_response)
+from graylb._live cimport (CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn,
+                           Counter, Exchange, TableState, Upstream, sockaddr_storage)
 
-import socket
-
-import httptools
-
+from graylb._live import is_ip
 from graylb.errors import BY_REASON, KINDS
 
 cdef extern from * nogil:
@@ -59,12 +59,6 @@ cdef extern from * nogil:
       inet_ntop(*v4 ? AF_INET : AF_INET6, *v4 ? packed + 12 : packed, text, 46);
       setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
       return fd; }
-    static uint32_t gl_sockaddr(struct sockaddr_storage *s, const char *ip, int port) {
-      struct sockaddr_in *a = (struct sockaddr_in *)s; struct sockaddr_in6 *b = (struct sockaddr_in6 *)s;
-      memset(s, 0, sizeof *s);
-      if (inet_pton(AF_INET, ip, &a->sin_addr) == 1) { a->sin_family = AF_INET; a->sin_port = htons(port); return sizeof *a; }
-      if (inet_pton(AF_INET6, ip, &b->sin6_addr) == 1) { b->sin6_family = AF_INET6; b->sin6_port = htons(port); return sizeof *b; }
-      return 0; }
     /* begins a connection; -1 with errno */
     static int gl_connect(const struct sockaddr_storage *s, uint32_t n) {
       int one = 1, fd = socket(s->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -85,7 +79,6 @@ cdef extern from * nogil:
     """
     uint64_t gl_now_ms()
     int gl_accept(int, char*, uint8_t*, uint8_t*)
-    uint32_t gl_sockaddr(sockaddr_storage*, const char*, int)
     int gl_connect(const sockaddr_storage*, uint32_t)
     int gl_socket_error(int)
     int gl_watch(int, int, void*)
@@ -134,139 +127,6 @@ cdef int E_CONNECT_TIMEOUT = BY_REASON["connect-timeout"].code
 cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
 cdef int E_UPSTREAM_INVALID = BY_REASON["upstream-invalid"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
-
-
-@cython.final
-cdef class View:
-    """C memory as a buffer, for httptools."""
-
-    cdef const char* p
-    cdef Py_ssize_t n
-
-    def __getbuffer__(self, Py_buffer* b, int flags):
-        PyBuffer_FillInfo(b, self, <void*>self.p, self.n, 1, flags)
-
-
-@cython.final
-cdef class Gate:
-    """The second parser: llhttp, through httptools, must accept the same bytes and see a body where the scanner does.
-
-    Framing callbacks only. One parser serves all connections, for it is fed whole heads; it is replaced whenever its state
-    would colour the next head (a body to come, a connection to be closed, an error).
-    """
-
-    cdef int heads
-    cdef int messages
-    cdef View view
-    cdef object feed
-
-    def __cinit__(self):
-        self.view = View()
-        self.renew()
-
-    def on_headers_complete(self):
-        self.heads += 1
-
-    def on_message_complete(self):
-        self.messages += 1
-
-    cdef renew(self):
-        self.feed = httptools.HttpRequestParser(self).feed_data
-
-    cdef bint admits(self, Head* h) noexcept:
-        """Whether llhttp agrees with the scanner on this head."""
-        cdef bint body = h.chunked or h.content_length > 0
-        self.heads = self.messages = 0
-        self.view.p = h.start
-        self.view.n = h.end - h.start
-        try:
-            self.feed(self.view)
-        except httptools.HttpParserUpgrade:
-            self.renew()
-            return not body
-        except httptools.HttpParserError:
-            self.renew()
-            return False
-        if body or h.close or h.minor == 0: self.renew()
-        return self.heads == 1 and self.messages == (0 if body else 1)
-
-
-cdef class Counter:
-    """One number that outlives tables, by name."""
-
-    def __cinit__(self, uint64_t value=0):
-        self.value = value
-
-
-cdef class Upstream:
-    """One instance of one service, while a table names it or a connection to it lives."""
-
-    def __init__(self, str service, str address, str version):
-        self.service = service
-        self.address = address
-        self.version = version
-        host, _, port = address.rpartition(":")
-        self.resolve(host.strip("[]"))
-
-    def resolve(self, str ip):
-        """Takes an IP address for this instance's host; a host name leaves it unresolved."""
-        raw = ip.encode()
-        self.sa_len = gl_sockaddr(&self.sa, PyBytes_AS_STRING(raw), int(self.address.rpartition(":")[2]))
-
-    def figures(self):
-        """Counters as a dict."""
-        return {"service": self.service, "address": self.address, "version": self.version, "requests": self.requests,
-                "failures": self.failures, "connects": self.connects, "in_flight": self.in_flight, "idle": self.n_idle}
-
-
-cdef class TableState:
-    """A table bound to the live state of this worker; requests hold it from their head to their end."""
-
-    def __cinit__(self, Table table, dict upstreams, dict counters, uint64_t pick):
-        cdef Upstream u
-        cdef Counter n
-        cdef int i
-        cdef int instances = table.header.n_instances
-        self.table = table
-        self.boxes = []
-        self.counters = []
-        self.live.draws = <uint64_t**>calloc(table.header.n_splits + 1, sizeof(void*))
-        self.live.in_flight = <uint32_t**>calloc(instances + 1, sizeof(void*))
-        self.upstreams = <PyObject**>calloc(instances + 1, sizeof(void*))
-        if self.live.draws == NULL or self.live.in_flight == NULL or self.upstreams == NULL: raise MemoryError
-        self.live.pick = pick
-        for i, (service, address, version, _) in enumerate(table.instance_list()):
-            u = upstreams[service, address]
-            self.boxes.append(u)
-            self.live.in_flight[i] = &u.in_flight
-            self.upstreams[i] = <PyObject*>u
-        for i, name in enumerate(table.meta["splits"]):
-            n = counters[name]
-            self.counters.append(n)
-            self.live.draws[i] = &n.value
-        self._settings(table.meta)
-
-    def _settings(self, dict meta):
-        modes = {"off": 0, "append": 1, "replace": 2}
-        limits = meta["limits"]
-        self.policy.x_forwarded = modes[meta["forwarding"]["x_forwarded"]]
-        self.policy.forwarded = modes[meta["forwarding"]["forwarded"]]
-        self.policy.via = meta["forwarding"]["via"]
-        self.decision_headers = meta["decision_headers"]
-        self.max_headers = min(limits["headers"], MAX_HEADERS)
-        self.head_bytes = min(limits["head_bytes"], RECEIVE // 2)
-        self.uri_bytes = limits["uri_bytes"]
-        self.header_ms = round(limits["header_timeout"] * 1000)
-        self.client_idle_ms = round(limits["idle_timeout"] * 1000)
-        self.body_ms = round(limits["body_timeout"] * 1000)
-        self.grace_ms = round(limits["half_close_grace"] * 1000)
-        self.upstream_idle_ms = round(limits["upstream_idle_timeout"] * 1000)
-        self.max_idle = limits["upstream_idle_connections"]
-
-    def __dealloc__(self):
-        free(self.live.draws)
-        free(self.live.in_flight)
-        free(self.upstreams)
 
 
 cdef enum:
@@ -325,11 +185,11 @@ cdef class Engine:
         self.worker = worker
         self.ep = epoll_create1(EPOLL_CLOEXEC)
         self.memory = <char*>malloc(HEADROOM + RECEIVE + 64)
-        self.heads_size = 3 * (RECEIVE // 2) + MARGIN + SMALL
+        self.heads_size = 3 * (MAX_HEAD) + MARGIN + SMALL
         self.heads = <char*>malloc(self.heads_size)
         self.events = <epoll_event*>malloc(EVENTS * sizeof(epoll_event))
         if self.ep < 0 or self.memory == NULL or self.heads == NULL or self.events == NULL \
-                or not make_context(&self.context, RECEIVE // 2): raise MemoryError
+                or not make_context(&self.context, MAX_HEAD): raise MemoryError
         self.buf = self.memory + HEADROOM
         for i in range(WHEEL): self.wheel[i].later = self.wheel[i].earlier = &self.wheel[i]
         self.upstreams = {}
@@ -344,7 +204,7 @@ cdef class Engine:
                         for kind in KINDS]
         self.on_ready = self._on_ready
         loop.add_reader(self.ep, self.on_ready)
-        self.ticker = loop.call_later(TICK_MS / 1000, self._on_tick)
+        self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
 
     def __dealloc__(self):
         free(self.memory)
@@ -415,7 +275,7 @@ cdef class Engine:
     def upstream_names(self):
         """((service, address), known) of the current instances whose host is a name; known: it was resolved before."""
         cdef Upstream u
-        return [((u.service, u.address), u.sa_len > 0) for u in self.upstreams.values() if not _is_ip(u.address)]
+        return [((u.service, u.address), u.sa_len > 0) for u in self.upstreams.values() if not is_ip(u.address)]
 
     def resolved(self, str service, str address, str ip):
         """Takes the IP address found for an instance's host name."""
@@ -467,7 +327,7 @@ cdef class Engine:
         """Out of descriptors: clients wait in the backlog; trying at once would only spin."""
         self.errors[E_OVERLOADED] += 1
         self.loop.remove_reader(listener)
-        self.loop.call_later(ACCEPT_PAUSE_MS / 1000, self._accept_again, listener)
+        self.loop.call_later(ACCEPT_PAUSE_MS / 1000.0, self._accept_again, listener)
 
     def _accept_again(self, int listener):
         if listener in self.listeners: self.loop.add_reader(listener, self._on_accept, listener)
@@ -510,7 +370,7 @@ cdef class Engine:
         cdef Conn* slot
         cdef Conn* c
         self.now = gl_now_ms()
-        self.ticker = self.loop.call_later(TICK_MS / 1000, self._on_tick)
+        self.ticker = self.loop.call_later(TICK_MS / 1000.0, self._on_tick)
         tick = self.now // TICK_MS
         if tick > self.ticked + WHEEL: self.ticked = tick - WHEEL
         while self.ticked < tick:
@@ -1096,12 +956,25 @@ cdef class Engine:
         x.idle_ms = <uint64_t>(s.idle_timeout * 1000)
         if not self._take_body(c, body, have - (body - p), &piece): return
         c.deadline = 0
-        if x.request_done: self._save(x, self.heads, size, piece.data, piece.length)
+        # only what may be repeated after it was sent needs a copy; what could not be sent at all is still here
+        if x.request_done and x.safe: self._save(x, self.heads, size, piece.data, piece.length)
         if not self._acquire(x, False): return
-        if self._send_two(x.upstream, self.heads, size, piece.data, piece.length) < 0:
-            self._upstream_failed(x.upstream, E_UPSTREAM_RESET, True)
-            return
+        while self._send_two(x.upstream, self.heads, size, piece.data, piece.length) < 0:
+            # the kernel took nothing: a pooled connection was closed under us, and nobody has seen this request
+            self._leave(x)
+            if x.attempts >= MAX_ATTEMPTS:
+                self._fail(c, E_UPSTREAM_RESET)
+                return
+            self.retries += 1
+            if not self._acquire(x, True): return
         self._await(x)
+
+    cdef void _leave(self, Exchange* x) noexcept:
+        """Gives up the upstream connection of an exchange that goes on."""
+        cdef Conn* u = x.upstream
+        (<Upstream>u.upstream).failures += 1
+        self._detach(x)
+        self._kill(u)
 
     cdef void _await(self, Exchange* x) noexcept:
         """Sets the clocks after something was sent to the upstream."""
@@ -1243,7 +1116,6 @@ cdef class Engine:
             self._kill(u)
             return
         c = x.client
-        up.failures += 1
         if x.response_begun:
             self._abort(u)
             return
@@ -1252,6 +1124,7 @@ cdef class Engine:
         if x.attempts < MAX_ATTEMPTS and (unsent or (stale and x.safe)) and self._can_repeat(x, u):
             self._repeat(x, u, stale, code)
             return
+        up.failures += 1
         self._fail(c, code)
 
     cdef bint _can_repeat(self, Exchange* x, Conn* u) noexcept:
@@ -1272,8 +1145,7 @@ cdef class Engine:
             n = u.out_len
             u.out = NULL
             u.out_len = u.out_off = u.out_cap = 0
-        self._detach(x)
-        self._kill(u)
+        self._leave(x)
         self.retries += 1
         if not stale and not pick_other(state.table, &state.live, &x.d, failed):
             free(unsent)
@@ -1337,7 +1209,7 @@ cdef class Engine:
         cdef int r = scan_response(h, self.buf, self.buf + have, MAX_HEADERS)
         cdef size_t used
         if r == 0:
-            if have > RECEIVE // 2: self._upstream_failed(u, E_UPSTREAM_INVALID, False)
+            if have > MAX_HEAD: self._upstream_failed(u, E_UPSTREAM_INVALID, False)
             elif self._hold(u, self.buf, have) < 0: self._abort(u)
             else: return u.readable
             return False
@@ -1456,17 +1328,6 @@ cdef class Engine:
 # ---- helpers -------------------------------------------------------------------------------------------------------
 
 REDIRECTS = {301: "Moved Permanently", 302: "Found", 303: "See Other", 307: "Temporary Redirect", 308: "Permanent Redirect"}
-
-
-def _is_ip(str address):
-    host = address.rpartition(":")[0].strip("[]")
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            socket.inet_pton(family, host)
-        except OSError:
-            continue
-        return True
-    return False
 
 
 cdef void _encode(uint8_t kind, Piece* piece) noexcept:

@@ -145,13 +145,15 @@ cdef struct Target:
     uint32_t is_split
     uint32_t version       # NONE32: several
     uint32_t n
-    uint32_t items         # uint32_t[n] instance numbers, or SplitItem[n]
-    uint32_t cells         # Cell[n] (subsets)
+    uint32_t items         # uint32_t[n] instance numbers (0: n neighbours from `first`), or SplitItem[n]
+    uint32_t cells         # Cell[n] (subsets; 0: all weights are equal)
     uint32_t owners        # uint16_t[ALL_SLOTS] into items (splits)
     uint32_t split_id
     uint32_t n_columns     # Column[n_columns] at `cells` (splits)
     uint64_t seed
     Str label
+    uint32_t first
+    uint32_t pad
 
 cdef struct SplitItem:
     uint32_t version

@@ -886,29 +886,37 @@ cdef uint32_t _split(Table t, const Service* s, const Target* x, Context* c, Liv
     return _column(<const Column*>(t.base + x.cells), x.n_columns, (d.draw + 1) * GL_GOLDEN)
 
 
+cdef inline int32_t _item(Table t, const Target* x, uint32_t i) noexcept:
+    """Instance number of a subset's i-th member; most subsets are a run of neighbours and need no list."""
+    return <int32_t>((<const uint32_t*>(t.base + x.items))[i] if x.items else x.first + i)
+
+
+cdef inline uint64_t _load(Table t, const Target* x, uint32_t i, Live* live) noexcept:
+    return live.in_flight[_item(t, x, i)][0] + 1
+
+
 cdef bint _pick(Table t, const Service* s, uint32_t target, Live* live, Decision* d) noexcept:
     """An instance of a subset into the decision; False when it has none."""
     cdef const Target* x = &(<const Target*>(t.base + s.targets))[target]
-    cdef const uint32_t* items = <const uint32_t*>(t.base + x.items)
     cdef const Cell* cells = <const Cell*>(t.base + x.cells)
     cdef uint32_t a, b, i
-    cdef uint64_t seed
+    cdef uint64_t seed, low
     if x.n == 0: return False
     seed = gl_mix(live.pick)
     live.pick += 1
-    a = _alias(cells, x.n, seed)
+    a = _alias(cells, x.n, seed) if x.cells else <uint32_t>gl_mulhi(seed, x.n, &low)
     if s.policy == 1 and x.n > 1 and live.in_flight != NULL:
         # power of two choices (Mitzenmacher 2001), load = requests in flight over weight
         b = a
         for i in range(8):
             seed = gl_mix(seed)
-            b = _alias(cells, x.n, seed)
+            b = _alias(cells, x.n, seed) if x.cells else <uint32_t>gl_mulhi(seed, x.n, &low)
             if b != a: break
-        if <uint64_t>(live.in_flight[items[b]][0] + 1) * t.instances[items[a]].weight \
-                < <uint64_t>(live.in_flight[items[a]][0] + 1) * t.instances[items[b]].weight: a = b
+        if _load(t, x, b, live) * t.instances[_item(t, x, a)].weight < _load(t, x, a, live) * t.instances[_item(t, x, b)].weight:
+            a = b
     d.subset = target
-    d.instance = items[a]
-    d.version = t.instances[items[a]].version
+    d.instance = _item(t, x, a)
+    d.version = x.version if x.version != NONE32 else t.instances[d.instance].version
     return True
 
 
@@ -963,14 +971,13 @@ cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept:
     """Another instance of the same subset for one more attempt; False when there is no other."""
     cdef const Service* s = &t.services[d.service]
     cdef const Target* x = &(<const Target*>(t.base + s.targets))[d.subset]
-    cdef const uint32_t* items = <const uint32_t*>(t.base + x.items)
     cdef uint32_t i, n
     if x.n < 2: return False
     for i in range(8):
         if _pick(t, s, d.subset, live, d) and d.instance != avoid: return True
     n = <uint32_t>(gl_mix(live.pick) % x.n)
     for i in range(x.n):
-        d.instance = items[(n + i) % x.n]
+        d.instance = _item(t, x, (n + i) % x.n)
         d.version = t.instances[d.instance].version
         if d.instance != avoid: return True
     return False
@@ -1104,17 +1111,24 @@ cdef class Table:
         for i in range(n): out.append(bool(_test(self, &x[i], q, self.own)))
         return out
 
-    def bench_match(self, bytes head, str client_ip, int n):
-        """Nanoseconds for one whole decision of this head, over n."""
+    def bench_match(self, list heads, str client_ip, int n):
+        """Nanoseconds for one whole decision, over n rounds of these heads (each scanned once before)."""
         import time
-        cdef Head h
+        cdef int i, k, count = len(heads)
+        cdef Head* scanned = <Head*>malloc(count * sizeof(Head))
         cdef Query q
         cdef Decision d
-        cdef int i
-        _ask(head, client_ip, &h, &q)
-        begin = time.perf_counter_ns()
-        for i in range(n): decide(self, &q, self.own, &self.mine, &d)
-        return (time.perf_counter_ns() - begin) / n
+        if scanned == NULL: raise MemoryError
+        try:
+            for k in range(count): _ask(heads[k], client_ip, &scanned[k], &q)
+            begin = time.perf_counter_ns()
+            for i in range(n):
+                for k in range(count):
+                    q.head = &scanned[k]
+                    decide(self, &q, self.own, &self.mine, &d)
+            return (time.perf_counter_ns() - begin) / n / count
+        finally:
+            free(scanned)
 
     def bench_pick(self, int service, int target, int n):
         """Nanoseconds for one pick of an instance from a subset, over n."""
@@ -1124,7 +1138,6 @@ cdef class Table:
         begin = time.perf_counter_ns()
         for i in range(n):
             if not _pick(self, &self.services[service], target, &self.mine, &d): raise ValueError("an empty subset")
-            self.mine.pick ^= <uint64_t>d.instance & 1      # each pick waits for the one before: latency
         return (time.perf_counter_ns() - begin) / n
 
     def bench_slot(self, int service, int target, bytes key, int n):

@@ -46,7 +46,7 @@ NUMBER = struct.Struct("<dII")
 VERSION = struct.Struct("<3Q6I")
 GROUP = struct.Struct("<II")
 RULE = struct.Struct("<8I")
-TARGET = struct.Struct("<8IQII")
+TARGET = struct.Struct("<8IQ4I")
 COLUMN = struct.Struct("<IHH")
 INSTANCE = struct.Struct("<6I")
 SERVICE = struct.Struct("<20I3d")
@@ -258,6 +258,8 @@ class Targets:
 
     def __init__(self, compiler: Compiler, service: Service, first_instance: int) -> None:
         self.compiler, self.service, self.first = compiler, service, first_instance
+        # instances of one version side by side, those of weight 0 apart: then most subsets are runs of neighbours
+        self.instances = sorted(service.instances, key=lambda x: (x.weight == 0, x.version))
         self.arena = compiler.arena
         self.records: list[bytes] = []
         self.subsets: dict[Subset, int] = {}
@@ -270,12 +272,15 @@ class Targets:
         found = self.subsets.get(subset)
         if found is not None:
             return found
-        chosen = [i for i in select(subset, self.service.instances) if self.service.instances[i].weight > 0]
-        items = self.arena.u32(self.first + i for i in chosen)
-        cells = self.arena.add(_fast.alias_cells([self.service.instances[i].weight for i in chosen])) if chosen else 0
+        chosen = [i for i in select(subset, self.instances) if self.instances[i].weight > 0]
+        weights = [self.instances[i].weight for i in chosen]
+        neighbours = bool(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen)
+        items = 0 if neighbours else self.arena.u32(self.first + i for i in chosen)
+        cells = self.arena.add(_fast.alias_cells(weights)) if len(set(weights)) > 1 else 0
         version = self.version(subset.version) if subset.version is not None else NONE
         label = self.arena.text(subset.version or subset.semver or "")
-        self.records.append(TARGET.pack(0, version, len(chosen), items, cells, 0, 0, 0, 0, *label))
+        first = self.first + chosen[0] if chosen else 0
+        self.records.append(TARGET.pack(0, version, len(chosen), items, cells, 0, 0, 0, 0, *label, first, 0))
         self.subsets[subset] = len(self.records) - 1
         return self.subsets[subset]
 
@@ -288,7 +293,7 @@ class Targets:
         number = self.compiler.new_split(f"{self.service.name}\0{owner}")
         seed = _fast.xxh64(split.salt.encode())
         block = (self.arena.add(items), self.arena.add(columns), self.arena.add(owners))
-        self.records.append(TARGET.pack(1, NONE, len(names), *block, number, len(columns) // COLUMN.size, seed, 0, 0))
+        self.records.append(TARGET.pack(1, NONE, len(names), *block, number, len(columns) // COLUMN.size, seed, 0, 0, 0, 0))
         return len(self.records) - 1
 
 
@@ -358,7 +363,7 @@ class Compiler:
         rules = b"".join([self.rule(rule, x, conditions, targets) for rule in x.rules])
         lists, rest = _index(x.rules, fields)
         index = self.arena.hash_table({key: (self.arena.u32(found), len(found)) for key, found in lists.items()})
-        for instance in x.instances:
+        for instance in targets.instances:
             address = self.arena.text(instance.address)
             version = targets.version(instance.version)
             self.instances.append(INSTANCE.pack(*address, version, instance.weight, number, 0))

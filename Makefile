@@ -47,9 +47,12 @@ $(VENV)/.installed: pyproject.toml $(VENV)/.made
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	touch $@
 
-# setup.py directly: the pinned setuptools and Cython are in the venv, so a change of a .pyx costs one compile
+# pip has compiled everything the first time. Later setup.py alone does: the pinned setuptools and Cython are in the venv.
 $(VENV)/.built: $(SOURCES) $(VENV)/.installed
-	@$(PY) setup.py --quiet build_ext --inplace
+	@newest=$$(ls -t $(SOURCES) | head -n 1)
+	wanted=$$(ls graylb/*.pyx | wc -l)
+	current=$$(find graylb -maxdepth 1 -name '*.so' -newer "$$newest" | wc -l)
+	if [ "$$current" -lt "$$wanted" ]; then $(PY) setup.py --quiet build_ext --inplace; fi
 	touch $@
 
 # A flavour lives in a copy of the tree under build/, so that it never disturbs the build in use.

@@ -253,11 +253,23 @@ def _effective(
             overrides[name] = content.part
     if not overrides:
         return document, parts
-    services = dict(whole["services"])
+    services = {name: {**service, **_lists_by_file(document, name)} for name, service in whole["services"].items()}
     for name, part in overrides.items():
-        services[name] = {**part, **written[name].data}
+        services[name] = {**part, **written[name].data, **_lists_by_file(document, name)}
+    lists = [each for service in document.services.values() for each in service.lists.values()]
+    read = {each.file: each.ids for each in lists if each.file is not None}
     text = orjson.dumps({**whole, "services": services})
-    return documents.load(text, "the document with what commands changed"), parts | overrides
+    effective = documents.load(text, "the document with what commands changed", lambda file: "\n".join(read[file]))
+    return effective, parts | overrides
+
+
+def _lists_by_file(document: Document, service: str) -> dict[str, Any]:
+    """The lists of a service, those of files by their names again: 100,000 ids need no second way through YAML."""
+    lists = document.services[service].lists
+    if not lists:
+        return {}
+    named = {name: list(each.ids) if each.file is None else {"file": each.file} for name, each in lists.items()}
+    return {"lists": named}
 
 
 def _observe(

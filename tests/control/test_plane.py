@@ -201,6 +201,26 @@ def test_list_files_are_read_beside_the_document_and_followed(tmp_path: Path) ->
     run(test)
 
 
+def test_list_files_are_followed_under_a_command_s_override_too(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("ann\n# a comment\n")
+    lists = {"staff": {"file": "ids.txt"}, "own": ["x # y"]}
+    path = write(tmp_path, document(users=users(lists=lists)))
+
+    async def test() -> None:
+        async with started(path) as (plane, workers):
+            Command(path, state_path(path), "ann").set_split("users", {"v2": 1})
+            await plane.follow(workers.publish)
+            (tmp_path / "ids.txt").write_text("bob\n")
+            await plane.follow(workers.publish)
+            assert plane.applied is not None
+            (service,) = plane.applied.snapshot.services
+            assert service.lists == (("own", ("x # y",)), ("staff", ("bob",)))
+            assert plane.services()[0]["split"] == {"v2": 1}
+            assert workers.served == [1, 2, 3]
+
+    run(test)
+
+
 def test_run_follows_files_and_commands_by_itself(tmp_path: Path) -> None:
     path = write(tmp_path, document())
 

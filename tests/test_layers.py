@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.model": ("graylb.model", "graylb.release"),
     "graylb.release": ("graylb.release", "graylb.model.snapshot"),
     "graylb.table": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
+    "graylb.explain": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
     # of the worker's floor only the codec of the channel, which both ends speak
     "graylb.control": ("graylb.control", "graylb.model", "graylb.release", "graylb.table", "graylb.proxy.channel"),
     "graylb.proxy": ("graylb.proxy", "graylb._fast", "graylb._engine"),

@@ -26,7 +26,8 @@ def explain(
         list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="May be repeated.")
     ] = None,
     client_ip: Annotated[str, typer.Option(help="Address of the client.")] = "127.0.0.1",
-    draw: Annotated[int, typer.Option(min=0, help="Which draw of the worker: anonymous splits and instances.")] = 0,
+    draw: Annotated[int, typer.Option(min=0, help="Which draw of a split without a sticky key.")] = 0,
+    pick: Annotated[int, typer.Option(min=0, help="Which pick among the instances of the version.")] = 0,
     document: DocumentOption = None,
     state: StateOption = None,
     admin: AdminOption = None,
@@ -43,7 +44,7 @@ def explain(
     if not path.startswith("/"):
         fail(f"--path {path!r}: expected a path that begins with /")
     target = locate(document, state, admin)
-    found = _explain(target, method=method, path=path, headers=headers, client_ip=client_ip, draw=draw)
+    found = _explain(target, method=method, path=path, headers=headers, client_ip=client_ip, draw=draw, pick=pick)
     if as_json:
         print_json(found)
     else:
@@ -70,7 +71,10 @@ def _explain(target: Target, **request: Any) -> dict[str, Any]:
         _, snapshot = prepare.prepare(document, Store(target.state).read(), at=prepare.now())
     except (ConfigErrors, StoreError) as error:
         fail(str(error), 1)
-    return explain_request(snapshot, table.compile(snapshot), **request)
+    try:
+        return explain_request(snapshot, table.compile(snapshot), **request)
+    except ValueError as error:
+        fail(f"the proxy would not accept this request: {error}")
 
 
 def _print(found: dict[str, Any]) -> None:

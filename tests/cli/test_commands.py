@@ -232,6 +232,8 @@ def test_explain_names_rule_or_slot(tmp_path: Path) -> None:
         (["--header", "nocolon"], ["'nocolon'", "name: value"]),
         (["--client-ip", "here"], ["'here'", "IP address"]),
         (["--path", "x"], ["begins with /"]),
+        (["--path", "/a b"], ["would not accept this request"]),
+        (["--header", "a: b\r\nc: d"], ["line break"]),
     ],
 )
 def test_explain_of_no_request(path: Path, arguments: list[str], words: list[str]) -> None:

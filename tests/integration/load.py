@@ -13,11 +13,12 @@ from tests.integration.proxies import Proxy, until
 class Load:
     """Threads that ask over keep-alive connections until the block ends; sticky users by `x-user-id`.
 
-    A connection that graylb closes without having said so is a failure, like any status but 200.
+    A connection that graylb closes without having said so is a failure, like any status but 200. Threads pause a little
+    between requests, for they share the interpreter with the test.
     """
 
-    def __init__(self, proxy: Proxy, threads: int = 2, body: bytes | None = None) -> None:
-        self.proxy, self.body = proxy, body
+    def __init__(self, proxy: Proxy, threads: int = 2, body: bytes | None = None, pause: float = 0.005) -> None:
+        self.proxy, self.body, self.pause = proxy, body, pause
         self.failures: list[str] = []
         self.versions: Counter[str | None] = Counter()
         self.revisions: Counter[str | None] = Counter()
@@ -53,7 +54,7 @@ class Load:
     def _work(self, name: int) -> None:
         client = self.proxy.client()
         turn = 0
-        while not self.done.is_set():
+        while not self.done.wait(self.pause):
             turn += 1
             try:
                 self._note(self._ask(client, name, turn))

@@ -179,8 +179,8 @@ class Proxy:
         return int(self.status()["revision"])
 
     def workers(self) -> list[int]:
-        """Process ids of the workers."""
-        return [int(worker["pid"]) for worker in self.status()["workers"]]
+        """Process ids of the workers that live."""
+        return [int(worker["pid"]) for worker in self.status()["workers"] if worker["pid"] is not None]
 
     def rss(self) -> int:
         """Resident bytes of all workers."""

@@ -118,7 +118,7 @@ def test_an_instance_that_leaves_finishes_its_request(proxy: Proxy, versions: di
 BROKEN = {
     "not YAML": "services: [}",
     "unknown key": "servces",
-    "no such version": "split",
+    "no weight": "split",
     "empty": "",
 }
 
@@ -126,8 +126,8 @@ BROKEN = {
 def broken(kind: str, doc: Document) -> str:
     if kind == "unknown key":
         return yaml.safe_dump({**doc, "servces": {}})
-    if kind == "no such version":
-        return yaml.safe_dump(with_split(doc, v1=50, v9=50))
+    if kind == "no weight":
+        return yaml.safe_dump(with_split(doc, v1=0, v2=0))
     return BROKEN[kind]
 
 
@@ -177,7 +177,7 @@ def test_an_edit_that_changes_nothing_makes_no_revision(proxy: Proxy) -> None:
 
 
 def command(proxy: Proxy, *arguments: str) -> dict[str, Any]:
-    done = proxies.cli(*arguments, "-c", proxy.file, "--json")
+    done = proxies.cli(*arguments, "-c", proxy.file, "--admin", proxy.admin, "--json")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.integration import proxies
+from tests.integration.client import Client
 from tests.integration.load import Load
 from tests.integration.proxies import Proxy, until
 from tests.integration.upstream import Call, Upstream
@@ -77,7 +78,16 @@ def test_a_replaced_worker_has_the_newest_table(proxy: Proxy, upstream: Upstream
     proxy.stop()
 
 
-def test_sigterm_lets_requests_finish(proxy: Proxy, upstream: Upstream) -> None:
+@pytest.fixture
+def clients(proxy: Proxy) -> Iterator[list[Client]]:
+    """Three connections."""
+    made = [proxy.client() for _ in range(3)]
+    yield made
+    for client in made:
+        client.close()
+
+
+def test_sigterm_lets_requests_finish(proxy: Proxy, upstream: Upstream, clients: list[Client]) -> None:
     gate = upstream.gate()
 
     def slow(call: Call) -> None:
@@ -88,7 +98,7 @@ def test_sigterm_lets_requests_finish(proxy: Proxy, upstream: Upstream) -> None:
     upstream.on("/slow", slow)
     thinking = upstream.gate()
     upstream.on("/think", lambda call: (thinking.wait(), call.answer(200, b"thought"))[1])
-    idle, downloading, waiting = (proxy.client() for _ in range(3))
+    idle, downloading, waiting = clients
     assert idle.ask().status == 200
     downloading.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
     waiting.send(b"GET /think HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -110,8 +120,6 @@ def test_sigterm_lets_requests_finish(proxy: Proxy, upstream: Upstream) -> None:
     assert proxy.process.wait(proxies.PATIENCE) == 0
     _, alive = psutil.wait_procs(family, timeout=2)
     assert not alive
-    for client in (idle, downloading, waiting):
-        client.close()
 
 
 def refused(address: str) -> bool:

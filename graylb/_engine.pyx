@@ -22,7 +22,7 @@ from graylb._fast cimport (DECIDED, NONE32, NO_INSTANCE, NO_ROUTE, REDIRECT, TOO
 from graylb._gate cimport Gate
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line,
-                            scan_request, scan_response, start_body, write_request, write_response)
+                            same_name, scan_request, scan_response, start_body, write_request, write_response)
 from graylb._live cimport (CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn,
                            Counter, Exchange, TableState, Upstream, sockaddr_storage)
 
@@ -929,8 +929,11 @@ cdef class Engine:
     cdef _count_fallback(self, Exchange* x):
         cdef Table t = (<TableState>x.state).table
         cdef const Service* s = &t.services[x.d.service]
-        key = t._str(s.name), t._version(s, x.d.wanted), t._version(s, x.d.version)
+        key = t._str(s.name), t._version(s, x.d.wanted), self._got(t, &x.d)
         self.fallbacks[key] = self.fallbacks.get(key, 0) + 1
+
+    cdef str _got(self, Table t, Decision* d):
+        return t._version(&t.services[d.service], t.instances[d.instance].version) if d.instance >= 0 else None
 
     cdef void _begin(self, Conn* c, char* p, size_t have) noexcept:
         """Rewrites the head, finds a connection and sends head and first body bytes in one go."""
@@ -1206,38 +1209,36 @@ cdef class Engine:
         cdef Exchange* x = u.x
         cdef Conn* c = x.client
         cdef Head* h = &self.head
-        cdef int r = scan_response(h, self.buf, self.buf + have, MAX_HEADERS)
-        cdef size_t used
+        cdef char* p = self.buf
+        cdef char* e = p + have
+        cdef int r = scan_response(h, p, e, MAX_HEADERS)
+        while r == 1 and h.status < 200 and h.status != 101:
+            if not self._interim(x): return False
+            p = <char*>h.end
+            if p == e: return u.readable
+            r = scan_response(h, p, e, MAX_HEADERS)
         if r == 0:
-            if have > MAX_HEAD: self._upstream_failed(u, E_UPSTREAM_INVALID, False)
-            elif self._hold(u, self.buf, have) < 0: self._abort(u)
+            if e - p > MAX_HEAD: self._upstream_failed(u, E_UPSTREAM_INVALID, False)
+            elif self._hold(u, p, e - p) < 0: self._abort(u)
             else: return u.readable
             return False
         if r < 0 or h.status == 101:
             self._upstream_failed(u, E_UPSTREAM_INVALID, False)
             return False
-        used = h.end - self.buf
-        if h.status < 200: return self._interim(u, have, used)
-        return self._final(u, have, used)
+        return self._final(u, <char*>h.end, e - <char*>h.end)
 
-    cdef bint _interim(self, Conn* u, size_t have, size_t used) noexcept:
-        """1xx: passed on to clients that can read it (RFC 9110 15.2)."""
-        cdef Exchange* x = u.x
-        cdef Conn* c = x.client
+    cdef bint _interim(self, Exchange* x) noexcept:
+        """1xx: passed on to clients that can read it (RFC 9110 15.2). False: the client is gone."""
         cdef char* e
-        if have > used and self._hold(u, self.buf + used, have - used) < 0:
-            self._abort(u)
-            return False
-        if x.minor:
-            self.head.content_length = -1
-            e = write_response(&self.head, self.heads, BODY_NONE, 0, False, NULL, 0)
-            if self._send(c, self.heads, e - self.heads) < 0:
-                self._abort(c)
-                return False
-        return True
+        if x.minor == 0: return True
+        self.head.content_length = -1
+        e = write_response(&self.head, self.heads, BODY_NONE, 0, False, NULL, 0)
+        if self._send(x.client, self.heads, e - self.heads) == 0: return True
+        self._abort(x.client)
+        return False
 
-    cdef bint _final(self, Conn* u, size_t have, size_t used) noexcept:
-        """The final head: framing on both sides, then head and first body bytes in one go. True: go on reading."""
+    cdef bint _final(self, Conn* u, char* body, size_t n) noexcept:
+        """The final head, with n body bytes behind it: framing on both sides, head and body in one go. True: go on."""
         cdef Exchange* x = u.x
         cdef Conn* c = x.client
         cdef Head* h = &self.head
@@ -1258,11 +1259,11 @@ cdef class Engine:
         self.statuses[h.status // 100] += 1
         c.deadline = 0
         self._set_deadline(u, self.now + x.idle_ms)
-        if decode_body(&x.response, self.buf + used, have - used, &piece) < 0:
+        if decode_body(&x.response, body, n, &piece) < 0:
             x.response_begun = 0
             self._upstream_failed(u, E_UPSTREAM_INVALID, False)
             return False
-        if piece.used < have - used: u.no_reuse = 1   # bytes behind the answer: this connection is never used again
+        if piece.used < n: u.no_reuse = 1   # bytes behind the answer: this connection is never used again
         if piece.done: x.response.kind = BODY_NONE
         _encode(x.response_kind, &piece)
         if self._send_two(c, self.heads, e - self.heads, piece.data, piece.length) < 0:
@@ -1348,9 +1349,11 @@ cdef void _encode(uint8_t kind, Piece* piece) noexcept:
 
 cdef bint _accepts_json(Head* h) noexcept:
     cdef int i
+    cdef uint32_t k
     for i in range(h.count):
         if h.headers[i].id == H_ACCEPT and h.headers[i].value_len > 3:
-            return memmem(h.headers[i].value, h.headers[i].value_len, b"json", 4) != NULL
+            for k in range(h.headers[i].value_len - 3):
+                if same_name(h.headers[i].value + k, b"json", 4): return True
     return False
 
 
@@ -1399,7 +1402,7 @@ cdef size_t _decision_headers(Table t, Decision* d, char* o, size_t room) noexce
     cdef const Service* s = &t.services[d.service]
     cdef const Str* versions = <const Str*>(t.base + s.versions)
     cdef size_t at = _add_str(t, o, 0, room, b"x-graylb-service", s.name)
-    at = _add_str(t, o, at, room, b"x-graylb-version", versions[d.version])
+    at = _add_str(t, o, at, room, b"x-graylb-version", versions[t.instances[d.instance].version])
     if d.rule >= 0: at = _add_str(t, o, at, room, b"x-graylb-rule", (<const Rule*>(t.base + s.rules))[d.rule].name)
     if d.slot >= 0: at = _add_number(o, at, room, b"x-graylb-slot", d.slot)
     if d.drew: at = _add_number(o, at, room, b"x-graylb-draw", d.draw)

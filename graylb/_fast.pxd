@@ -257,7 +257,7 @@ cdef struct Decision:
     int32_t slot
     int32_t instance
     uint32_t wanted        # version of the service; NONE32 when the target names none
-    uint32_t version
+    uint32_t version       # of the subset; NONE32 when it holds several: then the instance tells
     uint32_t subset        # target that the instance is from
     uint64_t draw
     uint8_t drew

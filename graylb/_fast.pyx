@@ -916,7 +916,7 @@ cdef bint _pick(Table t, const Service* s, uint32_t target, Live* live, Decision
             a = b
     d.subset = target
     d.instance = _item(t, x, a)
-    d.version = x.version if x.version != NONE32 else t.instances[d.instance].version
+    d.version = x.version
     return True
 
 
@@ -978,7 +978,6 @@ cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept:
     n = <uint32_t>(gl_mix(live.pick) % x.n)
     for i in range(x.n):
         d.instance = _item(t, x, (n + i) % x.n)
-        d.version = t.instances[d.instance].version
         if d.instance != avoid: return True
     return False
 
@@ -1070,7 +1069,7 @@ cdef class Table:
             s = &self.services[d.service]
             out["service"] = self._str(s.name)
             out["wanted"] = self._version(s, d.wanted)
-            out["version"] = self._version(s, d.version)
+            if d.instance >= 0: out["version"] = self._version(s, self.instances[d.instance].version)
             if d.rule >= 0: out["rule"] = self._str((<const Rule*>(self.base + s.rules))[d.rule].name)
             if d.instance >= 0: out["instance"] = self._str(self.instances[d.instance].address)
         return out

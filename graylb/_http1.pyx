@@ -243,6 +243,7 @@ cdef int _scan_fields(Head* h, const char* p, const char* e) noexcept nogil:
 cdef bint _valid_host(const char* p, size_t n) noexcept nogil:
     """host [":" port] (RFC 9112 3.2): reg-name characters or a bracketed IPv6 literal; no userinfo, no list."""
     cdef size_t i = 0
+    cdef int port = 0
     cdef unsigned char c
     if n == 0 or n > 255: return False
     if p[0] == 91:
@@ -264,8 +265,9 @@ cdef bint _valid_host(const char* p, size_t n) noexcept nogil:
     i += 1
     while i < n:
         if p[i] < 48 or p[i] > 57: return False
+        port = port * 10 + (p[i] - 48)
         i += 1
-    return True
+    return port < 65536
 
 
 cdef int _split_target(Head* h) noexcept nogil:

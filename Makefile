@@ -58,7 +58,7 @@ $(VENV)/.built: $(SOURCES) $(VENV)/.installed
 # A flavour lives in a copy of the tree under build/, so that it never disturbs the build in use.
 define flavour
 	mkdir -p build/$(1)
-	find build/$(1) -path build/$(1)/build -prune -o -type f ! -name '*.so' -delete
+	find build/$(1) -type f ! -path 'build/$(1)/build/*' ! -name '*.so' -delete
 	tar --exclude='*.so' --exclude=__pycache__ --exclude='*.egg-info' -c $(TREE) | tar -x -C build/$(1)
 	cd build/$(1)
 	export GRAYLB_BUILD=$(1) PYTHONPATH="$$PWD"

@@ -171,8 +171,6 @@ def test_hangup_reads_the_document_again(proxy: Proxy) -> None:
 def test_a_document_that_is_wrong_at_the_start_is_refused(tmp_path: Path) -> None:
     for name, text in {
         "missing": None,
-        "empty": "",
-        "not yaml": "listeners: [",
         "unknown key": "listenrs: []\nservices: {}\n",
         "no listeners": "services: {}\n",
     }.items():

@@ -12,7 +12,7 @@ from tests.integration.proxies import Proxy
 from tests.integration.upstream import running
 
 USERS = 500
-STEPS = [1, 5, 20, 50, 100]
+RAMPS = {"document": [1, 5, 20, 50, 100], "command": [5, 50, 100]}  # a command starts an interpreter
 
 
 def versions_of_users(proxy: Proxy) -> dict[str, str | None]:
@@ -33,7 +33,7 @@ def split(v2: float) -> dict[str, float]:
     return {"v1": 100 - v2, "v2": v2} if v2 < 100 else {"v2": 100}
 
 
-@pytest.mark.parametrize("by", ["document", "command"])
+@pytest.mark.parametrize("by", RAMPS)
 def test_ramp(tmp_path: Path, by: str) -> None:
     with running("v1", "v2") as (one, two):
         users = proxies.service(
@@ -43,7 +43,7 @@ def test_ramp(tmp_path: Path, by: str) -> None:
         with proxies.running(tmp_path, doc) as proxy, Load(proxy) as load:
             known = versions_of_users(proxy)
             assert set(known.values()) == {"v1"}
-            for step in STEPS:
+            for step in RAMPS[by]:
                 if by == "document":
                     users = {**users, "split": split(step)}
                     proxy.edit({**proxy.document, "services": {"users": users}})

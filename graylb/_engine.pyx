@@ -22,7 +22,7 @@ from graylb._fast cimport (DECIDED, NONE32, NO_INSTANCE, NO_ROUTE, REDIRECT, TOO
 from graylb._gate cimport Gate
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line,
-                            same_name, scan_request, scan_response, start_body, write_request, write_response)
+                            reset_head, same_name, scan_request, scan_response, start_body, write_request, write_response)
 from graylb._live cimport (CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn,
                            Counter, Exchange, TableState, Upstream, sockaddr_storage)
 
@@ -237,12 +237,16 @@ cdef class Engine:
         self.loop.add_reader(fd, self._on_accept, fd)
 
     def unlisten(self):
-        """Accepts no more."""
+        """Accepts what is in the backlogs, then no more. The caller may close the sockets."""
+        for fd in self.listeners: self._on_accept(fd)
         for fd in self.listeners: self.loop.remove_reader(fd)
         self.listeners.clear()
 
     def drain(self, on_quiet):
-        """Accepts no more, closes idle clients, lets exchanges finish with `connection: close`; then calls on_quiet()."""
+        """Accepts no more and lets exchanges finish with `connection: close`; calls on_quiet() when no client is left.
+
+        Idle clients are closed; those that have not asked anything yet have until their header timeout.
+        """
         cdef int i
         cdef Conn* c
         cdef Conn* following
@@ -253,7 +257,8 @@ cdef class Engine:
             c = self.wheel[i].later
             while c != &self.wheel[i]:
                 following = c.later
-                if c.side == CLIENT and c.state == S_HEAD and c.held_len == 0 and c.out_len == 0 and not c.readable:
+                if c.side == CLIENT and c.state == S_HEAD and c.reused and c.held_len == 0 and c.out_len == 0 \
+                        and not c.readable:
                     self._kill(c)
                 c = following
         self._reap()
@@ -653,8 +658,6 @@ cdef class Engine:
         cdef Exchange* x = c.x
         cdef bint wants_json = False, head_only = False, close_after = True
         cdef Conn* u = NULL
-        cdef bytes answer
-        cdef const char* p
         cdef size_t n
         self.errors[code] += 1
         if x != NULL:
@@ -662,22 +665,36 @@ cdef class Engine:
             head_only = x.head_only
             close_after = x.close_client or not x.request_done or self.draining
             u = x.upstream
+        n = self._write_answer(x, self.answers[code][wants_json][close_after], head_only)
+        if x != NULL:
             self._drop_exchange(x)
             if u != NULL: self._kill(u)
         self.statuses[<int>KINDS[code].status // 100] += 1
-        answer = self.answers[code][wants_json][close_after]
-        p = PyBytes_AS_STRING(answer)
-        n = PyBytes_GET_SIZE(answer)
-        if head_only: n = <const char*>memmem(p, n, b"\r\n\r\n", 4) - p + 4
-        if self._send(c, p, n) < 0:
+        if self._send(c, self.heads, n) < 0:
             self._kill(c)
             return
         if close_after: self._close_client(c, True)
         else: self._next_request(c)
 
+    cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept:
+        """An answer of ours into `heads`, with the decision if there is one to tell and it is to be told."""
+        cdef const char* p = PyBytes_AS_STRING(answer)
+        cdef size_t n = PyBytes_GET_SIZE(answer)
+        cdef size_t head = <const char*>memmem(p, n, b"\r\n\r\n", 4) - p + 2
+        cdef TableState state
+        cdef size_t at = head
+        memcpy(self.heads, p, head)
+        if x != NULL and x.d.service >= 0:
+            state = <TableState>x.state
+            if state.decision_headers: at += _decision_headers(state.table, &x.d, self.heads + at, 2048)
+        if head_only: n = head + 2
+        memcpy(self.heads + at, p + head, n - head)
+        return at + n - head
+
     cdef void _next_request(self, Conn* c) noexcept:
         """Keep-alive: back to waiting for a head, which may be here already."""
         c.state = S_HEAD
+        c.reused = 1
         self._set_deadline(c, self.now + self.state.client_idle_ms)
         if c.out_len == 0: self._rest(c)
 
@@ -787,7 +804,8 @@ cdef class Engine:
             p += 2
             have -= 2
         if have == 0: return n > 0 and c.readable
-        r = scan_request(&self.head, p, p + have, self.state.max_headers)
+        reset_head(&self.head, self.state.max_headers)
+        r = 0 if have == 1 and p[0] == 13 else scan_request(&self.head, p, p + have, self.state.max_headers)
         if r == 0: return self._head_incomplete(c, p, have)
         if r > 0 and <size_t>(self.head.end - p) > self.state.head_bytes:
             self.head.error = E_HEAD_TOO_LARGE
@@ -1280,7 +1298,7 @@ cdef class Engine:
             start_body(&x.response, BODY_NONE, 0)
             x.response_kind = BODY_NONE
             if h.status == 204: _drop_length(h)
-            return BODY_CHUNKED if h.chunked and h.status != 204 else BODY_NONE
+            return BODY_CHUNKED if h.chunked and x.minor and h.status != 204 else BODY_NONE
         if h.chunked: start_body(&x.response, BODY_CHUNKED, 0)
         elif h.content_length >= 0: start_body(&x.response, BODY_LENGTH, h.content_length)
         else: start_body(&x.response, BODY_CLOSE, 0)
@@ -1402,7 +1420,7 @@ cdef size_t _decision_headers(Table t, Decision* d, char* o, size_t room) noexce
     cdef const Service* s = &t.services[d.service]
     cdef const Str* versions = <const Str*>(t.base + s.versions)
     cdef size_t at = _add_str(t, o, 0, room, b"x-graylb-service", s.name)
-    at = _add_str(t, o, at, room, b"x-graylb-version", versions[t.instances[d.instance].version])
+    if d.instance >= 0: at = _add_str(t, o, at, room, b"x-graylb-version", versions[t.instances[d.instance].version])
     if d.rule >= 0: at = _add_str(t, o, at, room, b"x-graylb-rule", (<const Rule*>(t.base + s.rules))[d.rule].name)
     if d.slot >= 0: at = _add_number(o, at, room, b"x-graylb-slot", d.slot)
     if d.drew: at = _add_number(o, at, room, b"x-graylb-draw", d.draw)

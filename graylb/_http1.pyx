@@ -189,7 +189,7 @@ cdef void reset_head(Head* h, int limit) noexcept nogil:
     h.is_head = h.chunked = h.close = h.keep_alive = h.has_tokens = h.expect_continue = 0
     h.upgrade = h.is_grpc = h.typed = h.absolute = h.hosts = 0
     h.host = h.query = h.path = NULL
-    h.host_len = h.query_len = h.path_len = 0
+    h.host_len = h.query_len = h.path_len = h.target_len = 0
     h.error = E_BAD_REQUEST
     h.limit = limit if limit < MAX_HEADERS else MAX_HEADERS
 

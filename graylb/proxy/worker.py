@@ -110,6 +110,9 @@ class Worker(asyncio.Protocol):
 
     def _drain(self, seconds: float) -> None:
         self.engine.drain(self.done.set)
+        for fd in self.listeners:
+            os.close(fd)  # while any process holds one open, the kernel goes on taking connections for it
+        self.listeners.clear()
         asyncio.get_running_loop().call_later(seconds, self.done.set)
 
 

@@ -1,0 +1,125 @@
+"""Connections, exchanges and the live state of a worker: see _live.pyx and _engine.pyx."""
+
+from cpython.ref cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from graylb._fast cimport Context, Decision, Live, Query, Table
+from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct sockaddr_storage:
+        pass
+
+cdef enum:
+    MAX_HEAD = 131072      # bytes of a head, whatever the configuration allows
+
+cdef enum Side:
+    CLIENT = 0
+    UPSTREAM = 1
+
+cdef enum State:
+    # client side
+    S_HEAD = 0             # between messages, or a head is arriving
+    S_BODY                 # the request body is arriving
+    S_WAIT                 # the request is complete, the answer is not
+    S_LINGER               # answered and half closed; what still arrives is read and thrown away (RFC 9112 9.6)
+    # upstream side
+    U_HEAD                 # waiting for the response head
+    U_BODY
+    U_IDLE                 # in the pool
+
+cdef struct Conn:
+    int fd
+    uint8_t side
+    uint8_t state
+    uint8_t readable       # bytes, or the end, may wait in the kernel
+    uint8_t shut           # the peer has shut its write side: read on until 0
+    uint8_t dead
+    uint8_t connecting
+    uint8_t queued         # in the ready-again list
+    uint8_t closing        # close once everything pending is sent
+    uint8_t reused         # has had an exchange before
+    uint8_t no_reuse       # upstream: closes when its answer is complete
+    uint8_t partial        # client: part of a head is held
+    uint8_t v4
+    uint32_t address_len
+    char* out              # pending to send: out_len bytes at out + out_off
+    size_t out_off
+    size_t out_len
+    size_t out_cap
+    char* held             # received and not yet used
+    size_t held_len
+    size_t held_cap
+    uint64_t deadline      # ms; 0: none
+    uint64_t slot_time     # ms; where in the wheel it sits
+    Conn* later            # wheel list
+    Conn* earlier
+    Conn* next             # idle or dead list
+    Conn* previous         # idle list
+    Conn* after            # ready-again list
+    Exchange* x
+    PyObject* upstream     # Upstream of an upstream connection
+    uint8_t address[16]
+    char address_text[48]
+
+cdef struct Exchange:
+    Conn* client
+    Conn* upstream
+    PyObject* state        # TableState, kept through retries
+    Exchange* next         # free list
+    Decision d
+    Body request
+    Body response
+    uint8_t request_kind   # BodyKind as sent upstream
+    uint8_t response_kind  # BodyKind as sent to the client
+    uint8_t request_done
+    uint8_t response_begun
+    uint8_t head_only      # the request was HEAD
+    uint8_t minor
+    uint8_t keep_alive     # what the client asked for
+    uint8_t close_client   # after this exchange
+    uint8_t wants_json
+    uint8_t safe           # idempotent method (RFC 9110 9.2.2)
+    uint8_t attempts
+    char* saved            # the request as sent, for one more attempt
+    size_t saved_len
+    size_t saved_cap
+    uint64_t connect_ms
+    uint64_t response_ms
+    uint64_t idle_ms
+
+cdef class Upstream:
+    # one instance of one service, while a table names it or a connection to it lives
+    cdef readonly str service
+    cdef readonly str address
+    cdef readonly str version
+    cdef sockaddr_storage sa
+    cdef uint32_t sa_len   # 0: the name is not resolved (yet)
+    cdef uint32_t in_flight
+    cdef uint32_t n_idle
+    cdef bint retired
+    cdef Conn* idle        # last in, first out
+    cdef readonly uint64_t requests
+    cdef readonly uint64_t failures
+    cdef readonly uint64_t connects
+
+cdef class Counter:
+    cdef readonly uint64_t value
+
+cdef class TableState:
+    # a table bound to the live state of this worker
+    cdef readonly Table table
+    cdef Live live
+    cdef PyObject** upstreams
+    cdef list boxes
+    cdef list counters
+    cdef ForwardingPolicy policy
+    cdef bint decision_headers
+    cdef int max_headers
+    cdef size_t head_bytes
+    cdef uint32_t uri_bytes
+    cdef uint32_t max_idle
+    cdef uint64_t header_ms
+    cdef uint64_t client_idle_ms
+    cdef uint64_t body_ms
+    cdef uint64_t grace_ms
+    cdef uint64_t upstream_idle_ms

@@ -293,7 +293,8 @@ class Targets:
         number = self.compiler.new_split(f"{self.service.name}\0{owner}")
         seed = _fast.xxh64(split.salt.encode())
         block = (self.arena.add(items), self.arena.add(columns), self.arena.add(owners))
-        self.records.append(TARGET.pack(1, NONE, len(names), *block, number, len(columns) // COLUMN.size, seed, 0, 0, 0, 0))
+        width = len(columns) // COLUMN.size
+        self.records.append(TARGET.pack(1, NONE, len(names), *block, number, width, seed, 0, 0, 0, 0))
         return len(self.records) - 1
 
 

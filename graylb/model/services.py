@@ -246,7 +246,9 @@ Ids = Annotated[
 class InstancePart(Part):
     """One address of a service."""
 
-    address: values.InstanceAddress = Field(description="IP address and port, IPv6 in brackets.")
+    address: values.InstanceAddress = Field(
+        description="IP address (IPv6 in brackets) or host name, and port. Names are resolved again every 30 s."
+    )
     version: values.Version = Field(description="A SemVer, an image tag or any name.")
     weight: values.InstanceWeight = Field(default=100, description="Share within its version; 0 takes it out.")
     metadata: dict[values.FilledKey, values.Text] = Field(

@@ -286,26 +286,43 @@ def path_prefix(value: Any) -> str:
     return path(value).rstrip("/") or "/"
 
 
-def address(lowest_port: int) -> Callable[[Any], str]:
-    """`host:port`, canonical: an IP address, IPv6 in brackets; `localhost` becomes 127.0.0.1."""
-    expected = f"ADDRESS:PORT such as 127.0.0.1:8080 or [::1]:8080, with a port from {lowest_port} to 65535"
+def listen_address(value: Any) -> str:
+    """`address:port`, canonical: an IP address, IPv6 in brackets; `localhost` becomes 127.0.0.1. Port 0 is allowed."""
+    expected = "ADDRESS:PORT such as 127.0.0.1:8080 or [::1]:8080, with a port from 0 to 65535"
+    host, port = _host_and_port(value, 0, expected)
+    return _ip_and_port(host, port, expected)
 
-    def check(value: Any) -> str:
-        host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-        if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or not host:
-            raise fault(expected)
-        if not lowest_port <= int(port) <= 65535:
-            raise fault(expected)
-        bracketed = host.startswith("[") and host.endswith("]")
-        try:
-            ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]") if bracketed else host)
-        except ValueError:
-            raise fault(expected) from None
-        if bracketed != (ip.version == 6) or getattr(ip, "scope_id", None):
-            raise fault(expected)
-        return f"[{ip}]:{int(port)}" if bracketed else f"{ip}:{int(port)}"
 
-    return check
+def instance_address(value: Any) -> str:
+    """`host:port`, canonical: as `listen_address`, or a host name, which workers resolve."""
+    expected = "HOST:PORT such as 10.0.0.5:8080, [::1]:8080 or users-v1:8080, with a port from 1 to 65535"
+    host, port = _host_and_port(value, 1, expected)
+    name = host.lower().removesuffix(".")
+    # a last label of digits is a mistyped IPv4 address, not a name (WHATWG URL standard, host parsing)
+    numeric = name.rpartition(".")[2].isdigit()
+    if name != "localhost" and _HOST.fullmatch(name) and not name.startswith("*") and len(name) <= 253 and not numeric:
+        return f"{name}:{port}"
+    return _ip_and_port(host, port, expected)
+
+
+def _host_and_port(value: Any, lowest: int, expected: str) -> tuple[str, int]:
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or not host:
+        raise fault(expected)
+    if not lowest <= int(port) <= 65535:
+        raise fault(expected)
+    return host, int(port)
+
+
+def _ip_and_port(host: str, port: int, expected: str) -> str:
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]") if bracketed else host)
+    except ValueError:
+        raise fault(expected) from None
+    if bracketed != (ip.version == 6) or getattr(ip, "scope_id", None):
+        raise fault(expected)
+    return f"[{ip}]:{port}" if bracketed else f"{ip}:{port}"
 
 
 def network(value: Any) -> str:
@@ -457,8 +474,8 @@ NumberRange = Annotated[str, PlainValidator(number_range), WithJsonSchema(SCALAR
 SemverRange = Annotated[str, PlainValidator(semver_range), WithJsonSchema(SCALAR)]
 Path_ = Annotated[str, PlainValidator(path), WithJsonSchema({"type": "string", "pattern": "^/"})]
 PathPrefix = Annotated[str, PlainValidator(path_prefix), WithJsonSchema({"type": "string", "pattern": "^/"})]
-ListenAddress = Annotated[str, PlainValidator(address(0)), WithJsonSchema(_TEXT)]
-InstanceAddress = Annotated[str, PlainValidator(address(1)), WithJsonSchema(_TEXT)]
+ListenAddress = Annotated[str, PlainValidator(listen_address), WithJsonSchema(_TEXT)]
+InstanceAddress = Annotated[str, PlainValidator(instance_address), WithJsonSchema(_TEXT)]
 HostPattern = Annotated[str, PlainValidator(host_pattern), WithJsonSchema(_TEXT)]
 RedirectHost = Annotated[str, PlainValidator(redirect_host), WithJsonSchema(_TEXT)]
 Scheme = Annotated[str, PlainValidator(scheme), WithJsonSchema({"enum": ["http", "https"]})]

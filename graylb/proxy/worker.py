@@ -77,19 +77,23 @@ class Worker(asyncio.Protocol):
                 await self._swap(table)
                 answer = {"revision": table.revision, "digest": table.digest}
             self._send(channel.encode_json(channel.ACK, answer))
+            if not self._serving and "digest" in answer:
+                self._serve()
 
     async def _swap(self, table: _fast.Table) -> None:
         self.engine.swap(table)
         fresh = [key for key, known in self.engine.upstream_names() if not known]
         if fresh:
             await asyncio.wait([asyncio.ensure_future(self._resolve(*key)) for key in fresh], timeout=RESOLVE_PATIENCE)
-        if not self._serving:
-            self._serving = True
-            gc.collect()
-            gc.freeze()  # what start-up made stays; collections need not look at it
-            for fd in self.listeners:
-                self.engine.listen(fd)
-            self._send(channel.encode_json(channel.READY, {"pid": os.getpid()}))
+
+    def _serve(self) -> None:
+        """The first table is in force: accept clients."""
+        self._serving = True
+        gc.collect()
+        gc.freeze()  # what start-up made stays; collections need not look at it
+        for fd in self.listeners:
+            self.engine.listen(fd)
+        self._send(channel.encode_json(channel.READY, {"pid": os.getpid()}))
 
     async def _keep_resolving(self) -> None:
         while True:

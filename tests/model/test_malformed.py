@@ -182,7 +182,8 @@ CASES: dict[str, str | bytes] = {
     "instance-no-address": service("instances: [{version: v1}]"),
     "instance-no-version": service("instances: [{address: 127.0.0.1:1}]"),
     "instance-port-zero": service("instances: [{address: 127.0.0.1:0, version: v1}]"),
-    "instance-name": service("instances: [{address: users:80, version: v1}]"),
+    "instance-name": service('instances: [{address: "users v1:80", version: v1}]'),
+    "instance-no-ip": service("instances: [{address: 10.0.0.256:80, version: v1}]"),
     "instance-twice": service("instances: [{address: 127.0.0.1:1, version: v1}, {address: 127.0.0.1:1, version: v2}]"),
     "instance-twice-ipv6": service(
         "instances: [{address: '[::1]:1', version: v1}, {address: '[0:0::1]:1', version: v1}]"

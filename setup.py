@@ -49,7 +49,7 @@ extensions = [
         extra_link_args=ldflags,
         define_macros=macros,
     )
-    for name in ("_fast", "_http1", "_engine")
+    for name in ("_http1", "_fast", "_gate", "_live", "_engine")
     if os.path.exists(f"graylb/{name}.pyx")
 ]
 

@@ -33,7 +33,9 @@ def users(versions: dict[str, Upstream], **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def proxy(tmp_path: Path, versions: dict[str, Upstream]) -> Iterator[Proxy]:
-    doc = proxies.document({"users": users(versions, split={"v1": 100})}, workers=2)
+    # sticky for the load, so that the draws of anonymous requests are those of the test alone
+    service = users(versions, split={"v1": 100}, sticky=[{"header": "x-user-id"}])
+    doc = proxies.document({"users": service}, workers=2)
     with proxies.running(tmp_path, doc) as running:
         yield running
 

@@ -336,7 +336,8 @@ class Upstream:
             connection.end = "fault"
             self.faults.append(f"{fault} in {bytes(connection.raw[:2000])!r}")
         except Exception as error:
-            self.faults.append(f"the handler failed: {error!r}")
+            if not self.stopping.is_set():  # then its socket was closed under it
+                self.faults.append(f"the handler failed: {error!r}")
         finally:
             if not connection.closed.is_set():
                 connection.close()

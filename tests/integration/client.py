@@ -126,7 +126,7 @@ class Client:
         self.pending = b""
         interim: list[int] = []
         head: Response | None = None
-        start, pieces = 0, []
+        start, pieces = 0, list[bytes]()
         while True:
             event = parser.next_event()
             if event is h11.NEED_DATA:

@@ -189,7 +189,7 @@ def test_many_slow_readers_share_little_memory(site: Site) -> None:
 def test_pipelined_requests_are_not_read_ahead_without_end(site: Site) -> None:
     """A client that sends requests and reads no answers is not read any more."""
     gate = site.upstream.gate()
-    site.on("/hold", lambda call: (gate.wait(), call.answer(200, b"held"))[1])
+    site.on("/hold", lambda call: (gate.wait(), call.answer(200, b"held")))
     watch = Watch(site)
     client = site.client().send(site.request(target="/hold"))
     site.upstream.wait_requests(1)

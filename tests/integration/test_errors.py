@@ -16,13 +16,13 @@ from tests.integration import proxies
 from tests.integration.client import Response
 from tests.integration.upstream import Call, Upstream
 
-JSON_ACCEPTS = [
+JSON_ACCEPTS: list[str | None] = [
     "application/json",
     "text/html, application/json;q=0.9",
     "APPLICATION/JSON",
     "application/problem+json, application/json",
 ]
-TEXT_ACCEPTS = [None, "*/*", "text/html", "text/plain"]
+TEXT_ACCEPTS: list[str | None] = [None, "*/*", "text/html", "text/plain"]
 
 
 def expect(answer: Response, status: int, reason: str) -> None:
@@ -176,7 +176,7 @@ def test_a_bad_chunk_in_an_answer_ends_it_unfinished(site: Site, raw: bytes) -> 
 
 def test_response_timeout(impatient: Site) -> None:
     """0.5 s in this site's document; counted from the end of the request."""
-    impatient.on("/think", lambda call: (call.body(), call.wait_gone(), call.close())[2])
+    impatient.on("/think", lambda call: (call.body(), call.wait_gone(), call.close()))
     client = impatient.client().send(impatient.request("POST", "/think", body=b"data"))
     expect(client.response(), 504, "response-timeout")
     impatient.upstream.connections[0].wait_closed()

@@ -152,7 +152,7 @@ def test_interim_and_final_answer_and_close_in_one_piece(site: Site) -> None:
 
 def test_interim_answers_are_not_for_http_1_0(site: Site) -> None:
     """RFC 9110, 15.2: no 1xx to an HTTP/1.0 client."""
-    site.on("/hints", lambda call: (call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n"), call.answer(200, b"done"))[1])
+    site.on("/hints", lambda call: (call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n"), call.answer(200, b"done")))
     answer = site.ask(target="/hints", version="1.0")
     assert (answer.status, answer.body, answer.interim) == (200, b"done", [])
 
@@ -170,7 +170,7 @@ def test_unasked_switching_of_protocols_is_an_invalid_answer(site: Site) -> None
             call.send(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"),
             call.wait_gone(),
             call.close(),
-        )[2],
+        ),
     )
     answer = site.ask()
     assert (answer.status, answer.error) == (502, "upstream-invalid")
@@ -265,7 +265,7 @@ def test_close_delimited_http_1_0_upstream(site: Site) -> None:
 
 
 def test_close_delimited_upstream_and_http_1_0_client(site: Site) -> None:
-    site.on("/old", lambda call: (call.send(b"HTTP/1.1 200 OK\r\n\r\nuntil the end"), call.close())[1])
+    site.on("/old", lambda call: (call.send(b"HTTP/1.1 200 OK\r\n\r\nuntil the end"), call.close()))
     client = site.client().send(site.request(target="/old", version="1.0"))
     answer = client.response()
     assert (answer.framing, answer.body) == ("close", b"until the end")
@@ -308,7 +308,7 @@ def test_pipelined_requests_in_pieces(site: Site, step: int) -> None:
 
 def test_a_slow_first_answer_does_not_let_the_second_overtake(site: Site) -> None:
     gate = site.upstream.gate()
-    site.on("/slow", lambda call: (gate.wait(), call.answer(200, b"slow"))[1])
+    site.on("/slow", lambda call: (gate.wait(), call.answer(200, b"slow")))
     client = site.client().send(site.request(target="/slow") + site.request(target="/quick"))
     site.upstream.wait_requests(1)
     assert site.ask(target="/bystander").body == b"hello"

@@ -97,7 +97,7 @@ def test_sigterm_lets_requests_finish(proxy: Proxy, upstream: Upstream, clients:
 
     upstream.on("/slow", slow)
     thinking = upstream.gate()
-    upstream.on("/think", lambda call: (thinking.wait(), call.answer(200, b"thought"))[1])
+    upstream.on("/think", lambda call: (thinking.wait(), call.answer(200, b"thought")))
     idle, downloading, waiting = clients
     assert idle.ask().status == 200
     downloading.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -130,7 +130,7 @@ def refused(address: str) -> bool:
 
 
 def test_a_second_signal_ends_it_at_once(proxy: Proxy, upstream: Upstream) -> None:
-    upstream.on("/never", lambda call: (call.wait_gone(), call.close())[1])
+    upstream.on("/never", lambda call: (call.wait_gone(), call.close()))
     with proxy.client() as client:
         client.send(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
         upstream.wait_requests(1)

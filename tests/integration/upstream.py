@@ -203,7 +203,8 @@ class Call:
         return False
 
 
-Handler = Callable[[Call], None]
+Handler = Callable[[Call], object]
+"""Its result is thrown away, so that a lambda may give a tuple of steps."""
 
 
 def greet(call: Call) -> None:

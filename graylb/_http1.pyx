@@ -116,8 +116,8 @@ cdef int classify(const char* n, size_t size) noexcept nogil:
         if gl_same(n, b"transfer-encoding", 17): return H_TRANSFER_ENCODING
         if gl_same(n, b"x-forwarded-proto", 17): return H_XFP
         if gl_same(n, b"x-service-version", 17): return H_MARK
-    if size > 9 and gl_same(n, b"x-graylb-", 9): return H_GRAYLB
     if memchr(n, 95, size) != NULL: return H_UNDERSCORE
+    if size > 9 and gl_same(n, b"x-graylb-", 9): return H_GRAYLB
     return H_OTHER
 
 
@@ -307,10 +307,11 @@ cdef bint _te_trailers(Header* x) noexcept nogil:
     return x.value_len == 8 and gl_same(x.value, b"trailers", 8)
 
 
-cdef bint _protected(int id) noexcept nogil:
+cdef bint _protected(Header* x) noexcept nogil:
     """Headers that a Connection header may not remove: they frame, route or testify."""
-    return id == H_HOST or id == H_CONTENT_LENGTH or id == H_XFF or id == H_XFP or id == H_XFH or id == H_FORWARDED \
-        or id == H_VIA or id == H_MARK or id == H_BAGGAGE or id == H_EXPECT
+    cdef int id = x.id
+    return id == H_HOST or id == H_CONTENT_LENGTH or id == H_FORWARDED or id == H_VIA or id == H_MARK \
+        or id == H_BAGGAGE or id == H_EXPECT or (x.name_len > 12 and gl_same(x.name, b"x-forwarded-", 12))
 
 
 cdef void _drop_named(Head* h) noexcept nogil:
@@ -331,7 +332,7 @@ cdef void _drop_named(Head* h) noexcept nogil:
             n = p - q
             if n == 0: continue
             for j in range(h.count):
-                if h.headers[j].name_len != n or _protected(h.headers[j].id): continue
+                if h.headers[j].name_len != n or _protected(&h.headers[j]): continue
                 k = 0
                 while k < n and gl_lower(<unsigned char>h.headers[j].name[k]) == gl_lower(<unsigned char>q[k]): k += 1
                 if k == n: h.headers[j].use = DROP
@@ -400,9 +401,11 @@ cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcep
     reset_head(h, limit)
     h.start = p
     if e - p < 15: return 0
-    if memcmp(p, b"HTTP/1.", 7) != 0 or p[8] != 32 or (p[7] | 1) != 49: return -1
+    if p[8] != 32 or (p[7] | 1) != 49: return -1
     h.minor = p[7] - 48
     for r in range(9, 12):
+    # what cannot become a status line is refused at once: waiting for more of it would be waiting for the timeout
+    if memcmp(p, b"HTTP/1.", 7 if e - p > 7 else e - p) != 0: return -1
         if p[r] < 48 or p[r] > 57: return -1
     h.status = (p[9] - 48) * 100 + (p[10] - 48) * 10 + (p[11] - 48)
     if h.status < 100 or h.status > 599: return -1
@@ -784,7 +787,10 @@ def parse_response(bytes data, int limit=100):
 
 def rewrite_request(bytes data, str address="127.0.0.1", str x_forwarded="append", str forwarded="off", bint via=False,
                     bytes strip=b"", bytes prefix=b""):
-    """The bytes that an upstream would get for this head; ValueError when the head is refused or incomplete."""
+    """The bytes that an upstream would get for this head.
+
+    ValueError when the head is refused or incomplete, or strip is longer than its path.
+    """
     cdef Head h
     cdef const char* p = PyBytes_AS_STRING(data)
     cdef ForwardingPolicy policy
@@ -798,6 +804,7 @@ def rewrite_request(bytes data, str address="127.0.0.1", str x_forwarded="append
     client.address = PyBytes_AS_STRING(raw)
     client.address_len = <uint32_t>PyBytes_GET_SIZE(raw)
     client.scheme = b"http"
+    if <size_t>len(strip) > h.path_len: raise ValueError(f"strip {strip!r}: longer than the path")
     client.scheme_len = 4
     out = bytearray(3 * len(data) + 4096 + len(prefix))
     cdef char* o = out
@@ -833,6 +840,7 @@ cdef class BodyDecoder:
         cdef bytearray work = bytearray(data)
         cdef char* p = work
         cdef Piece piece
+        if length < 0: raise ValueError(f"length {length}: expected 0 or more")
         if decode_body(&self.body, p, len(work), &piece) < 0: raise ValueError("malformed body")
         self.done = piece.done
         self.used = piece.used
@@ -840,7 +848,8 @@ cdef class BodyDecoder:
 
 
 def encode_chunk(bytes data):
-    """One chunk of the chunked coding."""
+    """One chunk of the chunked coding; ValueError without data, for a chunk of size 0 ends the body."""
+    if not data: raise ValueError("empty data is no chunk")
     cdef bytearray work = bytearray(24 + len(data))
     cdef char* p = work
     memcpy(p + 24, PyBytes_AS_STRING(data), len(data))

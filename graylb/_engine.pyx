@@ -11,19 +11,19 @@ that goes through the ready-again list (`_again`).
 
 cimport cython
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset, strlen
+from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from graylb._fast cimport (DECIDED, NONE32, NO_INSTANCE, NO_ROUTE, REDIRECT, TOO_LARGE, Context, Decision, Live, Query, Route,
-                           Rule, Service, Str, Table, decide, free_context, make_context, pick_other)
+from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, TOO_LARGE, Context, Decision, Live, Query, Route,
+                           Service, Table, decide, free_context, make_context, pick_other,
+                           write_decision)
 from graylb._gate cimport Gate
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line,
                             reset_head, same_name, scan_request, scan_response, start_body, write_request, write_response)
-from graylb._live cimport (CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn,
+from graylb._live cimport (CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn,
                            Counter, Exchange, TableState, Upstream, sockaddr_storage)
 
 from graylb._live import is_ip
@@ -69,6 +69,8 @@ cdef extern from * nogil:
       return fd; }
     static int gl_socket_error(int fd) {
       int e = 0; socklen_t n = sizeof e; if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) < 0) return errno; return e; }
+    static void gl_reset_on_close(int fd) {
+      struct linger l = {1, 0}; setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l); }
     static int gl_watch(int ep, int fd, void *p) {
       struct epoll_event e; e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET; e.data.ptr = p;
       return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e); }
@@ -82,6 +84,7 @@ cdef extern from * nogil:
     int gl_connect(const sockaddr_storage*, uint32_t)
     int gl_socket_error(int)
     int gl_watch(int, int, void*)
+    void gl_reset_on_close(int)
     ssize_t gl_send2(int, const char*, size_t, const char*, size_t)
     ctypedef union epoll_data_t:
         void* ptr
@@ -171,6 +174,7 @@ cdef class Engine:
     cdef readonly int clients
     cdef readonly int upstream_connections
     cdef readonly int exchanges
+    cdef readonly int tunnels
     cdef readonly uint64_t accepted
     cdef readonly uint64_t requests
     cdef readonly uint64_t retries
@@ -292,6 +296,7 @@ cdef class Engine:
         return {
             "revision": self.state.table.revision if self.state is not None else None,
             "clients": self.clients, "upstream_connections": self.upstream_connections, "exchanges": self.exchanges,
+            "tunnels": self.tunnels,
             "accepted": self.accepted, "requests": self.requests, "retries": self.retries, "aborted": self.aborted,
             "disagreements": self.disagreements,
             "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
@@ -476,6 +481,10 @@ cdef class Engine:
     cdef void _event(self, Conn* c, uint32_t ev) noexcept:
         c.readable = 1
         if ev & (EPOLLRDHUP | EPOLLHUP | EPOLLERR): c.shut = 1
+        if c.state == S_TUNNEL:
+            if ev & EPOLLERR: self._abort(c)
+            else: self._readable(c)
+            return
         if ev & (EPOLLHUP | EPOLLERR) and c.side == CLIENT and c.x != NULL:
             # reset, or shut on both sides: nobody is there to read the answer
             self._abort(c)
@@ -487,7 +496,8 @@ cdef class Engine:
         self._readable(c)
 
     cdef void _readable(self, Conn* c) noexcept:
-        if c.side == CLIENT: self._client_readable(c)
+        if c.state == S_TUNNEL: self._tunnel(c, c.x.upstream if c.side == CLIENT else c.x.client)
+        elif c.side == CLIENT: self._client_readable(c)
         else: self._upstream_readable(c)
 
     # ---- sending ---------------------------------------------------------------------------------------------------
@@ -559,6 +569,7 @@ cdef class Engine:
         if c.x == NULL:
             if c.side == CLIENT: self._rest(c)
             return
+        if c.half_close and not self._pass_end(c): return
         peer = c.x.upstream if c.side == CLIENT else c.x.client
         if peer != NULL and (peer.readable or peer.held_len): self._again(peer)
 
@@ -566,7 +577,7 @@ cdef class Engine:
         """Bytes moved: the exchange is not idle."""
         cdef Exchange* x = c.x
         if x == NULL: return
-        if x.upstream != NULL and not x.upstream.connecting and (x.upstream.state == U_BODY or not x.request_done):
+        if x.upstream != NULL and not x.upstream.connecting and (x.upstream.state != U_HEAD or not x.request_done):
             self._set_deadline(x.upstream, self.now + x.idle_ms)
 
     cdef void _broken(self, Conn* c) noexcept:
@@ -602,6 +613,7 @@ cdef class Engine:
     cdef void _drop_exchange(self, Exchange* x) noexcept:
         """Unties both sides; connections are dealt with by the caller."""
         if x.client != NULL: x.client.x = NULL
+        if x.client != NULL and x.client.state == S_TUNNEL: self.tunnels -= 1
         if x.upstream != NULL: self._detach(x)
         if x.state != NULL: Py_DECREF(<object>x.state)
         x.state = NULL
@@ -627,6 +639,8 @@ cdef class Engine:
             u = x.upstream
             d = x.client
             self.aborted += 1
+            # an answer that its end delimits would look complete behind an orderly close
+            if x.response_begun and x.response_kind == BODY_CLOSE and d != NULL: gl_reset_on_close(d.fd)
             self._drop_exchange(x)
             if u != NULL: self._kill(u)
             if d != NULL: self._kill(d)
@@ -686,7 +700,7 @@ cdef class Engine:
         memcpy(self.heads, p, head)
         if x != NULL and x.d.service >= 0:
             state = <TableState>x.state
-            if state.decision_headers: at += _decision_headers(state.table, &x.d, self.heads + at, 2048)
+            if state.decision_headers: at += write_decision(state.table, &x.d, self.heads + at, 2048)
         if head_only: n = head + 2
         memcpy(self.heads + at, p + head, n - head)
         return at + n - head
@@ -882,6 +896,7 @@ cdef class Engine:
         x.close_client = not x.keep_alive
         x.wants_json = _accepts_json(h)
         x.safe = _idempotent(h)
+        x.websocket = h.websocket
         start_body(&x.request, BODY_CHUNKED if h.chunked else (BODY_LENGTH if h.content_length > 0 else BODY_NONE),
                    h.content_length)
         x.request_kind = x.request.kind
@@ -1240,8 +1255,11 @@ cdef class Engine:
             elif self._hold(u, p, e - p) < 0: self._abort(u)
             else: return u.readable
             return False
-        if r < 0 or h.status == 101:
+        if r < 0 or (h.status == 101 and not (h.websocket and x.websocket)):
             self._upstream_failed(u, E_UPSTREAM_INVALID, False)
+            return False
+        if h.status == 101:
+            self._open_tunnel(x, <char*>h.end, e - <char*>h.end)
             return False
         return self._final(u, <char*>h.end, e - <char*>h.end)
 
@@ -1253,6 +1271,70 @@ cdef class Engine:
         e = write_response(&self.head, self.heads, BODY_NONE, 0, False, NULL, 0)
         if self._send(x.client, self.heads, e - self.heads) == 0: return True
         self._abort(x.client)
+        return False
+
+    # ---- tunnels ---------------------------------------------------------------------------------------------------
+
+    cdef void _open_tunnel(self, Exchange* x, char* rest, size_t n) noexcept:
+        """The upstream has switched to WebSocket: its 101 goes on, and from here on bytes go through as they are."""
+        cdef Conn* c = x.client
+        cdef Conn* u = x.upstream
+        cdef TableState state = <TableState>x.state
+        cdef char extra[2048]
+        cdef size_t extra_len = 0
+        cdef char* e
+        if state.decision_headers: extra_len = write_decision(state.table, &x.d, extra, sizeof(extra))
+        self.head.content_length = -1
+        e = write_response(&self.head, self.heads, BODY_NONE, 0, state.policy.via, extra, extra_len)
+        x.response_begun = 1
+        c.state = u.state = S_TUNNEL
+        c.deadline = 0
+        self.statuses[1] += 1
+        self.tunnels += 1
+        self._set_deadline(u, self.now + x.idle_ms)
+        if self._send_two(c, self.heads, e - self.heads, rest, n) < 0:
+            self._abort(c)
+            return
+        # what the client sent meanwhile has waited for this
+        if c.readable or c.held_len: self._again(c)
+        if u.readable: self._again(u)
+
+    cdef void _tunnel(self, Conn* a, Conn* b) noexcept:
+        """Moves what has arrived at one end of a tunnel to the other."""
+        cdef size_t have, moved = 0
+        cdef ssize_t n
+        while not a.dead and b.out_len == 0:
+            if moved >= FAIR:
+                self._again(a)
+                return
+            n = self._receive(a, &have)
+            if n == -2:
+                self._abort(a)
+                return
+            moved += have
+            if have:
+                self._set_deadline(a.x.upstream, self.now + a.x.idle_ms)
+                if self._send(b, self.buf, have) < 0:
+                    self._abort(b)
+                    return
+            if n == 0:
+                a.ended = 1
+                if b.out_len: b.half_close = 1
+                else: self._pass_end(b)
+                return
+            if n < 0 or not a.readable: return
+
+    cdef bint _pass_end(self, Conn* b) noexcept:
+        """The other end has said all: so do we to this one. False: that was the end of the tunnel."""
+        cdef Exchange* x = b.x
+        cdef Conn* c = x.client
+        cdef Conn* u = x.upstream
+        b.half_close = 0
+        shutdown(b.fd, SHUT_WR)
+        if not (c.ended and u.ended and c.out_len == 0 and u.out_len == 0): return True
+        self._drop_exchange(x)
+        self._kill(u)
+        self._kill(c)
         return False
 
     cdef bint _final(self, Conn* u, char* body, size_t n) noexcept:
@@ -1269,7 +1351,7 @@ cdef class Engine:
         cdef uint8_t told = self._frame_response(x, h)
         u.no_reuse = h.close or (h.minor == 0 and not h.keep_alive) or x.response.kind == BODY_CLOSE
         if not x.request_done or self.draining: x.close_client = 1
-        if state.decision_headers: extra_len = _decision_headers(state.table, &x.d, extra, sizeof(extra))
+        if state.decision_headers: extra_len = write_decision(state.table, &x.d, extra, sizeof(extra))
         connection = 1 if x.close_client else (2 if x.minor == 0 else 0)
         e = write_response(h, self.heads, told, connection, state.policy.via, extra, extra_len)
         x.response_begun = 1
@@ -1390,41 +1472,3 @@ cdef void _drop_length(Head* h) noexcept:
     for i in range(h.count):
         if h.headers[i].name_len == 14 and h.headers[i].id == H_CONTENT_LENGTH: h.headers[i].use = DROP
     h.content_length = -1
-
-
-cdef size_t _add(char* o, size_t at, size_t room, const char* name, const char* p, size_t n) noexcept:
-    """`name: value CRLF` at o + at; left out when there is no room."""
-    cdef size_t size = strlen(name)
-    if at + size + n + 4 > room: return at
-    memcpy(o + at, name, size)
-    at += size
-    memcpy(o + at, b": ", 2)
-    at += 2
-    memcpy(o + at, p, n)
-    at += n
-    memcpy(o + at, b"\r\n", 2)
-    return at + 2
-
-
-cdef size_t _add_number(char* o, size_t at, size_t room, const char* name, uint64_t n) noexcept:
-    cdef char digits[24]
-    return _add(o, at, room, name, digits, snprintf(digits, 24, b"%llu", <unsigned long long>n))
-
-
-cdef size_t _add_str(Table t, char* o, size_t at, size_t room, const char* name, Str s) noexcept:
-    return _add(o, at, room, name, t.base + s.off, s.n)
-
-
-cdef size_t _decision_headers(Table t, Decision* d, char* o, size_t room) noexcept:
-    """The decision as response headers -> length."""
-    cdef const Service* s = &t.services[d.service]
-    cdef const Str* versions = <const Str*>(t.base + s.versions)
-    cdef size_t at = _add_str(t, o, 0, room, b"x-graylb-service", s.name)
-    if d.instance >= 0: at = _add_str(t, o, at, room, b"x-graylb-version", versions[t.instances[d.instance].version])
-    if d.rule >= 0: at = _add_str(t, o, at, room, b"x-graylb-rule", (<const Rule*>(t.base + s.rules))[d.rule].name)
-    if d.slot >= 0: at = _add_number(o, at, room, b"x-graylb-slot", d.slot)
-    if d.drew: at = _add_number(o, at, room, b"x-graylb-draw", d.draw)
-    if d.fell_back:
-        at = _add_str(t, o, at, room, b"x-graylb-fallback", versions[d.wanted]) if d.wanted != NONE32 \
-            else _add(o, at, room, b"x-graylb-fallback", b"subset", 6)
-    return _add_number(o, at, room, b"x-graylb-revision", t.revision)

@@ -287,4 +287,4 @@ cdef bint make_context(Context* c, size_t head_bytes) noexcept
 cdef void free_context(Context* c) noexcept
 cdef void decide(Table t, Query* q, Context* c, Live* live, Decision* d) noexcept
 cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept
-cdef uint64_t hash64(const char* p, size_t n, uint64_t seed) noexcept nogil
+cdef size_t write_decision(Table t, Decision* d, char* o, size_t room) noexcept

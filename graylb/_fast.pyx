@@ -4,8 +4,9 @@ Nothing here allocates or creates Python objects for a request, but for a rule t
 one bytes object). Matching knows no policy: it answers with numbers of routes, rules, targets, instances.
 """
 
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, strtod
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, strlen
 from libc.stdint cimport int64_t
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
 from graylb._http1 cimport (Head, Header, H_ACCEPT, H_BAGGAGE, H_CH_MOBILE, H_COOKIE, H_MARK, H_UNDERSCORE, H_USER_AGENT,
@@ -80,10 +81,6 @@ cdef extern from * nogil:
 
 cdef extern from "Python.h":
     void PyErr_Clear()
-
-cdef uint64_t hash64(const char* p, size_t n, uint64_t seed) noexcept nogil:
-    return gl_xxh64(p, n, seed)
-
 
 # ---- scratch -------------------------------------------------------------------------------------------------------
 
@@ -982,6 +979,46 @@ cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept:
     return False
 
 
+# ---- the decision, told ----------------------------------------------------------------------------------------------
+
+cdef size_t _add(char* o, size_t at, size_t room, const char* name, const char* p, size_t n) noexcept:
+    """`name: value CRLF` at o + at; left out when there is no room."""
+    cdef size_t size = strlen(name)
+    if at + size + n + 4 > room: return at
+    memcpy(o + at, name, size)
+    at += size
+    memcpy(o + at, b": ", 2)
+    at += 2
+    memcpy(o + at, p, n)
+    at += n
+    memcpy(o + at, b"\r\n", 2)
+    return at + 2
+
+
+cdef size_t _add_number(char* o, size_t at, size_t room, const char* name, uint64_t n) noexcept:
+    cdef char digits[24]
+    return _add(o, at, room, name, digits, snprintf(digits, 24, b"%llu", <unsigned long long>n))
+
+
+cdef size_t _add_str(Table t, char* o, size_t at, size_t room, const char* name, Str s) noexcept:
+    return _add(o, at, room, name, t.base + s.off, s.n)
+
+
+cdef size_t write_decision(Table t, Decision* d, char* o, size_t room) noexcept:
+    """The decision as response header lines, as many as there is room for -> bytes written."""
+    cdef const Service* s = &t.services[d.service]
+    cdef const Str* versions = <const Str*>(t.base + s.versions)
+    cdef size_t at = _add_str(t, o, 0, room, b"x-graylb-service", s.name)
+    if d.instance >= 0: at = _add_str(t, o, at, room, b"x-graylb-version", versions[t.instances[d.instance].version])
+    if d.rule >= 0: at = _add_str(t, o, at, room, b"x-graylb-rule", (<const Rule*>(t.base + s.rules))[d.rule].name)
+    if d.slot >= 0: at = _add_number(o, at, room, b"x-graylb-slot", d.slot)
+    if d.drew: at = _add_number(o, at, room, b"x-graylb-draw", d.draw)
+    if d.fell_back:
+        at = _add_str(t, o, at, room, b"x-graylb-fallback", versions[d.wanted]) if d.wanted != NONE32 \
+            else _add(o, at, room, b"x-graylb-fallback", b"subset", 6)
+    return _add_number(o, at, room, b"x-graylb-revision", t.revision)
+
+
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 cdef class Table:
@@ -1056,6 +1093,17 @@ cdef class Table:
         decide(self, &q, self.own, &self.mine, &d)
         return self._told(&d)
 
+    def members(self, int service, int subset):
+        """(address, version, weight) of the instances among which a subset's pick is made."""
+        cdef const Service* s = &self.services[service]
+        cdef const Target* x = &(<const Target*>(self.base + s.targets))[subset]
+        cdef const Instance* i
+        out = []
+        for k in range(x.n):
+            i = &self.instances[_item(self, x, k)]
+            out.append((self._str(i.address), self._version(s, i.version), i.weight))
+        return out
+
     cdef dict _told(self, Decision* d):
         cdef const Service* s
         out = {
@@ -1063,7 +1111,7 @@ cdef class Table:
             "route": self._str(self.routes[d.route].name) if d.route >= 0 else None,
             "service": None, "rule": None, "slot": d.slot if d.slot >= 0 else None, "draw": d.draw if d.drew else None,
             "wanted": None, "version": None, "instance": None, "fallback": bool(d.fell_back), "revision": self.revision,
-            "service_number": d.service, "rule_number": d.rule,
+            "service_number": d.service, "rule_number": d.rule, "subset_number": d.subset if d.instance >= 0 else None,
         }
         if d.service >= 0:
             s = &self.services[d.service]

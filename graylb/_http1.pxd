@@ -79,7 +79,9 @@ cdef struct Head:
     uint8_t keep_alive     # Connection: keep-alive
     uint8_t has_tokens     # Connection names further headers
     uint8_t expect_continue
-    uint8_t upgrade
+    uint8_t upgrade        # an Upgrade header is there
+    uint8_t asks_upgrade   # Connection names it
+    uint8_t websocket      # a lawful WebSocket handshake, or the answer that accepts one
     uint8_t is_grpc
     uint8_t typed          # a Content-Type was seen
     uint8_t absolute

@@ -144,6 +144,7 @@ cdef void _connection(Head* h, Header* x) noexcept nogil:
         while p < e and p[0] != 44 and p[0] != 32 and p[0] != 9: p += 1
         if p - q == 5 and gl_same(q, b"close", 5): h.close = 1
         elif p - q == 10 and gl_same(q, b"keep-alive", 10): h.keep_alive = 1
+        elif p - q == 7 and gl_same(q, b"upgrade", 7): h.asks_upgrade = 1
         elif p > q: h.has_tokens = 1
 
 
@@ -164,6 +165,7 @@ cdef int _note(Head* h, Header* x) noexcept nogil:
         x.use = DROP
     elif id == H_UPGRADE:
         x.use = DROP
+        h.websocket = not h.upgrade and x.value_len == 9 and gl_same(x.value, b"websocket", 9)
         h.upgrade = 1
     elif id == H_TE:
         # only `trailers` survives the hop (RFC 9110 10.1.4)
@@ -187,7 +189,7 @@ cdef void reset_head(Head* h, int limit) noexcept nogil:
     h.count = h.status = 0
     h.minor = 1
     h.is_head = h.chunked = h.close = h.keep_alive = h.has_tokens = h.expect_continue = 0
-    h.upgrade = h.is_grpc = h.typed = h.absolute = h.hosts = 0
+    h.upgrade = h.asks_upgrade = h.websocket = h.is_grpc = h.typed = h.absolute = h.hosts = 0
     h.host = h.query = h.path = NULL
     h.host_len = h.query_len = h.path_len = h.target_len = 0
     h.error = E_BAD_REQUEST
@@ -350,6 +352,8 @@ cdef int _finish_request(Head* h) noexcept nogil:
     if h.absolute and not _same_authority(h): return _refuse(h, E_BAD_HOST)
     # An upgrade whose body no parser would frame the same way (hazard 1): refused.
     if h.upgrade and (h.chunked or h.content_length > 0): return _refuse(h, E_BAD_FRAMING)
+    # only WebSocket is tunnelled (RFC 6455 section 4.1); any other offer is left out and the request goes on as it is
+    h.websocket = h.websocket and h.asks_upgrade and h.minor == 1 and h.method_len == 3 and memcmp(h.method, b"GET", 3) == 0
     if h.has_tokens: _drop_named(h)
     return 1
 
@@ -400,12 +404,12 @@ cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcep
     cdef int r
     reset_head(h, limit)
     h.start = p
+    # what cannot become a status line is refused at once: waiting for more of it would be waiting for the timeout
+    if memcmp(p, b"HTTP/1.", 7 if e - p > 7 else e - p) != 0: return -1
     if e - p < 15: return 0
     if p[8] != 32 or (p[7] | 1) != 49: return -1
     h.minor = p[7] - 48
     for r in range(9, 12):
-    # what cannot become a status line is refused at once: waiting for more of it would be waiting for the timeout
-    if memcmp(p, b"HTTP/1.", 7 if e - p > 7 else e - p) != 0: return -1
         if p[r] < 48 or p[r] > 57: return -1
     h.status = (p[9] - 48) * 100 + (p[10] - 48) * 10 + (p[11] - 48)
     if h.status < 100 or h.status > 599: return -1
@@ -422,6 +426,7 @@ cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcep
 cdef int _finish_response(Head* h) noexcept nogil:
     if h.chunked and h.content_length >= 0: return -1      # a smuggler's answer (RFC 9112 6.3): refused
     if h.chunked and h.minor == 0: return -1
+    h.websocket = h.websocket and h.asks_upgrade and h.minor == 1 and h.status == 101
     if h.has_tokens: _drop_named(h)
     return 1
 
@@ -702,6 +707,7 @@ cdef char* write_request(Head* h, char* o, ForwardingPolicy* policy, Client* cli
             o = _put(o, b"te: trailers\r\nconnection: te\r\n", 30)
             break
     o = _tell_forwarded(h, o, policy, client)
+    if h.websocket: o = _put(o, b"connection: upgrade\r\nupgrade: websocket\r\n", 41)
     return _framing(h, o, body_kind)
 
 
@@ -738,6 +744,7 @@ cdef char* write_response(Head* h, char* o, uint8_t body_kind, int connection, b
     if extra_len: o = _put(o, extra, extra_len)
     if connection == 1: o = _put(o, b"connection: close\r\n", 19)
     elif connection == 2: o = _put(o, b"connection: keep-alive\r\n", 24)
+    elif h.websocket: o = _put(o, b"connection: upgrade\r\nupgrade: websocket\r\n", 41)
     return _framing(h, o, body_kind)
 
 
@@ -761,9 +768,9 @@ cdef dict _view(Head* h, bint request):
     if request:
         out.update(method=_text(h.method, h.method_len), path=_text(h.path, h.path_len),
                    query=_text(h.query, h.query_len) if h.query != NULL else None,
-                   host=_text(h.host, h.host_len), grpc=bool(h.is_grpc))
+                   host=_text(h.host, h.host_len), grpc=bool(h.is_grpc), websocket=bool(h.websocket))
     else:
-        out.update(status=h.status, reason=_text(h.reason, h.reason_len))
+        out.update(status=h.status, reason=_text(h.reason, h.reason_len), websocket=bool(h.websocket))
     return out
 
 
@@ -797,6 +804,7 @@ def rewrite_request(bytes data, str address="127.0.0.1", str x_forwarded="append
     cdef Client client
     modes = {"off": 0, "append": 1, "replace": 2}
     if scan_request(&h, p, p + PyBytes_GET_SIZE(data), MAX_HEADERS) != 1: raise ValueError("not a request head")
+    if <size_t>len(strip) > h.path_len: raise ValueError(f"strip {strip!r}: longer than the path")
     policy.x_forwarded = modes[x_forwarded]
     policy.forwarded = modes[forwarded]
     policy.via = via
@@ -804,7 +812,6 @@ def rewrite_request(bytes data, str address="127.0.0.1", str x_forwarded="append
     client.address = PyBytes_AS_STRING(raw)
     client.address_len = <uint32_t>PyBytes_GET_SIZE(raw)
     client.scheme = b"http"
-    if <size_t>len(strip) > h.path_len: raise ValueError(f"strip {strip!r}: longer than the path")
     client.scheme_len = 4
     out = bytearray(3 * len(data) + 4096 + len(prefix))
     cdef char* o = out
@@ -833,6 +840,7 @@ cdef class BodyDecoder:
     cdef readonly size_t used
 
     def __init__(self, str kind, int64_t length=0):
+        if length < 0: raise ValueError(f"length {length}: expected 0 or more")
         start_body(&self.body, {"length": BODY_LENGTH, "chunked": BODY_CHUNKED, "close": BODY_CLOSE}[kind], length)
         self.done = self.body.kind == BODY_NONE
 
@@ -840,7 +848,6 @@ cdef class BodyDecoder:
         cdef bytearray work = bytearray(data)
         cdef char* p = work
         cdef Piece piece
-        if length < 0: raise ValueError(f"length {length}: expected 0 or more")
         if decode_body(&self.body, p, len(work), &piece) < 0: raise ValueError("malformed body")
         self.done = piece.done
         self.used = piece.used

@@ -21,6 +21,7 @@ cdef enum State:
     S_HEAD = 0             # between messages, or a head is arriving
     S_BODY                 # the request body is arriving
     S_WAIT                 # the request is complete, the answer is not
+    S_TUNNEL               # either side: bytes go through as they are, after an upstream's 101
     S_LINGER               # answered and half closed; what still arrives is read and thrown away (RFC 9112 9.6)
     # upstream side
     U_HEAD                 # waiting for the response head
@@ -39,6 +40,8 @@ cdef struct Conn:
     uint8_t closing        # close once everything pending is sent
     uint8_t reused         # has had an exchange before
     uint8_t no_reuse       # upstream: closes when its answer is complete
+    uint8_t ended          # tunnel: its end was read and passed on
+    uint8_t half_close     # tunnel: shut the write side once everything pending is sent
     uint8_t partial        # client: part of a head is held
     uint8_t v4
     uint32_t address_len
@@ -73,6 +76,7 @@ cdef struct Exchange:
     uint8_t response_kind  # BodyKind as sent to the client
     uint8_t request_done
     uint8_t response_begun
+    uint8_t websocket      # the client asked for a tunnel
     uint8_t head_only      # the request was HEAD
     uint8_t minor
     uint8_t keep_alive     # what the client asked for

@@ -8,7 +8,6 @@ from typing import Any
 from graylb import _fast
 from graylb.model.snapshot import Service, Snapshot
 from graylb.release.explain import describe_match, describe_subset, why_not
-from graylb.release.selectors import select
 
 Header = tuple[str, str]
 
@@ -34,6 +33,7 @@ def explain(
     head = request_head(method, path, headers)
     told = table.decide(head, client_ip, draw=draw, pick=pick)
     service_number, rule_number = told.pop("service_number"), told.pop("rule_number")
+    subset_number = told.pop("subset_number")
     if service_number < 0:
         return told | {"because": _without_service(told), "earlier_rules": []}
     service = next(each for each in snapshot.services if each.name == told["service"])
@@ -46,7 +46,7 @@ def explain(
         if holds:
             raise AssertionError(f"rule {rule.name} holds, yet the index passed it over: please report this")
         earlier.append({"rule": rule.name, "reason": why_not(rule.match, outcomes, groups, values)})
-    told["candidates"] = _candidates(service, told)
+    told["candidates"] = [] if subset_number is None else _shares(table.members(service_number, subset_number))
     return told | {"because": _because(service, told), "earlier_rules": earlier}
 
 
@@ -66,14 +66,10 @@ def _without_service(told: dict[str, Any]) -> str:
     return "no route matches this host and path" if told["outcome"] == "no-route" else "the head is too large"
 
 
-def _candidates(service: Service, told: dict[str, Any]) -> list[dict[str, Any]]:
-    """Instances of the answering version with the share of its requests that each gets."""
-    usable = [each for each in service.instances if each.version == told["version"] and each.weight > 0]
-    rule = next((each for each in service.rules if each.name == told["rule"]), None)
-    if rule is not None and rule.to is not None and not told["fallback"]:
-        usable = [service.instances[i] for i in select(rule.to, service.instances) if service.instances[i].weight > 0]
-    total = sum(each.weight for each in usable)
-    return [{"instance": each.address, "version": each.version, "share": each.weight / total} for each in usable]
+def _shares(members: Sequence[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    """The instances that might have been picked, with the share of picks that each gets."""
+    total = sum(weight for _, _, weight in members)
+    return [{"instance": address, "version": version, "share": weight / total} for address, version, weight in members]
 
 
 def _because(service: Service, told: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 
 import psutil
@@ -188,6 +189,21 @@ def test_upstream_reset_within_a_close_delimited_body(site: Site) -> None:
     got += client.rest()
     assert got.startswith(b"HTTP/1.1 200 ")
     assert not got.endswith(b"0\r\n\r\n")
+
+
+def test_a_cut_answer_that_only_its_end_delimits_is_reset(site: Site) -> None:
+    """An HTTP/1.0 client would take an orderly close for the end of a whole answer."""
+
+    def cut(call: Call) -> None:
+        call.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        call.close()
+
+    site.on("/cut", cut)
+    host, _, port = site.proxy.address.rpartition(":")
+    with socket.create_connection((host, int(port)), 10) as client:
+        client.sendall(b"GET /cut HTTP/1.0\r\nHost: %s\r\n\r\n" % site.host.encode())
+        with pytest.raises(ConnectionResetError):
+            list(iter(lambda: client.recv(65536), b""))
 
 
 def test_upstream_gone_while_the_body_is_sent(site: Site) -> None:

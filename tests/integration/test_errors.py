@@ -298,3 +298,15 @@ def test_an_idle_upstream_connection_is_closed(hasty: tuple[proxies.Proxy, Upstr
     with proxy.client() as client:
         assert client.ask().status == 200
     upstream.connections[upstream.requests[-1].connection - 1].wait_closed()
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"HTTP/2", b"\x16\x03\x01", b"SSH-2.0-x\r\n"])
+def test_garbage_is_refused_before_it_is_a_whole_line(site: Site, garbage: bytes) -> None:
+    """It used to be kept until the response timeout when it was shorter than a status line."""
+
+    def answer(call: Call) -> None:
+        call.send(garbage)
+        call.wait_gone()
+
+    site.on("/garbage", answer)
+    expect(site.ask("GET", "/garbage"), 502, "upstream-invalid")

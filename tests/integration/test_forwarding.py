@@ -200,7 +200,7 @@ def test_te_trailers_is_the_only_one_that_may_pass(site: Site) -> None:
     assert set(site.requests[1].all("te")) <= {"trailers"}
 
 
-@pytest.mark.parametrize("upgrade", ["h2c", "websocket", "TLS/1.0", "foo/2, bar"])
+@pytest.mark.parametrize("upgrade", ["h2c", "websocket, h2c", "TLS/1.0", "foo/2, bar"])
 def test_upgrade_without_a_body_is_an_ordinary_request(site: Site, upgrade: str) -> None:
     """Stripped, so the upstream cannot switch; the connection goes on as HTTP/1.1."""
     lines = [f"Upgrade: {upgrade}", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABk"]

@@ -1,9 +1,10 @@
-"""WebSockets through the proxy: a tunnel after the 101 and not before, ordinary answers otherwise, deaf to configuration."""
+"""WebSockets through the proxy: a tunnel after the 101 and not before, otherwise ordinary answers."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,21 +101,10 @@ def test_configuration_changes_never_touch_it(proxy: Proxy, echo: Echo) -> None:
             )
             client.send(f"still {revision}")
             assert client.recv() == f"still {revision}"
-        proxy.edit(
-            {**proxy.document, "services": {"talk": proxies.service("127.0.0.1:1")}}
-        )  # its instance is gone from the table
+        # its instance is gone from the table
+        proxy.edit({**proxy.document, "services": {"talk": proxies.service("127.0.0.1:1")}})
         client.send("and now")
         assert client.recv() == "and now"
-
-
-def test_a_client_that_vanishes_takes_its_tunnel_along(proxy: Proxy, echo: Echo) -> None:
-    client = opened(proxy)
-    client.send("there")
-    assert client.recv() == "there"
-    client.socket.shutdown(socket.SHUT_RDWR)
-    assert echo.closed.wait(10)
-    client.close()
-    until(lambda: tunnels(proxy) == 0, "the tunnel to be gone")
 
 
 def test_an_upstream_that_refuses_answers_as_ever(tmp_path: Path) -> None:
@@ -127,15 +117,13 @@ def test_an_upstream_that_refuses_answers_as_ever(tmp_path: Path) -> None:
                 made, _ = listener.accept()
                 with made:
                     asked.append(made.recv(65536))
-                    made.sendall(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno")
-                    made.recv(1)
+                    made.sendall(b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno")
 
             thread = threading.Thread(target=refuse)
             thread.start()
             with pytest.raises(InvalidStatus) as refused:
                 opened(proxy)
             assert refused.value.response.status_code == 403
-            proxy.stop()
             thread.join()
         assert b"connection: upgrade\r\nupgrade: websocket\r\n" in asked[0]
 
@@ -185,10 +173,23 @@ def test_no_byte_goes_through_before_the_101_and_each_end_may_stop_first(bare: t
         assert got == b"last words"
 
 
+def test_a_client_that_vanishes_takes_its_tunnel_along(bare: tuple[Proxy, socket.socket]) -> None:
+    proxy, listener = bare
+    client, upstream, _ = exchange(proxy, listener, OFFER + KEY)
+    with client, upstream:
+        upstream.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert client.recv(65536)
+        until(lambda: tunnels(proxy) == 1, "the tunnel")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        assert upstream.recv(1) == b""
+    until(lambda: tunnels(proxy) == 0, "the tunnel to be gone")
+
+
 @pytest.mark.parametrize(
     "sent",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade,HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n" + KEY,
         b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket, h2c\r\n" + KEY,
         b"POST / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n" + KEY,

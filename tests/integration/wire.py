@@ -66,13 +66,14 @@ def parse_request_head(head: bytes) -> tuple[str, str, Headers]:
         raise Fault(f"* is for OPTIONS only: {first!r}")
     if len(values(fields, "host")) != 1:
         raise Fault(f"{len(values(fields, 'host'))} Host headers")
+    tunnel = (values(fields, "connection"), values(fields, "upgrade")) == (["upgrade"], ["websocket"])
     for name, value in fields:
-        if name in HOP_BY_HOP and not (name == "te" and value == "trailers"):
+        if name in HOP_BY_HOP and not (name == "te" and value == "trailers") and not (name == "upgrade" and tunnel):
             raise Fault(f"hop-by-hop header {name}: {value}")
         if "_" in name:
             raise Fault(f"an underscore in the header name {name}")
     for value in values(fields, "connection"):
-        if value.lower() not in ("keep-alive", "close", "te"):
+        if value.lower() not in ("keep-alive", "close", "te") and not tunnel:
             raise Fault(f"connection: {value}")
     body_framing(fields)
     return parts[0].decode(), parts[1].decode("latin-1"), fields

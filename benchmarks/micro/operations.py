@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarks.failure import BenchError
 from benchmarks.micro import snapshots
-from benchmarks.micro.run import HEADS, INSTANCES, RULES
+from benchmarks.micro.sizes import HEADS, INSTANCES, RULES
 from graylb import _fast, _http1, table
 from graylb.model.snapshot import Snapshot, StickyKey
 

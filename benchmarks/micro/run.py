@@ -11,10 +11,6 @@ from benchmarks.failure import BenchError
 from benchmarks.stats import rotated, spread
 
 GROUPS = ("match", "pick", "sticky", "scan")
-RULES = (10, 1_000, 10_000)
-INSTANCES = (2, 100, 10_000, 100_000)
-HEADS = 200
-"""Differing requests of one match figure, so that no single hash chain stands for all."""
 
 
 @dataclass(frozen=True, slots=True)

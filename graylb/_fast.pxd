@@ -91,7 +91,7 @@ cdef struct NameEntry:
 
 cdef struct Entry:
     uint64_t hash
-    uint32_t value         # a list of uint32_t, or a Node
+    uint32_t value         # a list of uint32_t (of rules: the rule itself when n is 1), or a Node
     uint32_t n             # 0: empty
 
 cdef struct Cond:

@@ -832,7 +832,7 @@ cdef int _match(Table t, const Service* s, Query* q, Context* c) noexcept:
             if v.count == 0: continue
             e = _find(t, s.index, s.index_mask, gl_xxh64(v.p, v.n, i + 1))
             if e != NULL:
-                lists[k] = <const uint32_t*>(t.base + e.value)
+                lists[k] = <const uint32_t*>(t.base + e.value) if e.n > 1 else &e.value
                 left[k] = e.n
                 k += 1
     while True:
@@ -853,7 +853,8 @@ cdef inline uint32_t _alias(const Cell* cells, uint32_t n, uint64_t x) noexcept:
     """Column and coin from one 64-bit fraction."""
     cdef uint64_t low
     cdef uint32_t i = <uint32_t>gl_mulhi(x, n, &low)
-    return i if <uint32_t>(low >> 32) < cells[i].threshold else cells[i].alias
+    # without a branch: which way the coin falls is what no predictor knows
+    return cells[i].alias ^ ((i ^ cells[i].alias) & -<uint32_t>(<uint32_t>(low >> 32) < cells[i].threshold))
 
 
 cdef inline uint32_t _column(const Column* columns, uint32_t n, uint64_t x) noexcept:

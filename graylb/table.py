@@ -363,7 +363,9 @@ class Compiler:
         conditions = Conditions(self.arena, fields, self.patterns, dict(x.lists))
         rules = b"".join([self.rule(rule, x, conditions, targets) for rule in x.rules])
         lists, rest = _index(x.rules, fields)
-        index = self.arena.hash_table({key: (self.arena.u32(found), len(found)) for key, found in lists.items()})
+        index = self.arena.hash_table(
+            {key: (found[0] if len(found) == 1 else self.arena.u32(found), len(found)) for key, found in lists.items()}
+        )
         for instance in targets.instances:
             address = self.arena.text(instance.address)
             version = targets.version(instance.version)

@@ -24,6 +24,7 @@ RESOLVE_EVERY: Final = 30.0
 RESOLVE_PATIENCE: Final = 2.0
 """Seconds that a new table waits for host names; an instance whose name is not known by then fails until it is."""
 PR_SET_PDEATHSIG: Final = 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 class Worker(asyncio.Protocol):
@@ -142,7 +143,11 @@ def main() -> None:
     parser.add_argument("--worker", type=int, default=0)
     options = parser.parse_args()
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # what waits for a slow reader is some 256 KiB: as a mapping of its own it would cost page faults every time
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    libc.mallopt(M_TRIM_THRESHOLD, 8 << 20)
     if os.getppid() != parent:
         return  # it died before we asked to be told
     uvloop.run(serve(options))

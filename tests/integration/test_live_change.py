@@ -192,6 +192,30 @@ def test_an_edit_that_changes_nothing_makes_no_revision(proxy: Proxy) -> None:
     assert revision == before + 1
 
 
+def test_a_list_of_100_000_ids_is_edited_while_it_is_in_use(proxy: Proxy) -> None:
+    """The list is a file of its own; the document stays as it is."""
+    staff = proxy.file.with_name("staff.txt")
+    ids = [f"user-{number}" for number in range(100_000)]
+    staff.write_text("\n".join(ids))
+    doc = copy.deepcopy(proxy.document)
+    doc["services"]["users"] |= {
+        "lists": {"staff": {"file": staff.name}},
+        "rules": [{"name": "staff", "match": {"headers": {"x-user-id": {"in": "staff"}}}, "to": "v2"}],
+    }
+
+    def versions_of(*users: str) -> list[str | None]:
+        with proxy.client() as client:
+            return [client.ask(headers=[f"X-User-Id: {user}"]).get("x-graylb-version") for user in users]
+
+    with Load(proxy) as load:
+        before = proxy.edit(doc)
+        assert versions_of("user-0", "user-50000", "user-99999", "user-100000") == ["v2", "v2", "v2", "v1"]
+        staff.write_text("\n".join([*ids[1:], "user-100000"]))
+        proxy.wait_revision(before + 1)
+        assert versions_of("user-0", "user-50000", "user-99999", "user-100000") == ["v1", "v2", "v2", "v2"]
+    load.check()
+
+
 def command(proxy: Proxy, *arguments: str) -> dict[str, Any]:
     done = proxies.cli(*arguments, "-c", proxy.file, "--admin", proxy.admin, "--json")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

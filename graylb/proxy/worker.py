@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import gc
 import os
+import resource
 import signal
 import socket
 from typing import Final, cast
@@ -150,6 +151,8 @@ def main() -> None:
     libc.mallopt(M_TRIM_THRESHOLD, 8 << 20)
     if os.getppid() != parent:
         return  # it died before we asked to be told
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor is a connection here
     uvloop.run(serve(options))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -214,3 +215,16 @@ def test_several_listeners(tmp_path: Path, upstream: Upstream) -> None:
                 got += piece
         assert got.startswith(b"HTTP/1.1 200 ")
         assert upstream.requests[-1].get("x-forwarded-for") == "::1"
+
+
+def test_workers_may_open_as_many_descriptors_as_the_system_lets_them(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        proxy = Proxy(tmp_path, proxies.document({"users": proxies.service("127.0.0.1:1")}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    limits = (Path("/proc") / str(proxy.workers()[0]) / "limits").read_text()
+    proxy.stop()
+    line = next(line for line in limits.splitlines() if line.startswith("Max open files"))
+    assert line.removeprefix("Max open files").split()[:2] == [str(hard)] * 2

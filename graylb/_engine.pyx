@@ -97,7 +97,7 @@ cdef extern from * nogil:
     ssize_t recv(int, void*, size_t, int)
     int shutdown(int, int)
     int close(int)
-    enum: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLL_CLOEXEC, MSG_NOSIGNAL, SHUT_WR
+    enum: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLL_CLOEXEC, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR
     void* memmem(const void*, size_t, const void*, size_t)
 
 cdef enum:
@@ -1074,9 +1074,8 @@ cdef class Engine:
         while True:
             x.attempts += 1
             up = <Upstream>state.upstreams[x.d.instance]
-            u = NULL if fresh else up.idle
-            if u != NULL: self._unpool(u)
-            else: u = self._connect(up, x)
+            u = NULL if fresh else self._idle(up, x)
+            if u == NULL: u = self._connect(up, x)
             if u != NULL:
                 u.state = U_HEAD
                 u.x = x
@@ -1089,6 +1088,19 @@ cdef class Engine:
                 self._fail(x.client, E_CONNECT_FAILED)
                 return False
             self.retries += 1
+
+    cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept:
+        """A pooled connection, the last one used. For a request that may not be repeated it is asked first whether the
+        instance has closed it: the event that says so may stand later in this very batch."""
+        cdef Conn* u
+        cdef char probe
+        while up.idle != NULL:
+            u = up.idle
+            if x.safe or (recv(u.fd, &probe, 1, MSG_PEEK) < 0 and errno == EAGAIN):
+                self._unpool(u)
+                return u
+            self._kill(u)
+        return NULL
 
     cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept:
         cdef int fd

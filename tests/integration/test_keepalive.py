@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import Site
 from tests.integration import proxies
+from tests.integration.client import request
 from tests.integration.upstream import Call, running
 
 BULK = 20
@@ -165,6 +167,22 @@ def test_post_racing_an_idle_close_is_never_doubled(site: Site) -> None:
     targets = [request.target for request in site.requests]
     assert len(targets) == len(set(targets))
     assert targets == [f"/?id={number}" for number, status in enumerate(statuses) if status == 200]
+
+
+def test_a_post_finds_out_that_its_pooled_connection_was_closed(tmp_path: Path) -> None:
+    """Close and request wait for a stopped worker, the request first: it must not go out on the dead connection."""
+    with running("v1") as (upstream,):
+        doc = proxies.document({"users": proxies.service(upstream.address)})
+        with proxies.running(tmp_path, doc) as proxy, proxy.client() as client:
+            assert client.ask().status == 200
+            worker = psutil.Process(proxy.workers()[0])
+            worker.suspend()
+            proxies.until(lambda: worker.status() == psutil.STATUS_STOPPED, "the worker to stop")
+            client.send(request("POST", "/", "x", body=b"payment"))
+            upstream.connections[0].close()
+            worker.resume()
+            assert client.response("POST").status == 200
+        assert [each.method for each in upstream.requests] == ["GET", "POST"]
 
 
 @pytest.mark.parametrize("extra", [b"X", b"\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nEVIL"])

@@ -11,6 +11,8 @@ PY := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard graylb/*.pyx graylb/*.pxd)
 TREE := graylb tests config benchmarks docs setup.py pyproject.toml README.md LICENSE
 PYTEST := -m pytest $(ARGS)
+# what the load benchmarks and their tests drive; the last two are kept from running as services
+LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
 
 .PHONY: help run test test-all lint build debug asan cov bench clean distclean
 
@@ -22,11 +24,11 @@ run: build ## the proxy with two small upstreams of its own, on 127.0.0.1:8080
 	exec $(PY) -m graylb.demo
 
 test: lint ## ruff, mypy and all tests (ARGS='-k channel' goes to pytest)
-	@bash scripts/need wrk=wrk
+	@bash scripts/need $(LOAD)
 	$(PY) $(PYTEST)
 
 test-all: lint ## the same with the tests marked slow
-	@bash scripts/need wrk=wrk
+	@bash scripts/need $(LOAD)
 	$(PY) $(PYTEST) -m ''
 
 lint: build ## ruff and mypy
@@ -37,13 +39,13 @@ lint: build ## ruff and mypy
 build: $(VENV)/.built ## the venv with everything, extensions in place
 
 # ensurepip leaves no trace of its Python's health: a venv whose interpreter went away is made anew
-$(VENV)/.made: scripts/need
+$(VENV)/.made:
 	@python=$$(bash scripts/need python)
 	$(PY) -c '' 2>/dev/null || { rm -rf $(VENV); "$$python" -m venv $(VENV); }
 	touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.made
-	@echo 'graylb: installing the Python packages'
+	@echo 'graylb: installing the Python packages and compiling; the first time takes a minute or two'
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	touch $@
 
@@ -86,7 +88,7 @@ cov: build ## the tests over a line-traced build; report in htmlcov/
 	../../$(PY) -m coverage report --skip-covered
 
 bench: build ## the benchmark suite against nginx and HAProxy
-	@bash scripts/need wrk=wrk nginx=nginx-light haproxy=haproxy
+	@bash scripts/need $(LOAD)
 	$(PY) -m benchmarks $(ARGS)
 
 clean: ## everything built, but not the venv

@@ -81,14 +81,15 @@ def rewrite(data: bytes) -> None:
     if isinstance(found, dict):
         for mode in ("append", "replace"):
             out = _http1.rewrite_request(data, "::1", mode, mode, via=True)
-            assert found["host"] == b"" or isinstance(_http1.parse_request(out), dict), out
+            # what graylb adds does not count towards the limit of 100 lines
+            assert found["host"] == b"" or isinstance(_http1.parse_request(out, 256), dict), out
         plain = _http1.rewrite_request(data, x_forwarded="off")
         if found["host"]:
             again = _http1.rewrite_request(plain, x_forwarded="off")
             assert sorted(again.split(b"\r\n")) == sorted(plain.split(b"\r\n"))
     if isinstance(_http1.parse_response(data), dict):
         out = _http1.rewrite_response(data, connection=len(data) % 3, via=True, extra=b"x-graylb-rule: r\r\n")
-        assert isinstance(_http1.parse_response(out), dict), out
+        assert isinstance(_http1.parse_response(out, 256), dict), out
 
 
 @functools.cache

@@ -67,7 +67,7 @@ define flavour
 	../../$(PY) setup.py --quiet build_ext --inplace
 endef
 
-debug: build ## the tests over a build with checks and leak counters
+debug: build ## the tests over an unoptimised build with bounds checks
 	@$(call flavour,debug)
 	../../$(PY) $(PYTEST)
 

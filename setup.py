@@ -2,7 +2,7 @@
 
 Flavours by the environment variable GRAYLB_BUILD:
   release (default)  optimised, unchecked
-  debug              -O0, bounds checks, exchange and connection leak counters
+  debug              -O0, bounds checks
   asan               address and undefined-behaviour sanitizers
   cov                line tracing for coverage
 Generated C stays in build/, never beside the sources and never in a wheel.
@@ -16,11 +16,11 @@ from setuptools import Extension, setup
 FLAVOUR = os.environ.get("GRAYLB_BUILD", "release")
 FLAGS = {
     "release": (["-O3", "-fno-plt", "-fno-semantic-interposition"], [], []),
-    "debug": (["-O0", "-g3"], [], [("GRAYLB_DEBUG", "1")]),
+    "debug": (["-O0", "-g3"], [], []),
     "asan": (
         ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
         ["-fsanitize=address,undefined"],
-        [("GRAYLB_DEBUG", "1")],
+        [],
     ),
     "cov": (["-O0", "-g"], [], [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]),
 }

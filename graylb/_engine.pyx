@@ -211,6 +211,12 @@ cdef class Engine:
         self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
 
     def __dealloc__(self):
+        cdef Exchange* x
+        while self.spare != NULL:
+            x = self.spare
+            self.spare = x.next
+            free(x.saved)
+            free(x)
         free(self.memory)
         free(self.heads)
         free(self.events)
@@ -269,8 +275,9 @@ cdef class Engine:
         self._quiet()
 
     def close(self):
-        """Closes everything at once."""
+        """Closes everything at once. To be called before the loop ends, which would wait for our descriptors."""
         cdef int i
+        cdef Conn* c
         if self.closed: return
         self.closed = True
         self.unlisten()
@@ -278,6 +285,10 @@ cdef class Engine:
         self.loop.remove_reader(self.ep)
         for i in range(WHEEL):
             while self.wheel[i].later != &self.wheel[i]: self._abort(self.wheel[i].later)
+        while self.again != NULL:
+            c = self.again
+            self.again = c.after
+            self._bury(c)
         self._reap()
         close(self.ep)
 
@@ -1279,7 +1290,7 @@ cdef class Engine:
         """1xx: passed on to clients that can read it (RFC 9110 15.2). False: the client is gone."""
         cdef char* e
         if x.minor == 0: return True
-        self.head.content_length = -1
+        _drop_length(&self.head)
         e = write_response(&self.head, self.heads, BODY_NONE, 0, False, NULL, 0)
         if self._send(x.client, self.heads, e - self.heads) == 0: return True
         self._abort(x.client)
@@ -1296,7 +1307,7 @@ cdef class Engine:
         cdef size_t extra_len = 0
         cdef char* e
         if state.decision_headers: extra_len = write_decision(state.table, &x.d, extra, sizeof(extra))
-        self.head.content_length = -1
+        _drop_length(&self.head)
         e = write_response(&self.head, self.heads, BODY_NONE, 0, state.policy.via, extra, extra_len)
         x.response_begun = 1
         c.state = u.state = S_TUNNEL
@@ -1479,7 +1490,7 @@ cdef bint _idempotent(Head* h) noexcept:
 
 
 cdef void _drop_length(Head* h) noexcept:
-    """A 204 has no Content-Length (RFC 9110 section 8.6)."""
+    """Neither 1xx nor 204 has a Content-Length (RFC 9110 section 8.6)."""
     cdef int i
     for i in range(h.count):
         if h.headers[i].name_len == 14 and h.headers[i].id == H_CONTENT_LENGTH: h.headers[i].use = DROP

@@ -74,6 +74,7 @@ cdef struct Head:
     int count
     uint8_t minor
     uint8_t is_head
+    uint8_t is_response
     uint8_t chunked
     uint8_t close          # Connection: close
     uint8_t keep_alive     # Connection: keep-alive

@@ -160,9 +160,11 @@ cdef int _note(Head* h, Header* x) noexcept nogil:
     elif id == H_CONNECTION:
         x.use = DROP
         _connection(h, x)
-    elif id == H_KEEP_ALIVE or id == H_PROXY_CONNECTION or id == H_HTTP2_SETTINGS or id == H_TRAILER \
-            or id == H_UNDERSCORE:
+    elif id == H_KEEP_ALIVE or id == H_PROXY_CONNECTION or id == H_HTTP2_SETTINGS or id == H_TRAILER:
         x.use = DROP
+    elif id == H_UNDERSCORE:
+        # to a CGI-like upstream `x_a` is `x-a`: a way around rules; answers have no such reader
+        if not h.is_response: x.use = DROP
     elif id == H_UPGRADE:
         x.use = DROP
         h.websocket = not h.upgrade and x.value_len == 9 and gl_same(x.value, b"websocket", 9)
@@ -177,7 +179,7 @@ cdef int _note(Head* h, Header* x) noexcept nogil:
             h.host_len = x.value_len
     elif id == H_EXPECT:
         if x.value_len == 12 and gl_same(x.value, b"100-continue", 12): h.expect_continue = 1
-        else: return E_EXPECTATION
+        elif not h.is_response: return E_EXPECTATION
     elif id == H_CONTENT_TYPE:
         if not h.typed: h.is_grpc = x.value_len >= 16 and gl_same(x.value, b"application/grpc", 16)
         h.typed = 1
@@ -189,7 +191,7 @@ cdef void reset_head(Head* h, int limit) noexcept nogil:
     h.count = h.status = 0
     h.minor = 1
     h.is_head = h.chunked = h.close = h.keep_alive = h.has_tokens = h.expect_continue = 0
-    h.upgrade = h.asks_upgrade = h.websocket = h.is_grpc = h.typed = h.absolute = h.hosts = 0
+    h.is_response = h.upgrade = h.asks_upgrade = h.websocket = h.is_grpc = h.typed = h.absolute = h.hosts = 0
     h.host = h.query = h.path = NULL
     h.host_len = h.query_len = h.path_len = h.target_len = 0
     h.error = E_BAD_REQUEST
@@ -403,6 +405,7 @@ cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcep
     cdef const char* q
     cdef int r
     reset_head(h, limit)
+    h.is_response = 1
     h.start = p
     # what cannot become a status line is refused at once: waiting for more of it would be waiting for the timeout
     if memcmp(p, b"HTTP/1.", 7 if e - p > 7 else e - p) != 0: return -1

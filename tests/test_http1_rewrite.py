@@ -52,8 +52,8 @@ def received(head: bytes) -> Fields:
     return [(name, value.strip(b" \t")) for name, _, value in lines]
 
 
-def kept(fields: Fields) -> Fields:
-    """What goes on to the next hop, by the law in words (RFC 9110 7.6.1, hazards 9, 11, 13)."""
+def kept(fields: Fields, *, request: bool = True) -> Fields:
+    """What goes on to the next hop, by the law in words (RFC 9110 7.6.1, hazards 9, 11, and 13 of requests)."""
     named = {
         token.lower()
         for name, value in fields
@@ -64,7 +64,7 @@ def kept(fields: Fields) -> Fields:
         (name, value)
         for name, value in fields
         if name.lower() not in HOP
-        and b"_" not in name
+        and not (request and b"_" in name)
         and (name.lower() not in named or name.lower() in PROTECTED or name.lower().startswith(b"x-forwarded-"))
         and not (name.lower() == b"content-length" and value.startswith(b"0") and value != b"0")
     ]
@@ -291,7 +291,7 @@ def test_responses(data: bytes, connection: int) -> None:
     _, got = read(b"\r\n" + rest)
     assert first == b"HTTP/1.1 %d %b" % (found["status"], found["reason"])
     said = [[], [(b"connection", b"close")], [(b"connection", b"keep-alive")]][connection]
-    assert got == kept(fields) + said + added(fields, trailers=False)
+    assert got == kept(fields, request=False) + said + added(fields, trailers=False)
     assert isinstance(_http1.parse_response(out), dict), out
     if found["status"] >= 200:
         reading = peers.h11_response(out)

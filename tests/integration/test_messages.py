@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.conftest import Site
@@ -386,3 +388,32 @@ def test_options_asterisk(site: Site) -> None:
     answer = site.ask("OPTIONS", "*")
     assert (answer.status, answer.error) in ((200, None), (404, "no-route"))
     assert [request.target for request in site.requests] == (["*"] if answer.status == 200 else [])
+
+
+def everything(site: Site, target: str) -> bytes:
+    """All that a client receives, as it is."""
+    host, _, port = site.proxy.address.rpartition(":")
+    with socket.create_connection((host, int(port)), 10) as raw:
+        raw.sendall(site.request("GET", target, "Connection: close"))
+        return b"".join(iter(lambda: raw.recv(65536), b""))
+
+
+def test_an_interim_answer_has_no_length(site: Site) -> None:
+    """A Content-Length of a 103 went on to the client, which might have waited for its body."""
+
+    def early(call: Call) -> None:
+        call.send(b"HTTP/1.1 103 Early Hints\r\nContent-Length: 38\r\nlink: x\r\n\r\n")
+        call.answer(200, b"done")
+
+    site.on("/early", early)
+    interim, _, rest = everything(site, "/early").partition(b"\r\n\r\n")
+    assert interim == b"HTTP/1.1 103 Early Hints\r\nlink: x"
+    assert rest.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("line", [b"X_Under: 5", b"Expect: nothing"])
+def test_laws_of_requests_do_not_bind_answers(site: Site, line: bytes) -> None:
+    site.on("/odd", lambda call: call.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n" + line + b"\r\n\r\nok"))
+    got = everything(site, "/odd")
+    assert got.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert line + b"\r\n" in got

@@ -50,7 +50,6 @@ extensions = [
         define_macros=macros,
     )
     for name in ("_http1", "_fast", "_gate", "_live", "_engine")
-    if os.path.exists(f"graylb/{name}.pyx")
 ]
 
 setup(

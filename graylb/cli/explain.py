@@ -89,7 +89,9 @@ def _print(found: dict[str, Any]) -> None:
         branch = tree.add(f"[bold]{escape(key.replace('_', ' '))}[/]: {_short(value)}")
         for each in value if isinstance(value, list) else ():
             branch.add(_short(each))
-    console().print(tree, soft_wrap=True)
+    out = console()
+    out.width = 10_000  # a tree is cut at the width, and it is the end of a reason that says what was expected
+    out.print(tree, soft_wrap=True)
 
 
 def _short(value: Any) -> str:

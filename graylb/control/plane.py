@@ -159,6 +159,8 @@ class Plane:
         return await asyncio.to_thread(prepare.apply, document, self.store, unless=self.applied)
 
     def _accept(self, applied: Applied) -> None:
+        for warning in applied.document.warnings:
+            log.warning("%s", warning)
         self.applied = applied
         self.applied_at = prepare.now()
 

@@ -238,3 +238,18 @@ def test_explain_names_rule_or_slot(tmp_path: Path) -> None:
 )
 def test_explain_of_no_request(path: Path, arguments: list[str], words: list[str]) -> None:
     fails(graylb("explain", "-c", path, *arguments), 2, *words)
+
+
+def test_explain_shows_a_long_reason_whole(tmp_path: Path) -> None:
+    """A tree of rich is cut at the terminal's width, and with it what the rule expected."""
+    value = "x" * 70 + "-the-end"
+    document = tmp_path / "graylb.yaml"
+    document.write_text(
+        "listeners: [{address: 127.0.0.1:0}]\n"
+        "services: {users: {instances: [{address: 127.0.0.1:1, version: v1}],\n"
+        f"  rules: [{{name: long, match: {{headers: {{x-some-header: {value}}}}}, to: v1}}]}}}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "graylb.cli", "explain", "-c", str(document)], capture_output=True, text=True, check=True
+    )
+    assert value in done.stdout

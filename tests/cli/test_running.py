@@ -173,7 +173,7 @@ def test_the_demo_on_a_port_in_use_says_so_in_one_line(tmp_path: Path) -> None:
         folders = [tmp_path / name for name in ("upstream", "listener")]
         for folder in folders:
             folder.mkdir()
-        documents = [demo_document(folders[0], [port]), demo_document(folders[1], free_ports(1))]
+        documents = [demo_document(folders[0], [port]), demo_document(folders[1], free_ports(2))]
         demos = [start_demo(f, d, GRAYLB_PORT=str(port)) for f, d in zip(folders, documents, strict=True)]
         for demo in demos:
             said, _ = demo.communicate(timeout=PATIENCE)

@@ -181,6 +181,7 @@ cdef class Engine:
     cdef readonly uint64_t disagreements
     cdef readonly uint64_t aborted
     cdef uint64_t errors[N_CODES]
+    cdef bint retriable[N_CODES]
     cdef uint64_t statuses[6]
 
     def __init__(self, loop, int worker=0):
@@ -206,6 +207,7 @@ cdef class Engine:
         # answers[code][json][close]; HEAD cuts the body off
         self.answers = [[[kind.response(json=json, close=close) for close in (False, True)] for json in (False, True)]
                         for kind in KINDS]
+        for kind in KINDS: self.retriable[<int>kind.code] = kind.retriable
         self.on_ready = self._on_ready
         loop.add_reader(self.ep, self.on_ready)
         self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
@@ -229,13 +231,15 @@ cdef class Engine:
         cdef Upstream u
         before = self.upstreams
         named = {}
+        instances = []
         for service, address, version, _ in table.instance_list():
             u = before.get((service, address))
             if u is None or u.version != version: u = Upstream(service, address, version)
             named[service, address] = u
+            instances.append(u)
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
         pick = self.state.live.pick if self.state is not None else <uint64_t>self.worker << 48
-        self.state = TableState(table, named, counters, pick)
+        self.state = TableState(table, instances, counters, pick)
         self.upstreams, self.counters = named, counters
         for u in before.values():
             if named.get((u.service, u.address)) is not u: self._retire(u)
@@ -596,7 +600,7 @@ cdef class Engine:
         if c.side == CLIENT: self._abort(c)
         elif c.x == NULL: self._kill(c)
         # an upstream may have answered before it stopped reading: its answer comes first
-        elif c.x.response_begun or c.state == U_BODY: self._upstream_failed(c, E_UPSTREAM_RESET, False)
+        elif c.x.response_begun or c.state == U_BODY: self._upstream_failed(c, E_UPSTREAM_RESET)
         else:
             c.out_len = 0
             c.readable = 1
@@ -744,9 +748,9 @@ cdef class Engine:
             elif c.state == S_WAIT and x != NULL and x.response_begun: self._place(c)
             else: self._abort(c)
         elif c.state == U_IDLE: self._kill(c)
-        elif c.connecting: self._upstream_failed(c, E_CONNECT_TIMEOUT, True)
+        elif c.connecting: self._upstream_failed(c, E_CONNECT_TIMEOUT)
         elif x != NULL and x.response_begun: self._abort(c)
-        else: self._upstream_failed(c, E_RESPONSE_TIMEOUT, False)
+        else: self._upstream_failed(c, E_RESPONSE_TIMEOUT)
 
     # ---- the client side -------------------------------------------------------------------------------------------
 
@@ -1133,7 +1137,7 @@ cdef class Engine:
         """The connection attempt has ended, one way or the other."""
         cdef Exchange* x = u.x
         if gl_socket_error(u.fd) != 0:
-            self._upstream_failed(u, E_CONNECT_FAILED, True)
+            self._upstream_failed(u, E_CONNECT_FAILED)
             return False
         u.connecting = 0
         if x != NULL:
@@ -1165,8 +1169,8 @@ cdef class Engine:
         up.retired = True
         while up.idle != NULL: self._kill(up.idle)
 
-    cdef void _upstream_failed(self, Conn* u, int code, bint unsent) noexcept:
-        """The connection failed before an answer. unsent: no byte of this request can have been processed."""
+    cdef void _upstream_failed(self, Conn* u, int code) noexcept:
+        """The connection failed before an answer; whether anybody can have seen the request is the error kind's to say."""
         cdef Exchange* x = u.x
         cdef Upstream up = <Upstream>u.upstream
         cdef Conn* c
@@ -1180,7 +1184,7 @@ cdef class Engine:
             return
         # A pooled connection that the instance closed meanwhile: the request met nobody, or its method may be repeated.
         stale = u.reused and code == E_UPSTREAM_RESET and u.held_len == 0
-        if x.attempts < MAX_ATTEMPTS and (unsent or (stale and x.safe)) and self._can_repeat(x, u):
+        if x.attempts < MAX_ATTEMPTS and (self.retriable[code] or (stale and x.safe)) and self._can_repeat(x, u):
             self._repeat(x, u, stale, code)
             return
         up.failures += 1
@@ -1258,7 +1262,7 @@ cdef class Engine:
             self._finish(x, False)
             return
         u.held_len = have
-        self._upstream_failed(u, E_UPSTREAM_RESET, False)
+        self._upstream_failed(u, E_UPSTREAM_RESET)
 
     cdef bint _response_head(self, Conn* u, size_t have) noexcept:
         """Bytes of a response head are in the shared buffer. True: go on reading."""
@@ -1274,12 +1278,12 @@ cdef class Engine:
             if p == e: return u.readable
             r = scan_response(h, p, e, MAX_HEADERS)
         if r == 0:
-            if e - p > MAX_HEAD: self._upstream_failed(u, E_UPSTREAM_INVALID, False)
+            if e - p > MAX_HEAD: self._upstream_failed(u, E_UPSTREAM_INVALID)
             elif self._hold(u, p, e - p) < 0: self._abort(u)
             else: return u.readable
             return False
         if r < 0 or (h.status == 101 and not (h.websocket and x.websocket)):
-            self._upstream_failed(u, E_UPSTREAM_INVALID, False)
+            self._upstream_failed(u, E_UPSTREAM_INVALID)
             return False
         if h.status == 101:
             self._open_tunnel(x, <char*>h.end, e - <char*>h.end)
@@ -1384,7 +1388,7 @@ cdef class Engine:
         self._set_deadline(u, self.now + x.idle_ms)
         if decode_body(&x.response, body, n, &piece) < 0:
             x.response_begun = 0
-            self._upstream_failed(u, E_UPSTREAM_INVALID, False)
+            self._upstream_failed(u, E_UPSTREAM_INVALID)
             return False
         if piece.used < n: u.no_reuse = 1   # bytes behind the answer: this connection is never used again
         if piece.done: x.response.kind = BODY_NONE

@@ -1088,7 +1088,8 @@ cdef class Table:
         cdef Head h
         cdef Query q
         cdef Decision d
-        _ask(head, client_ip, &h, &q)
+        cdef bytes ip = client_ip.encode()
+        _ask(head, ip, &h, &q)
         self.shared_draw = draw
         self.mine.pick = pick
         decide(self, &q, self.own, &self.mine, &d)
@@ -1138,7 +1139,8 @@ cdef class Table:
         cdef const Group* g
         cdef uint32_t i
         cdef Value* v
-        _ask(head, client_ip, &h, &q)
+        cdef bytes ip = client_ip.encode()
+        _ask(head, ip, &h, &q)
         if _fill(self, f, &q, self.own) < 0: raise ValueError("the head is too large")
         values = {}
         for i in range(f.n):
@@ -1163,12 +1165,13 @@ cdef class Table:
         """Nanoseconds for one whole decision, over n rounds of these heads (each scanned once before)."""
         import time
         cdef int i, k, count = len(heads)
+        cdef bytes ip = client_ip.encode()
         cdef Head* scanned = <Head*>malloc(count * sizeof(Head))
         cdef Query q
         cdef Decision d
         if scanned == NULL: raise MemoryError
         try:
-            for k in range(count): _ask(heads[k], client_ip, &scanned[k], &q)
+            for k in range(count): _ask(heads[k], ip, &scanned[k], &q)
             begin = time.perf_counter_ns()
             for i in range(n):
                 for k in range(count):
@@ -1219,21 +1222,17 @@ def _compiled(bytes pattern):
     return found
 
 
-cdef int _ask(bytes head, str client_ip, Head* h, Query* q) except -1:
+cdef int _ask(bytes head, bytes ip, Head* h, Query* q) except -1:
+    """Readies a question; `head` and `ip` must outlive it, for it points into both."""
     cdef const char* p = PyBytes_AS_STRING(head)
-    cdef bytes ip = client_ip.encode()
     if scan_request(h, p, p + PyBytes_GET_SIZE(head), MAX_HEADERS) != 1: raise ValueError("not a whole, valid request head")
     q.head = h
-    # the text lives as long as the interned table below
-    q.ip = PyBytes_AS_STRING(_kept.setdefault(ip, ip))
+    q.ip = PyBytes_AS_STRING(ip)
     q.ip_len = <uint32_t>PyBytes_GET_SIZE(ip)
-    packed = pack_address(client_ip)
+    packed = pack_address(ip.decode())
     memcpy(q.address, PyBytes_AS_STRING(packed), 16)
     q.v4 = b":" not in ip
-    if len(_kept) > 1000: _kept.clear(); _kept[ip] = ip; q.ip = PyBytes_AS_STRING(_kept[ip])
     return 0
-
-_kept = {}
 
 
 def pack_address(str address):

@@ -54,24 +54,26 @@ cdef class Upstream:
 
 
 cdef class TableState:
-    """A table bound to the live state of this worker; requests hold it from their head to their end."""
+    """A table bound to the live state of this worker; requests hold it from their head to their end.
 
-    def __cinit__(self, Table table, dict upstreams, dict counters, uint64_t pick):
+    upstreams: one for each instance of the table, in its order. counters: those of its splits, by name.
+    """
+
+    def __cinit__(self, Table table, list upstreams, dict counters, uint64_t pick):
         cdef Upstream u
         cdef Counter n
         cdef int i
         cdef int instances = table.header.n_instances
         self.table = table
-        self.boxes = []
+        self.boxes = upstreams
         self.counters = []
         self.live.draws = <uint64_t**>calloc(table.header.n_splits + 1, sizeof(void*))
         self.live.in_flight = <uint32_t**>calloc(instances + 1, sizeof(void*))
         self.upstreams = <PyObject**>calloc(instances + 1, sizeof(void*))
         if self.live.draws == NULL or self.live.in_flight == NULL or self.upstreams == NULL: raise MemoryError
         self.live.pick = pick
-        for i, (service, address, version, _) in enumerate(table.instance_list()):
-            u = upstreams[service, address]
-            self.boxes.append(u)
+        if len(upstreams) != instances: raise ValueError(f"{len(upstreams)} upstreams for {instances} instances")
+        for i, u in enumerate(upstreams):
             self.live.in_flight[i] = &u.in_flight
             self.upstreams[i] = <PyObject*>u
         for i, name in enumerate(table.meta["splits"]):

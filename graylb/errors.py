@@ -1,6 +1,6 @@
 """Every way an exchange can fail: kind × source × may-it-be-retried, and the answer that follows from them.
 
-The response status, the `x-graylb-error` reason, the log field and the retry decision all derive from this table.
+The response status, the `x-graylb-error` reason and whether another instance may be asked all derive from this table.
 """
 
 from __future__ import annotations

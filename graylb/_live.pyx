@@ -96,8 +96,9 @@ cdef class TableState:
         self.client_idle_ms = round(limits["idle_timeout"] * 1000)
         self.body_ms = round(limits["body_timeout"] * 1000)
         self.grace_ms = round(limits["half_close_grace"] * 1000)
-        self.upstream_idle_ms = round(limits["upstream_idle_timeout"] * 1000)
-        self.max_idle = limits["upstream_idle_connections"]
+        first = meta["services"][0]["connections"] if meta["services"] else {"idle_timeout": 60.0, "idle": 0}
+        self.upstream_idle_ms = round(first["idle_timeout"] * 1000)
+        self.max_idle = first["idle"]
 
     def __dealloc__(self):
         free(self.live.draws)

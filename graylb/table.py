@@ -469,6 +469,10 @@ class Compiler:
             "listeners": [asdict(x) for x in snapshot.listeners], "limits": asdict(snapshot.limits),
             "forwarding": asdict(snapshot.forwarding), "decision_headers": snapshot.decision_headers,
             "splits": self.split_names,
+            "services": [
+                {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
+                for x in snapshot.services
+            ],
         })  # fmt: skip
         patterns = b"".join([GROUP.pack(*arena.text(pattern)) for pattern in self.patterns.numbers])
         header = (

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from graylb.model import matching, routes, snapshot
 from graylb.model.documents import Document
 from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
+from graylb.model.settings import LimitsPart
 
 SplitId = tuple[str, str | None]
 """Service and rule; None for the split of the service itself."""
@@ -40,12 +41,12 @@ def build(document: Document, splits: Mapping[SplitId, snapshot.Split], revision
         revision=revision,
         listeners=tuple(snapshot.Listener(each.address, each.role) for each in document.listeners),
         routes=tuple(route for _, route in routes.expand(document.services, dict(enumerate(document.routes)))),
-        services=tuple(_service(name, part, splits) for name, part in sorted(document.services.items())),
+        services=tuple(_service(name, part, splits, document) for name, part in sorted(document.services.items())),
         admin=document.admin.address if document.admin is not None else None,
         workers=document.workers,
         decision_headers=document.decision_headers,
         forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
-        limits=snapshot.Limits(**document.limits.model_dump()),
+        limits=_limits(document.limits),
     )
 
 
@@ -69,7 +70,14 @@ def _stable(service: ServicePart) -> str:
     return stable
 
 
-def _service(name: str, part: ServicePart, splits: Mapping[SplitId, snapshot.Split]) -> snapshot.Service:
+def _limits(part: LimitsPart) -> snapshot.Limits:
+    return snapshot.Limits(**part.model_dump(exclude={"upstream_idle_timeout", "upstream_idle_connections"}))
+
+
+def _service(
+    name: str, part: ServicePart, splits: Mapping[SplitId, snapshot.Split], document: Document
+) -> snapshot.Service:
+    limits = document.limits
     split = splits[name, None] if part.split is not None else splits.get((name, None))
     # Python's sort is stable: rules of one priority stay as written.
     rules = sorted(part.rules, key=lambda rule: -rule.priority)
@@ -84,6 +92,9 @@ def _service(name: str, part: ServicePart, splits: Mapping[SplitId, snapshot.Spl
         lists=tuple((key, found.ids) for key, found in sorted(part.lists.items())),
         instances=tuple(map(_instance, part.instances)),
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
+        connections=snapshot.Connections(
+            idle=limits.upstream_idle_connections, idle_timeout=limits.upstream_idle_timeout
+        ),
     )
 
 

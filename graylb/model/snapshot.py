@@ -105,7 +105,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """`address` is canonical `host:port` (IPv6 in brackets); (service, address) is the instance's identity."""
+    """`address` is canonical `host:port` (IPv6 in brackets) or `unix:/path`; (service, address) is the identity."""
 
     address: str
     version: str
@@ -124,6 +124,27 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Connections:
+    """Connections to each instance, in each worker. Times in seconds."""
+
+    max: int = 0  # 0: as many as are needed
+    queue: int = 1024  # requests that may wait for one when `max` are busy
+    queue_timeout: float = 1.0
+    warm: int = 0  # opened in advance and kept
+    idle: int = 1024  # unused ones that are kept
+    idle_timeout: float = 60.0
+    proxy_protocol: Literal["off", "v1", "v2"] = "off"  # told at the beginning of each; such are not shared by clients
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnels:
+    """What becomes of open tunnels (WebSocket) when their version is given no more traffic, or their instance goes."""
+
+    policy: Literal["keep", "drain", "cut"] = "keep"
+    seconds: float = 0.0  # of `drain`: then they are cut
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     name: str
     stable: str
@@ -135,6 +156,8 @@ class Service:
     lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
     instances: tuple[Instance, ...] = ()
     timeouts: Timeouts = Timeouts()
+    connections: Connections = Connections()
+    tunnels: Tunnels = Tunnels()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +185,7 @@ class Route:
     service: str | None = None
     redirect: Redirect | None = None
     rewrite_prefix: str | None = None  # takes the place of the matched prefix
+    listeners: tuple[str, ...] = ()  # names of the listeners that it is for; none: every one
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,14 +208,19 @@ class Limits:
     idle_timeout: float = 75.0
     body_timeout: float = 60.0
     half_close_grace: float = 1.0  # a client that shut its write side waits this long for the answer to begin
-    upstream_idle_timeout: float = 60.0
-    upstream_idle_connections: int = 1024  # kept per instance and worker
+    client_connections: int = 0  # of each worker; 0: as many as its descriptors allow
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    address: str  # host:port; port 0 lets the kernel choose
+    """`address`: host:port (port 0 lets the kernel choose) or `unix:/path`. Several listeners may share a name."""
+
+    address: str
     role: Literal["edge", "inbound", "outbound"] = "edge"
+    name: str = "edge"  # what routes refer to; the role unless given
+    proxy_protocol: bool = False  # every connection from `trusted` begins with a PROXY header
+    trusted: tuple[str, ...] = ()  # networks whose PROXY header is believed, others are taken as they come; (): all
+    mode: int | None = None  # permissions of a Unix socket; None: as the umask leaves them
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +231,7 @@ class Snapshot:
     services: tuple[Service, ...]  # sorted by name
     admin: str | None = None
     workers: int = 1
+    pin_workers: bool = False  # each to a CPU of its own
     decision_headers: bool = False
     forwarding: Forwarding = field(default_factory=Forwarding)
     limits: Limits = field(default_factory=Limits)

@@ -12,6 +12,7 @@ from graylb.model.build import SplitRequest, build, split_requests
 from graylb.model.documents import Document, load
 from graylb.model.snapshot import (
     Condition,
+    Connections,
     Instance,
     Match,
     Redirect,
@@ -172,9 +173,8 @@ def test_top_level_settings() -> None:
     )
     assert (found.admin, found.workers, found.decision_headers) == ("127.0.0.1:0", 0, True)
     assert (found.forwarding.x_forwarded, found.forwarding.forwarded, found.forwarding.via) == ("off", "replace", True)
-    assert found.limits == replace(
-        found.limits, head_bytes=8192, uri_bytes=4096, idle_timeout=90.0, upstream_idle_connections=0, headers=100
-    )
+    assert found.limits == replace(found.limits, head_bytes=8192, uri_bytes=4096, idle_timeout=90.0, headers=100)
+    assert found.services[0].connections == Connections(idle=0)
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb": (),
     "graylb.errors": (),
     "graylb._http1": (),
+    "graylb._proxy": (),
     "graylb._fast": ("graylb._http1",),
     "graylb._gate": ("graylb._http1",),
     "graylb._live": ("graylb._fast", "graylb._http1"),
@@ -37,7 +38,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 EVERYONE = ("graylb.errors",)
 
-PURE = ("graylb.model", "graylb.release", "graylb.table", "graylb._fast", "graylb._http1", "graylb.proxy.channel")
+PURE = (
+    "graylb.model",
+    "graylb.release",
+    "graylb.table",
+    "graylb._fast",
+    "graylb._http1",
+    "graylb._proxy",
+    "graylb.proxy.channel",
+)
 IO = {"asyncio", "socket", "time", "random", "secrets", "threading", "subprocess", "selectors", "uvloop", "datetime"}
 
 CIMPORT = re.compile(r"^([ \t]*)(?:from\s+([\w.]+)\s+c?import\s+(.+)|c?import\s+([\w.]+))", re.MULTILINE)

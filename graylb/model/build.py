@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from graylb.model import matching, routes, snapshot
 from graylb.model.documents import Document
-from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
-from graylb.model.settings import LimitsPart
+from graylb.model.services import ConnectionsPart, InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
+from graylb.model.settings import LimitsPart, ListenerPart
 
 SplitId = tuple[str, str | None]
 """Service and rule; None for the split of the service itself."""
@@ -39,15 +39,22 @@ def build(document: Document, splits: Mapping[SplitId, snapshot.Split], revision
     """
     return snapshot.Snapshot(
         revision=revision,
-        listeners=tuple(snapshot.Listener(each.address, each.role) for each in document.listeners),
+        listeners=tuple(map(_listener, document.listeners)),
         routes=tuple(route for _, route in routes.expand(document.services, dict(enumerate(document.routes)))),
         services=tuple(_service(name, part, splits, document) for name, part in sorted(document.services.items())),
         admin=document.admin.address if document.admin is not None else None,
         workers=document.workers,
+        pin_workers=document.pin_workers,
         decision_headers=document.decision_headers,
         forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
         limits=_limits(document.limits),
     )
+
+
+def _listener(part: ListenerPart) -> snapshot.Listener:
+    proxy = part.proxy_protocol
+    trusted = proxy.trusted if proxy is not None else ()
+    return snapshot.Listener(part.address, part.role, part.called, proxy is not None, trusted, part.mode)
 
 
 def _requests(document: Document) -> Iterator[SplitRequest]:
@@ -71,13 +78,14 @@ def _stable(service: ServicePart) -> str:
 
 
 def _limits(part: LimitsPart) -> snapshot.Limits:
-    return snapshot.Limits(**part.model_dump(exclude={"upstream_idle_timeout", "upstream_idle_connections"}))
+    bounds = dict(part)
+    del bounds["upstream_idle_timeout"], bounds["upstream_idle_connections"]  # of services
+    return snapshot.Limits(**bounds)
 
 
 def _service(
     name: str, part: ServicePart, splits: Mapping[SplitId, snapshot.Split], document: Document
 ) -> snapshot.Service:
-    limits = document.limits
     split = splits[name, None] if part.split is not None else splits.get((name, None))
     # Python's sort is stable: rules of one priority stay as written.
     rules = sorted(part.rules, key=lambda rule: -rule.priority)
@@ -92,10 +100,18 @@ def _service(
         lists=tuple((key, found.ids) for key, found in sorted(part.lists.items())),
         instances=tuple(map(_instance, part.instances)),
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
-        connections=snapshot.Connections(
-            idle=limits.upstream_idle_connections, idle_timeout=limits.upstream_idle_timeout
-        ),
+        connections=_connections(part.connections, document.limits),
+        tunnels=part.tunnels,
     )
+
+
+def _connections(part: ConnectionsPart, limits: LimitsPart) -> snapshot.Connections:
+    whole = dict(part)
+    if part.idle is None:
+        whole["idle"] = limits.upstream_idle_connections
+    if part.idle_timeout is None:
+        whole["idle_timeout"] = limits.upstream_idle_timeout
+    return snapshot.Connections(**whole)
 
 
 def _weighted(split: snapshot.Split) -> snapshot.Split:

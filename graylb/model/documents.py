@@ -26,6 +26,7 @@ class Document(Part):
     )
     admin: AdminPart | None = Field(default=None, description="The administration interface. Default: none.")
     workers: values.Workers = Field(default=1, description="Worker processes; `auto`: one for each CPU.")
+    pin_workers: values.Bool = Field(default=False, description="Each worker on a CPU of its own.")
     decision_headers: values.Bool = Field(
         default=False,
         description="Answers carry `x-graylb-service`, `-version`, `-rule` or `-slot`, and `-revision`.",
@@ -78,6 +79,7 @@ def load(text: str | bytes, name: str, read_file: ReadFile | None = None) -> Doc
             dict(enumerate(document.routes)),
             dict(enumerate(document.listeners)),
             document.admin,
+            document.limits,
         )
     except ValidationError as error:
         errors = translate.from_validation(source, error, Document)
@@ -112,4 +114,5 @@ def _sound_parts(data: dict[str, Any], context: dict[str, Any]) -> references.Pa
         each(RoutePart, "routes"),
         each(ListenerPart, "listeners"),
         sound(AdminPart, data.get("admin")),
+        sound(LimitsPart, data.get("limits", {})),
     )

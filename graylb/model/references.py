@@ -4,35 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from graylb.model import snapshot
 from graylb.model.conditions import Conditions, Operators
 from graylb.model.problems import ConfigError, Path, json_path, shown
 from graylb.model.routes import RoutePart, expand
-from graylb.model.services import Rule, ServicePart, SplitPart
-from graylb.model.settings import AdminPart, ListenerPart
+from graylb.model.services import ConnectionsPart, Rule, ServicePart, SplitPart
+from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
 from graylb.model.source_map import Source
 from graylb.model.translate import problem
 from graylb.model.values import near
 
+MAX_LISTENERS = 32
+"""Names of listeners: a route keeps them as the bits of one word."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The well-formed parts of a document. names: of all services, well-formed or not."""
+    """The well-formed parts of a document. names: of all services, well-formed or not; so are listeners' names."""
 
     names: frozenset[str]
     services: dict[str, ServicePart]
     routes: dict[int, RoutePart]
     listeners: dict[int, ListenerPart]
     admin: AdminPart | None
+    limits: LimitsPart | None
 
 
 def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
     """Errors and warnings, the latter by position."""
-    errors = [*_addresses(source, parts), *_routes(source, parts)]
+    errors = [*_addresses(source, parts), *_listeners(source, parts), *_routes(source, parts)]
     warnings: list[ConfigError] = []
     for name, service in parts.services.items():
         errors += _service_errors(source, ("services", name), service)
+        errors += _connections(source, ("services", name, "connections"), service.connections, parts.limits)
         warnings += _service_warnings(source, ("services", name), service)
     return errors, tuple(sorted(warnings, key=lambda warning: (warning.line, warning.column)))
 
@@ -42,8 +48,34 @@ def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
     owned: list[tuple[Path, str]] = [(("listeners", i, "address"), each.address) for i, each in parts.listeners.items()]
     if parts.admin is not None:
         owned.append((("admin", "address"), parts.admin.address))
-    owned = [(path, address) for path, address in owned if not address.endswith(":0")]
+    owned = [(path, address) for path, address in owned if address.startswith("unix:") or not address.endswith(":0")]
     yield from _repeated(source, owned, "addresses that differ")
+
+
+def _listeners(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    """Names that routes refer to; a table tells that many apart."""
+    seen: set[str] = set()
+    for index, listener in parts.listeners.items():
+        if listener.called not in seen and len(seen) == MAX_LISTENERS:
+            got = f"{shown(listener.called)} is one more"
+            yield problem(source, ("listeners", index, "name"), f"at most {MAX_LISTENERS} names of listeners", got)
+            return
+        seen.add(listener.called)
+    known = seen | set(_called(source.data.get("listeners")))
+    users: list[tuple[Path, RoutePart | ServicePart]] = [(("routes", i), route) for i, route in parts.routes.items()]
+    users += [(("services", name), service) for name, service in parts.services.items()]
+    for path, part in users:
+        for index, name in enumerate(part.listeners or ()):
+            if name not in known:
+                yield _unknown(source, (*path, "listeners", index), "listener", name, known)
+
+
+def _called(listeners: Any) -> Iterator[str]:
+    """What the listeners are called, well-formed or not."""
+    for each in listeners if isinstance(listeners, list) else ():
+        name = each.get("name", each.get("role", "edge")) if isinstance(each, dict) else None
+        if isinstance(name, str):
+            yield name
 
 
 def _repeated(source: Source, owned: Iterable[tuple[Path, str]], expected: str) -> Iterator[ConfigError]:
@@ -73,20 +105,32 @@ def _unknown(source: Source, path: Path, noun: str, name: str, known: Iterable[s
 
 def _same_routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
     """A second route for the same requests would never be reached."""
-    first: dict[object, Path] = {}
+    before: dict[object, list[tuple[Path, snapshot.Route]]] = {}
     told: set[tuple[Path, Path]] = set()
     for path, route in expand(parts.services, parts.routes):
         key = (route.host, route.path_kind, route.path, frozenset(route.match.all))
-        if key not in first:
-            first[key] = path
-        elif (pair := (first[key], path)) not in told:
-            told.add(pair)
-            other = first[key]
-            yield problem(source, path, "routes that differ", f"{_request(route)} already goes to {json_path(other)}")
+        others = before.setdefault(key, [])
+        for other, first in others:
+            if (shared := _shared(first, route)) is not None:
+                if (other, path) not in told:
+                    told.add((other, path))
+                    got = f"{_request(route, shared)} already goes to {json_path(other)}"
+                    yield problem(source, path, "routes that differ", got)
+                break
+        else:
+            others.append((path, route))
 
 
-def _request(route: snapshot.Route) -> str:
+def _shared(one: snapshot.Route, other: snapshot.Route) -> tuple[str, ...] | None:
+    """The listeners that both are for, () for every one; None when there is none."""
+    if not one.listeners or not other.listeners:
+        return one.listeners or other.listeners
+    return tuple(sorted({*one.listeners} & {*other.listeners})) or None
+
+
+def _request(route: snapshot.Route, listeners: tuple[str, ...]) -> str:
     conditions = " with the same conditions" if route.match.all else ""
+    conditions += f" on listener {', '.join(listeners)}" if listeners else ""
     return f"host {shown(route.host)} and {route.path_kind} path {shown(route.path)}{conditions}"
 
 
@@ -106,6 +150,20 @@ def _service_errors(source: Source, path: Path, service: ServicePart) -> Iterato
         for at, name in _lists_of(rule):
             if name not in service.lists:
                 yield _unknown(source, (*path, "rules", index, *at), "list", name, service.lists)
+
+
+def _connections(source: Source, path: Path, part: ConnectionsPart, limits: LimitsPart | None) -> Iterator[ConfigError]:
+    idle = part.idle
+    if idle is None and limits is not None:
+        idle = limits.upstream_idle_connections
+    if part.max and part.warm > part.max:
+        yield problem(source, (*path, "warm"), f"at most max, which is {part.max}")
+    elif idle is not None and part.warm > idle:
+        of = "idle" if part.idle is not None else "limits.upstream_idle_connections"
+        yield problem(source, (*path, "warm"), f"at most {of}, which is {idle}")
+    elif part.warm and part.proxy_protocol != "off":
+        why = "a connection that begins with a PROXY header is its client's and cannot be opened in advance"
+        yield problem(source, (*path, "warm"), "0 beside proxy_protocol", why)
 
 
 def _service_warnings(source: Source, path: Path, service: ServicePart) -> Iterator[ConfigError]:

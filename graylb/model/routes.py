@@ -13,7 +13,7 @@ from graylb.model.base import Part
 from graylb.model.conditions import RouteHeaders, RouteQuery
 from graylb.model.matching import conditions_of
 from graylb.model.problems import Path
-from graylb.model.services import ROOT, Hosts, PathPattern, Paths, ServicePart
+from graylb.model.services import ROOT, Hosts, ListenerNames, PathPattern, Paths, ServicePart
 from graylb.model.values import deeper, fault
 
 
@@ -51,6 +51,10 @@ class RoutePart(Part):
     )
     headers: RouteHeaders | None = Field(default=None, description="Header name (any case) to test.")
     query: RouteQuery | None = Field(default=None, description="Query parameter to test.")
+    listeners: ListenerNames | None = Field(
+        default=None,
+        description="Names of the listeners that the route is for; on others it is not there. Default: every one.",
+    )
     service: values.Name | None = Field(default=None, description="The service. Either this or `redirect`.")
     redirect: RedirectPart | None = Field(default=None, description="Either this or `service`.")
     rewrite: RewritePart | None = Field(default=None, description="Only with `service` and prefixes as paths.")
@@ -74,15 +78,16 @@ def expand(
 ) -> Iterator[tuple[Path, snapshot.Route]]:
     """One snapshot route for each host and path, with the path of the part of the document that it comes from.
 
-    routes: by their index in the document. A service that these name gets none of its own unless it has hosts or paths.
+    routes: by their index in the document. A service that these name gets none of its own unless it has hosts, paths or
+    listeners.
     """
     named = {route.service for route in routes.values()}
     for index, route in routes.items():
         for each in _product(_full(route, route.name or f"route-{index + 1}"), route.hosts, route.paths):
             yield ("routes", index), each
     for name, service in sorted(services.items()):
-        if name not in named or service.hosts is not None or service.paths is not None:
-            short = snapshot.Route(name, "*", "prefix", "/", service=name)
+        if name not in named or (service.hosts, service.paths, service.listeners) != (None, None, None):
+            short = snapshot.Route(name, "*", "prefix", "/", service=name, listeners=_listeners(service))
             for each in _product(short, service.hosts or ("*",), service.paths or (ROOT,)):
                 yield ("services", name), each
 
@@ -98,7 +103,12 @@ def _full(route: RoutePart, name: str) -> snapshot.Route:
         service=route.service,
         redirect=snapshot.Redirect(**route.redirect.model_dump()) if route.redirect is not None else None,
         rewrite_prefix=route.rewrite.prefix if route.rewrite is not None else None,
+        listeners=_listeners(route),
     )
+
+
+def _listeners(part: RoutePart | ServicePart) -> tuple[str, ...]:
+    return tuple(sorted(set(part.listeners or ())))
 
 
 def _product(route: snapshot.Route, hosts: tuple[str, ...], paths: tuple[PathPattern, ...]) -> Iterator[snapshot.Route]:

@@ -16,11 +16,13 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from graylb.model import values
 from graylb.model.base import OneKey, Part
 from graylb.model.conditions import Match
 from graylb.model.problems import shown
+from graylb.model.snapshot import Tunnels
 from graylb.model.values import deeper, fault
 from graylb.release.slots import Slots
 
@@ -65,6 +67,7 @@ Paths = Annotated[
     values.AT_LEAST_ONE,
 ]
 Hosts = Annotated[tuple[values.HostPattern, ...], values.AT_LEAST_ONE]
+ListenerNames = Annotated[tuple[values.Name, ...], values.AT_LEAST_ONE]
 
 
 class StickyPart(OneKey):
@@ -247,7 +250,8 @@ class InstancePart(Part):
     """One address of a service."""
 
     address: values.InstanceAddress = Field(
-        description="IP address (IPv6 in brackets) or host name, and port. Names are resolved again every 30 s."
+        description="IP address (IPv6 in brackets) or host name, and port; or `unix:/path`. Names are resolved again "
+        "every 30 s."
     )
     version: values.Version = Field(description="A SemVer, an image tag or any name.")
     weight: values.InstanceWeight = Field(default=100, description="Share within its version; 0 takes it out.")
@@ -265,15 +269,103 @@ class TimeoutsPart(Part):
     idle: values.Duration = Field(default=300.0, description="Without a byte while a body is under way.")
 
 
+_PROXY_VERSIONS = ("off", "v1", "v2")
+_Count = Annotated[
+    int, PlainValidator(values.integer(0, 65536)), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 65536})
+]
+_Queue = Annotated[
+    int,
+    PlainValidator(values.integer(0, 1_000_000)),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 1_000_000}),
+]
+ProxyVersion = Annotated[
+    Literal["off", "v1", "v2"],
+    PlainValidator(values.choice(*_PROXY_VERSIONS)),
+    WithJsonSchema({"enum": list(_PROXY_VERSIONS)}),
+]
+
+
+class ConnectionsPart(Part):
+    """Connections to each instance, in each worker."""
+
+    max: _Count = Field(default=0, description="At most so many; 0: as many as are needed.")
+    queue: _Queue = Field(
+        default=1024, description="Requests that may wait for one while `max` are busy; any more get 503."
+    )
+    queue_timeout: values.Duration = Field(default=1.0, description="How long they may wait before they get 503.")
+    warm: _Count = Field(default=0, description="Opened in advance and kept. At most `max` and `idle`.")
+    idle: _Count | None = Field(
+        default=None, description="Unused ones that are kept. Default: `limits.upstream_idle_connections`."
+    )
+    idle_timeout: values.Duration | None = Field(
+        default=None, description="How long an unused one is kept. Default: `limits.upstream_idle_timeout`."
+    )
+    proxy_protocol: ProxyVersion = Field(
+        default="off",
+        description="Each connection begins with a PROXY header of this version that names the client, and serves that "
+        "client only.",
+    )
+
+
+_TUNNELS = "keep, cut, or drain and a time, such as drain 30s"
+
+
+def _tunnels(value: Any) -> Tunnels:
+    if isinstance(value, Tunnels):
+        return value
+    if value == "keep" or value == "cut":
+        return Tunnels(value)
+    if isinstance(value, dict):
+        for key in value:
+            if key != "drain":
+                with deeper(key):
+                    raise fault("only the key drain", f"unknown key {shown(key)}", values.near(key, ("drain",)))
+        if "drain" not in value:
+            raise fault(_TUNNELS)
+        with deeper("drain"):
+            return Tunnels("drain", values.duration(value["drain"]))
+    word, space, time = value.partition(" ") if isinstance(value, str) else ("", "", "")
+    if word != "drain" or not space:
+        raise fault(_TUNNELS, suggestion=values.near(value, ("keep", "cut", "drain 30s")))
+    try:
+        return Tunnels("drain", values.duration(time.strip()))
+    except PydanticCustomError:
+        raise fault(_TUNNELS) from None
+
+
+TunnelPolicy = Annotated[
+    Tunnels,
+    PlainValidator(_tunnels),
+    PlainSerializer(lambda found: {"drain": found.seconds} if found.policy == "drain" else found.policy),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["keep", "cut"]},
+                {"type": "string", "pattern": "^drain "},
+                {
+                    "type": "object",
+                    "properties": {"drain": {"type": ["number", "string"]}},
+                    "required": ["drain"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
 class ServicePart(Part):
     """A logical upstream."""
 
     hosts: Hosts | None = Field(
         default=None,
-        description='Hosts of its route: names, `*.suffix`, `*`. Default `["*"]`; with neither hosts nor paths, a '
+        description='Hosts of its route: names, `*.suffix`, `*`. Default `["*"]`; with no hosts, paths or listeners, a '
         "service that `routes` names gets no route of its own.",
     )
     paths: Paths | None = Field(default=None, description="Paths of its route. A bare text is a prefix. Default `[/]`.")
+    listeners: ListenerNames | None = Field(
+        default=None, description="Names of the listeners that its route is for. Default: every one."
+    )
     sticky: Annotated[tuple[StickyPart, ...], values.AT_LEAST_ONE] | None = Field(
         default=None,
         description="What names a caller; the first that is present wins. Default: nobody is.",
@@ -303,6 +395,13 @@ class ServicePart(Part):
     )
     instances: tuple[InstancePart, ...] = Field(default=(), description="Where the service runs.")
     timeouts: TimeoutsPart = Field(default=TimeoutsPart(), description="How long to wait.")
+    connections: ConnectionsPart = Field(default=ConnectionsPart(), description="How many to have.")
+    tunnels: TunnelPolicy = Field(
+        default=Tunnels(),
+        description="Open WebSockets when their version is given no more traffic or their instance goes: `keep`, "
+        "`cut`, or `drain 30s` (also `{drain: 30s}`): cut after that time.",
+        json_schema_extra={"default": "keep"},
+    )
 
     def stable_version(self) -> str | None:
         """As given, else the heaviest version of the split (the first of equals), else the instances' only version."""

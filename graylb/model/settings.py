@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from graylb.model import values
 from graylb.model.base import Part
+from graylb.model.values import deeper, fault
 
 _ROLES = ("edge", "inbound", "outbound")
 _TELLING = ("append", "replace", "off")
@@ -24,13 +25,72 @@ Telling = Annotated[
 ]
 
 
+class ProxyProtocolPart(Part):
+    """Whose PROXY headers are believed."""
+
+    trusted: Annotated[tuple[values.Network, ...], values.AT_LEAST_ONE] = Field(
+        description="Networks of the proxies in front. Connections from elsewhere are taken as they come."
+    )
+
+
+EVERYBODY = ProxyProtocolPart.model_construct(trusted=())
+"""`proxy_protocol: true`."""
+
+
+def _proxy_protocol(value: Any) -> Any:
+    if isinstance(value, bool):
+        return EVERYBODY if value else None
+    if value is not None and not isinstance(value, dict | ProxyProtocolPart):
+        raise fault("true, false, or {trusted: [NETWORK, ...]}")
+    return value
+
+
+def _proxy_protocol_data(part: ProxyProtocolPart | None) -> bool | dict[str, list[str]]:
+    return {"trusted": list(part.trusted)} if part is not None and part.trusted else part is not None
+
+
+ProxyProtocol = Annotated[
+    ProxyProtocolPart | None,
+    BeforeValidator(_proxy_protocol, json_schema_input_type=values.Bool | ProxyProtocolPart),
+    PlainSerializer(_proxy_protocol_data),
+]
+
+
 class ListenerPart(Part):
     """An address that clients connect to."""
 
-    address: values.ListenAddress = Field(description="IP address and port; port 0 lets the system choose.")
+    address: values.SocketAddress = Field(
+        description="IP address and port (port 0 lets the system choose), or `unix:/path`."
+    )
+    mode: values.Mode | None = Field(
+        default=None, description='Permissions of a Unix socket, such as `"0660"`. Default: as the umask leaves them.'
+    )
     role: RoleName = Field(
         default="edge", description="`edge` faces clients; `inbound` and `outbound` are the two sides of a sidecar."
     )
+    name: values.Name | None = Field(
+        default=None, description="What `listeners` of routes refer to; several may share one. Default: the role."
+    )
+    proxy_protocol: ProxyProtocol = Field(
+        default=None,
+        description="`true`: every connection begins with a PROXY header, version 1 or 2, that names the client. "
+        "Default: `false`.",
+    )
+
+    @property
+    def called(self) -> str:
+        return self.name or self.role
+
+    @model_validator(mode="after")
+    def _of_one_family(self) -> Self:
+        unix = self.address.startswith("unix:")
+        if self.mode is not None and not unix:
+            with deeper("mode"):
+                raise fault("permissions only beside a unix: address", "a TCP port has no permissions")
+        if unix and self.proxy_protocol is not None and self.proxy_protocol.trusted:
+            with deeper("proxy_protocol"), deeper("trusted"):
+                raise fault("proxy_protocol: true and a mode", "clients of a Unix socket have no address")
+        return self
 
 
 class AdminPart(Part):
@@ -64,6 +124,11 @@ _Idle = Annotated[
 class LimitsPart(Part):
     """Bounds of a connection. Sizes in bytes or as `64KiB`; times in seconds or as `250ms`, `5s`, `2m`."""
 
+    client_connections: values.ClientConnections = Field(
+        default=0,
+        description="Of each worker; `auto`: as many as its descriptors allow.",
+        json_schema_extra={"default": "auto"},
+    )
     head_bytes: _HeadSize = Field(default=65536, description="Request line and header fields together.")
     headers: _Headers = Field(default=100, description="Header fields of a request.")
     uri_bytes: _UriSize = Field(default=16384, description="The request target.")

@@ -24,6 +24,7 @@ _REQUIRED = {
     "match": "a mapping of conditions; {} for every request",
     "name": "a name for the rule",
     "prefix": "the path that takes the prefix's place",
+    "trusted": "a list of networks; or true, to believe everybody",
     "version": "the instance's version",
     "weights": "a mapping of versions to weights",
 }

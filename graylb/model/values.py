@@ -31,6 +31,7 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 _SALT = re.compile(r"[!-~]{1,128}")
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)")
+_MODE = re.compile(r"(?:0o?)?([0-7]{3})")
 _API_VERSION = re.compile(r"v?([0-9]{1,9})")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -41,6 +42,9 @@ MAX_SECONDS = 7 * 86400.0
 MAX_PATTERN = 4096
 """Characters of a regular expression or range."""
 MAX_WORKERS = 1024
+MAX_CLIENT_CONNECTIONS = 1_000_000
+MAX_UNIX_PATH = 107
+"""Bytes: what `sun_path` holds beside its closing NUL (unix(7))."""
 DEVICES = ("mobile", "tablet", "desktop", "bot")
 
 
@@ -208,6 +212,23 @@ def workers(value: Any) -> int:
     return int(value)
 
 
+def client_connections(value: Any) -> int:
+    """0 stands for `auto`."""
+    if value == "auto":
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CLIENT_CONNECTIONS:
+        raise fault(f"a whole number from 1 to {MAX_CLIENT_CONNECTIONS}, or auto")
+    return int(value)
+
+
+def mode(value: Any) -> int:
+    """Permission bits: three octal digits, however YAML may take them."""
+    found = _MODE.fullmatch(text(value)) if isinstance(value, str | int) else None
+    if found is None:
+        raise fault('permissions in octal, such as "0660"')
+    return int(found[1], 8)
+
+
 def duration(value: Any) -> float:
     """Seconds."""
     seconds = _quantity(value, _SECONDS)
@@ -293,8 +314,29 @@ def listen_address(value: Any) -> str:
     return _ip_and_port(host, port, expected)
 
 
+def socket_address(value: Any) -> str:
+    """As `listen_address`, or `unix:/path`."""
+    return unix_address(value) if _is_unix(value) else listen_address(value)
+
+
+def unix_address(value: str) -> str:
+    """`unix:/path` as it is: no links are followed, so that a document means the same everywhere."""
+    path_ = value.removeprefix("unix:")
+    plain = path_.startswith("/") and not path_.endswith("/") and path_.isprintable() and " " not in path_
+    if not plain or len(path_.encode(errors="surrogatepass")) > MAX_UNIX_PATH:
+        raise fault(f"unix:/PATH, an absolute path of at most {MAX_UNIX_PATH} bytes without spaces")
+    return value
+
+
+def _is_unix(value: Any) -> bool:
+    """`unix:80` is a port of a host of that name."""
+    return isinstance(value, str) and value.startswith("unix:") and not value[5:].isdigit()
+
+
 def instance_address(value: Any) -> str:
-    """`host:port`, canonical: as `listen_address`, or a host name, which workers resolve."""
+    """`host:port`, canonical: as `socket_address`, or a host name, which workers resolve."""
+    if _is_unix(value):
+        return unix_address(value)
     expected = "HOST:PORT such as 10.0.0.5:8080, [::1]:8080 or users-v1:8080, with a port from 1 to 65535"
     host, port = _host_and_port(value, 1, expected)
     name = host.lower().removesuffix(".")
@@ -468,6 +510,14 @@ Workers = Annotated[
     PlainSerializer(lambda count: count or "auto"),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, {"const": "auto"}]}),
 ]
+ClientConnections = Annotated[
+    int,
+    PlainValidator(client_connections),
+    PlainSerializer(lambda count: count or "auto"),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_CLIENT_CONNECTIONS}, {"const": "auto"}]}
+    ),
+]
 Duration = Annotated[float, PlainValidator(duration), WithJsonSchema(_QUANTITY_SCHEMA)]
 Regex = Annotated[str, PlainValidator(pattern), WithJsonSchema({"type": "string", "format": "regex"})]
 NumberRange = Annotated[str, PlainValidator(number_range), WithJsonSchema(SCALAR)]
@@ -475,6 +525,11 @@ SemverRange = Annotated[str, PlainValidator(semver_range), WithJsonSchema(SCALAR
 Path_ = Annotated[str, PlainValidator(path), WithJsonSchema({"type": "string", "pattern": "^/"})]
 PathPrefix = Annotated[str, PlainValidator(path_prefix), WithJsonSchema({"type": "string", "pattern": "^/"})]
 ListenAddress = Annotated[str, PlainValidator(listen_address), WithJsonSchema(_TEXT)]
+SocketAddress = Annotated[str, PlainValidator(socket_address), WithJsonSchema(_TEXT)]
+Mode = Annotated[
+    int, PlainValidator(mode), PlainSerializer("{:04o}".format), WithJsonSchema({"type": ["string", "integer"]})
+]
+Network = Annotated[str, PlainValidator(network), WithJsonSchema(_TEXT)]
 InstanceAddress = Annotated[str, PlainValidator(instance_address), WithJsonSchema(_TEXT)]
 HostPattern = Annotated[str, PlainValidator(host_pattern), WithJsonSchema(_TEXT)]
 RedirectHost = Annotated[str, PlainValidator(redirect_host), WithJsonSchema(_TEXT)]

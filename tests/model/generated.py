@@ -12,6 +12,7 @@ NAMES = st.sampled_from(["a", "b", "x-user-id", "uid", "r.1", "_z"])
 PATHS = st.sampled_from(["/", "/a", "/a/", "/a/b", "/%C3%BC", "/x.js"])
 HOSTS = st.sampled_from(["*", "*.example.com", "a.example.com", "10.0.0.1", "::1"])
 REGEXES = st.sampled_from(["a+", "/x/[0-9]+", "(a|b)?", "\\d{3}", ".*"])
+EDGE = st.just(["edge"])
 DURATIONS = st.sampled_from([1, 0.5, "250ms", "5s", "2m", "1.5h"])
 
 
@@ -107,9 +108,22 @@ SERVICE = optional(
     policy=st.sampled_from(["weighted", "least_request"]),
     timeouts=optional({}, connect=DURATIONS, response=DURATIONS, idle=DURATIONS),
     paths=st.lists(PATHS | one_key(exact=PATHS, prefix=PATHS, regex=REGEXES), min_size=1, max_size=1),
+    listeners=EDGE,
+    connections=optional(
+        {},
+        max=st.sampled_from([0, 5]),
+        queue=st.integers(0, 9),
+        queue_timeout=DURATIONS,
+        warm=st.just(0),
+        idle=st.integers(0, 9),
+        idle_timeout=DURATIONS,
+        proxy_protocol=st.sampled_from(["off", "v1", "v2"]),
+    ),
+    tunnels=st.sampled_from(["keep", "cut", "drain 30s", {"drain": "1.5m"}, {"drain": 0.25}]),
 )
 ROUTE = optional(
     {},
+    listeners=EDGE,
     methods=st.lists(st.sampled_from(["GET", "PUT"]), min_size=1, max_size=2),
     paths=st.lists(PATHS, min_size=1, max_size=1),
     headers=named(VALUES),
@@ -117,9 +131,18 @@ ROUTE = optional(
 )
 REDIRECT = optional({"host": st.just("b.example")}, status=st.just(308))
 TARGETED_ROUTE = st.builds(dict.__or__, ROUTE, one_key(service=st.just("s0"), redirect=REDIRECT))
+LISTENERS = st.builds(
+    lambda one, two: [{"address": "127.0.0.1:0"}, {"address": "[::]:80", **one}, {"address": "unix:/run/x", **two}],
+    optional(
+        {},
+        role=st.just("inbound"),
+        proxy_protocol=st.booleans() | st.just({"trusted": ["10.0.0.0/8", "2001:db8::/32"]}),
+    ),
+    optional({}, name=st.just("second"), mode=st.sampled_from(["0660", "600", 777]), proxy_protocol=st.booleans()),
+)
 DOCUMENTS = optional(
     {
-        "listeners": st.just([{"address": "127.0.0.1:0"}, {"address": "[::]:80"}]),
+        "listeners": LISTENERS,
         "services": st.lists(SERVICE, min_size=1, max_size=2).map(
             # Hosts of their own, so that no two routes are the same.
             lambda found: {
@@ -132,14 +155,21 @@ DOCUMENTS = optional(
     },
     admin=st.just({"address": "127.0.0.1:9900"}),
     workers=st.sampled_from([1, 4, "auto"]),
+    pin_workers=st.booleans(),
     decision_headers=st.booleans(),
     forwarding=optional({}, via=st.booleans(), x_forwarded=st.sampled_from(["append", "replace", "off"])),
-    limits=optional({}, head_bytes=st.sampled_from([4096, "64KiB"]), idle_timeout=DURATIONS),
+    limits=optional(
+        {},
+        client_connections=st.sampled_from([7, "auto"]),
+        head_bytes=st.sampled_from([4096, "64KiB"]),
+        idle_timeout=DURATIONS,
+    ),
 )
 WORDS_OF_DOCUMENTS = """
 listeners services routes admin workers limits forwarding address users hosts paths sticky stable split weights salt
 slots rules name match to headers not in regex path exact prefix client_ip lists file instances version metadata weight
-redirect rewrite service methods header present number semver grpc
+redirect rewrite service methods header present number semver grpc role mode proxy_protocol trusted connections max warm
+idle tunnels drain
 """
 KEYS = st.sampled_from(WORDS_OF_DOCUMENTS.split())
 NEARLY: st.SearchStrategy[Any] = st.recursive(

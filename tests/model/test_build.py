@@ -14,6 +14,8 @@ from graylb.model.snapshot import (
     Condition,
     Connections,
     Instance,
+    Limits,
+    Listener,
     Match,
     Redirect,
     Route,
@@ -23,6 +25,7 @@ from graylb.model.snapshot import (
     StickyKey,
     Subset,
     Timeouts,
+    Tunnels,
 )
 from tests.model.snapshots import snapshot_of
 
@@ -177,6 +180,92 @@ def test_top_level_settings() -> None:
     assert found.services[0].connections == Connections(idle=0)
 
 
+def test_limits_of_clients() -> None:
+    assert snapshot_of(document()).limits == Limits()
+    assert snapshot_of(document(limits={"client_connections": "auto"})).limits == Limits()
+    assert snapshot_of(document(limits={"client_connections": 5})).limits == Limits(client_connections=5)
+    assert snapshot_of(document(pin_workers=True)).pin_workers is True
+
+
+@pytest.mark.parametrize(
+    ("listener", "found"),
+    [
+        ({"address": "localhost:0"}, Listener("127.0.0.1:0")),
+        ({"address": "[0::]:80", "role": "inbound"}, Listener("[::]:80", "inbound", "inbound")),
+        ({"address": "1.2.3.4:80", "role": "inbound", "name": "in.2"}, Listener("1.2.3.4:80", "inbound", "in.2")),
+        ({"address": "unix:/run/x.sock"}, Listener("unix:/run/x.sock")),
+        ({"address": "unix:/run/x.sock", "mode": "0660"}, Listener("unix:/run/x.sock", mode=0o660)),
+        ({"address": "unix:/run/x.sock", "mode": 600}, Listener("unix:/run/x.sock", mode=0o600)),
+        (
+            {"address": "unix:/" + "x" * 106, "proxy_protocol": True},
+            Listener("unix:/" + "x" * 106, proxy_protocol=True),
+        ),
+        ({"address": "[::]:80", "proxy_protocol": False}, Listener("[::]:80")),
+        (
+            {"address": "[::]:80", "proxy_protocol": {"trusted": ["10.0.0.0/8", "::1"]}},
+            Listener("[::]:80", proxy_protocol=True, trusted=("10.0.0.0/8", "::1/128")),
+        ),
+    ],
+)
+def test_listeners(listener: dict[str, Any], found: Listener) -> None:
+    assert snapshot_of(document(listeners=[listener])).listeners == (found,)
+
+
+@pytest.mark.parametrize("written", ["0660", '"0660"', "660", "0o660"])
+def test_a_mode_is_octal_however_it_is_written(written: str) -> None:
+    text = f"listeners: [{{address: 'unix:/x', mode: {written}}}]\nservices: {{a: {{stable: v1}}}}\n"
+    assert snapshot_of(load(text, "x")).listeners[0].mode == 0o660
+
+
+def test_instances_on_unix_sockets() -> None:
+    addresses = ["unix:/run/a b.sock".replace(" ", "-"), "unix:80"]  # the second is a port of a host of that name
+    instances = [{"address": each, "version": "v1"} for each in addresses]
+    assert [each.address for each in users(instances=instances).instances] == addresses
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ({}, Connections()),
+        ({"idle": 3}, Connections(idle=3)),
+        (
+            {
+                "max": 9, "queue": 0, "queue_timeout": "250ms", "warm": 2, "idle": 4, "idle_timeout": "2m",
+                "proxy_protocol": "off",
+            },
+            Connections(9, 0, 0.25, 2, 4, 120.0),
+        ),
+        ({"proxy_protocol": "v2"}, Connections(proxy_protocol="v2")),
+    ],
+)  # fmt: skip
+def test_connections(written: dict[str, Any], found: Connections) -> None:
+    assert users(connections=written).connections == found
+
+
+def test_idle_connections_are_those_of_the_limits_unless_the_service_says() -> None:
+    limits = {"upstream_idle_connections": 7, "upstream_idle_timeout": "9s"}
+    (found,) = snapshot_of(document({"connections": {"idle": 3}}, limits=limits)).services
+    assert found.connections == Connections(idle=3, idle_timeout=9.0)
+    (found,) = snapshot_of(document({"connections": {"idle_timeout": 1}}, limits=limits)).services
+    assert found.connections == Connections(idle=7, idle_timeout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("keep", Tunnels()),
+        ("cut", Tunnels("cut")),
+        ("drain 30s", Tunnels("drain", 30.0)),
+        ("drain  1.5 m", Tunnels("drain", 90.0)),
+        ({"drain": "250ms"}, Tunnels("drain", 0.25)),
+        ({"drain": 5}, Tunnels("drain", 5.0)),
+    ],
+)
+def test_tunnels(written: Any, found: Tunnels) -> None:
+    assert users(tunnels=written).tunnels == found
+    assert load(json.dumps(document({"tunnels": written}).to_data()), "x").services["users"].tunnels == found
+
+
 # ---- splits ----------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +358,19 @@ def test_route_conditions() -> None:
         Route("r", "*", "prefix", "/x", Match(conditions), service="users", rewrite_prefix="/v1"),
     )
     assert routes_of({"service": "users", "methods": ["GET"]})[0].match.all == (Condition("method", "exact", ("GET",)),)
+
+
+def test_routes_by_listener() -> None:
+    listeners = [{"address": "127.0.0.1:1", "name": name} for name in ("a", "b", "c")]
+    listeners[0]["address"], listeners[1]["address"] = "127.0.0.1:2", "127.0.0.1:3"
+    routes = [
+        {"service": "users", "listeners": ["b", "a", "b"]},
+        {"service": "users", "listeners": ["c"]},  # the same host and path, but on another listener
+    ]
+    found = snapshot_of(document(listeners=listeners, routes=routes))
+    assert [(each.name, each.listeners) for each in found.routes] == [("route-1", ("a", "b")), ("route-2", ("c",))]
+    found = snapshot_of(document({"listeners": ["c"]}, listeners=listeners, routes=routes[:1]))
+    assert [(each.name, each.listeners) for each in found.routes] == [("route-1", ("a", "b")), ("users", ("c",))]
 
 
 def test_redirects() -> None:

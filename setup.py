@@ -49,7 +49,7 @@ extensions = [
         extra_link_args=ldflags,
         define_macros=macros,
     )
-    for name in ("_http1", "_proxy", "_fast", "_gate", "_live", "_engine")
+    for name in ("_http1", "_fast", "_gate", "_proxy", "_live", "_sockets", "_pools", "_engine")
 ]
 
 setup(

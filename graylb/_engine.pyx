@@ -1,19 +1,14 @@
-"""The engine: data sockets, connections, pools, relay, timers.
+"""The engine: clients, exchanges, relay, tunnels.
 
-uvloop calls in once for a batch of events (`_on_ready`), for new connections (`_on_accept`) and for the clock (`_on_tick`);
-everything else is C level. One request, in reading order: `_client_readable` → `_request_head` → `_begin` → `_acquire` →
-`_upstream_readable` → `_response_head` → `_finish`.
-
-Rules of the house: a connection is freed only after the batch (`_reap`), for events of this batch may still name it; the
-shared buffer belongs to the function that received into it, so nothing below it may start another connection's reading:
-that goes through the ready-again list (`_again`).
+One request, in reading order: `_client_readable` → `_request_head` → `_begin` → `_acquire` → `_upstream_readable` →
+`_response_head` → `_finish`. Below it are the sockets (`_sockets`, with the rules of the house) and the pools (`_pools`).
 """
 
 cimport cython
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, TOO_LARGE, Context, Decision, Live, Query, Route,
@@ -23,97 +18,35 @@ from graylb._gate cimport Gate
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line,
                             reset_head, same_name, scan_request, scan_response, start_body, write_request, write_response)
-from graylb._live cimport (CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn,
-                           Counter, Exchange, TableState, Upstream, sockaddr_storage)
+from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_PROXY, S_TUNNEL, S_WAIT, U_BODY, U_HEAD, U_IDLE,
+                           UPSTREAM, Conn, Counter, Exchange, Peer, Series, TableState, Upstream, record)
+from graylb._pools cimport Pools
+from graylb._proxy cimport ProxyInfo, read_proxy
+from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_NOSIGNAL, SHUT_WR, SMALL, WHEEL, accept_from, close, gl_now_ms,
+                              gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
+
+import ipaddress
+import resource
 
 from graylb._live import is_ip
 from graylb.errors import BY_REASON, KINDS
-
 cdef extern from * nogil:
     """
-    #include <arpa/inet.h>
-    #include <netinet/in.h>
-    #include <netinet/tcp.h>
-    #include <stdint.h>
     #include <string.h>
-    #include <sys/epoll.h>
-    #include <sys/socket.h>
-    #include <sys/uio.h>
-    #include <time.h>
-    #include <unistd.h>
-    static uint64_t gl_now_ms(void) {
-      struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
-      return (uint64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000; }
-    /* accepts one connection; text and packed address of the peer, IPv4 (also when mapped) as IPv4 */
-    static int gl_accept(int listener, char *text, uint8_t *packed, uint8_t *v4) {
-      struct sockaddr_storage a; socklen_t n = sizeof a; int one = 1;
-      int fd = accept4(listener, (struct sockaddr *)&a, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
-      if (fd < 0) return -1;
-      memset(packed, 0, 16); text[0] = 0; *v4 = 0;
-      if (a.ss_family == AF_INET) {
-        struct sockaddr_in *in = (struct sockaddr_in *)&a;
-        packed[10] = packed[11] = 0xff; memcpy(packed + 12, &in->sin_addr, 4); *v4 = 1;
-      } else if (a.ss_family == AF_INET6) {
-        struct sockaddr_in6 *in = (struct sockaddr_in6 *)&a;
-        memcpy(packed, &in->sin6_addr, 16); *v4 = IN6_IS_ADDR_V4MAPPED(&in->sin6_addr) != 0; }
-      inet_ntop(*v4 ? AF_INET : AF_INET6, *v4 ? packed + 12 : packed, text, 46);
-      setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-      return fd; }
-    /* begins a connection; -1 with errno */
-    static int gl_connect(const struct sockaddr_storage *s, uint32_t n) {
-      int one = 1, fd = socket(s->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-      if (fd < 0) return -1;
-      setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-      if (connect(fd, (const struct sockaddr *)s, n) < 0 && errno != EINPROGRESS) {
-        int e = errno; close(fd); errno = e; return -1; }
-      return fd; }
-    static int gl_socket_error(int fd) {
-      int e = 0; socklen_t n = sizeof e; if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) < 0) return errno; return e; }
-    static void gl_reset_on_close(int fd) {
-      struct linger l = {1, 0}; setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l); }
-    static int gl_watch(int ep, int fd, void *p) {
-      struct epoll_event e; e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET; e.data.ptr = p;
-      return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e); }
-    static ssize_t gl_send2(int fd, const char *a, size_t an, const char *b, size_t bn) {
-      struct iovec v[2] = {{(void *)a, an}, {(void *)b, bn}}; struct msghdr m;
-      memset(&m, 0, sizeof m); m.msg_iov = v; m.msg_iovlen = 2;
-      return sendmsg(fd, &m, MSG_NOSIGNAL); }
     """
-    uint64_t gl_now_ms()
-    int gl_accept(int, char*, uint8_t*, uint8_t*)
-    int gl_connect(const sockaddr_storage*, uint32_t)
-    int gl_socket_error(int)
-    int gl_watch(int, int, void*)
-    void gl_reset_on_close(int)
-    ssize_t gl_send2(int, const char*, size_t, const char*, size_t)
-    ctypedef union epoll_data_t:
-        void* ptr
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int)
-    int epoll_wait(int, epoll_event*, int, int)
-    ssize_t send(int, const void*, size_t, int)
-    ssize_t recv(int, void*, size_t, int)
-    int shutdown(int, int)
-    int close(int)
-    enum: EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR, EPOLL_CLOEXEC, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR
     void* memmem(const void*, size_t, const void*, size_t)
 
 cdef enum:
-    HEADROOM = 64          # before received bytes: a chunk head is written there
-    RECEIVE = 262144
-    SMALL = 8192           # a body piece up to this long is copied behind its head: one buffer, one send
     FAIR = 524288          # bytes one connection may move before others have their turn
-    EVENTS = 512
-    TICK_MS = 100
-    WHEEL = 1024           # slots; later deadlines go round again
     MAX_ATTEMPTS = 4
     SAVED_MAX = 65536      # a request longer than this is not kept for another attempt
     LINGER_MS = 2000
     ACCEPT_BATCH = 256
     ACCEPT_PAUSE_MS = 100
     MARGIN = 16384         # room for what heads gain
+    SHED_LOOKS = 64        # connections that are looked at for an idle one when there is no room for another
+    WARM_EVERY_MS = 1000
+    MAX_LISTENERS = 256
 
 # errors by code, see graylb.errors
 cdef int E_BAD_FRAMING = BY_REASON["bad-framing"].code
@@ -129,50 +62,46 @@ cdef int E_CONNECT_FAILED = BY_REASON["connect-failed"].code
 cdef int E_CONNECT_TIMEOUT = BY_REASON["connect-timeout"].code
 cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
 cdef int E_UPSTREAM_INVALID = BY_REASON["upstream-invalid"].code
+cdef int E_BAD_PROXY = BY_REASON["bad-proxy-header"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 
 
 cdef enum:
     N_CODES = 32
 
-cdef class Engine:
+cdef struct Listening:
+    int fd
+    uint8_t proxy                  # its connections begin with a PROXY header
+    uint8_t all_trusted            # whoever they are from; else those of `trusted`, see `_is_trusted`
+
+cdef class Engine(Pools):
     """Serves clients by the current table. One engine a worker, on one event loop.
 
     loop: a running uvloop (or asyncio) loop. worker: number of this worker, sets its counters apart from its siblings'.
     """
 
-    cdef object loop
-    cdef object on_ready
     cdef object on_quiet           # called once when draining and no client is left
-    cdef int ep
     cdef int worker
-    cdef epoll_event* events
-    cdef char* memory              # HEADROOM + RECEIVE + slack
-    cdef char* buf
     cdef char* heads               # rewritten heads
     cdef size_t heads_size
-    cdef Conn* again
-    cdef Conn* dead
     cdef Exchange* spare
-    cdef Conn wheel[WHEEL]         # list heads
-    cdef uint64_t now
-    cdef uint64_t ticked
-    cdef object ticker
+    cdef Exchange* tunnel_list     # open tunnels
     cdef TableState state
-    cdef dict upstreams
     cdef dict counters
-    cdef dict listeners
+    cdef dict series               # (service, version) -> Series
+    cdef list listeners            # (name, trusted networks) by number
+    cdef Listening listening[MAX_LISTENERS]
+    cdef int n_listening
+    cdef int max_clients           # what the descriptors allow
+    cdef uint32_t hand             # wheel slot where `_shed` goes on
     cdef dict fallbacks
     cdef list answers
+    cdef bytes full                # the answer to a connection too many
     cdef Gate gate
     cdef Head head
     cdef Context context
+    cdef uint64_t warmed           # ms
     cdef bint draining
-    cdef bint in_batch
-    cdef bint kicked
-    cdef bint closed
-    cdef readonly int clients
-    cdef readonly int upstream_connections
     cdef readonly int exchanges
     cdef readonly int tunnels
     cdef readonly uint64_t accepted
@@ -180,37 +109,32 @@ cdef class Engine:
     cdef readonly uint64_t retries
     cdef readonly uint64_t disagreements
     cdef readonly uint64_t aborted
+    cdef readonly uint64_t shed    # idle clients closed to make room for others
+    cdef readonly uint64_t tunnels_cut
     cdef uint64_t errors[N_CODES]
     cdef bint retriable[N_CODES]
     cdef uint64_t statuses[6]
 
     def __init__(self, loop, int worker=0):
-        cdef int i
-        self.loop = loop
         self.worker = worker
-        self.ep = epoll_create1(EPOLL_CLOEXEC)
-        self.memory = <char*>malloc(HEADROOM + RECEIVE + 64)
         self.heads_size = 3 * (MAX_HEAD) + MARGIN + SMALL
         self.heads = <char*>malloc(self.heads_size)
-        self.events = <epoll_event*>malloc(EVENTS * sizeof(epoll_event))
-        if self.ep < 0 or self.memory == NULL or self.heads == NULL or self.events == NULL \
-                or not make_context(&self.context, MAX_HEAD): raise MemoryError
-        self.buf = self.memory + HEADROOM
-        for i in range(WHEEL): self.wheel[i].later = self.wheel[i].earlier = &self.wheel[i]
+        if self.heads == NULL or not make_context(&self.context, MAX_HEAD): raise MemoryError
         self.upstreams = {}
         self.counters = {}
-        self.listeners = {}
+        self.series = {}
+        self.listeners = []
         self.fallbacks = {}
+        self.warm = []
         self.gate = Gate()
-        self.now = gl_now_ms()
-        self.ticked = self.now // TICK_MS
         # answers[code][json][close]; HEAD cuts the body off
         self.answers = [[[kind.response(json=json, close=close) for close in (False, True)] for json in (False, True)]
                         for kind in KINDS]
         for kind in KINDS: self.retriable[<int>kind.code] = kind.retriable
-        self.on_ready = self._on_ready
-        loop.add_reader(self.ep, self.on_ready)
-        self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
+        self.full = self.answers[E_OVERLOADED][False][True]
+        # half of the descriptors for clients and half for instances, after what the process itself needs
+        self.max_clients = max(64, (min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 128) // 2)
+        self._open(loop)
 
     def __dealloc__(self):
         cdef Exchange* x
@@ -219,9 +143,7 @@ cdef class Engine:
             self.spare = x.next
             free(x.saved)
             free(x)
-        free(self.memory)
         free(self.heads)
-        free(self.events)
         free_context(&self.context)
 
     # ---- the Python face -------------------------------------------------------------------------------------------
@@ -229,32 +151,59 @@ cdef class Engine:
     def swap(self, Table table):
         """Requests whose head completes from now on are decided by this table. Live state is carried over by identity."""
         cdef Upstream u
+        cdef TableState former = self.state
+        settings = {each["name"]: each for each in table.meta["services"]}
         before = self.upstreams
         named = {}
         instances = []
         for service, address, version, _ in table.instance_list():
             u = before.get((service, address))
-            if u is None or u.version != version: u = Upstream(service, address, version)
+            if u is None or u.version != version:
+                u = Upstream(service, address, version, self._series(service, version))
+            u.configure(settings[service]["connections"])
             named[service, address] = u
             instances.append(u)
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
-        pick = self.state.live.pick if self.state is not None else <uint64_t>self.worker << 48
+        pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
         self.state = TableState(table, instances, counters, pick)
         self.upstreams, self.counters = named, counters
+        self.warm = [u for u in named.values() if u.warm]
         for u in before.values():
             if named.get((u.service, u.address)) is not u: self._retire(u)
+            else:
+                while u.n_waiting and self._has_room(u): self._call(u)      # its maximum may be higher now
+        self.series = {key: found for key, found in self.series.items() if key[0] in settings}
+        if former is not None: self._judge_tunnels(former)
+        self._warm_up()
         self._reap()
 
-    def listen(self, int fd):
-        """Accepts clients from a listening, non-blocking socket. The caller keeps it open until `unlisten`."""
-        self.listeners[fd] = True
-        self.loop.add_reader(fd, self._on_accept, fd)
+    def _series(self, str service, str version):
+        found = self.series.get((service, version))
+        if found is None: found = self.series[service, version] = Series(service, version)
+        return found
+
+    def listen(self, int fd, *, str name="edge", str role="edge", bint proxy_protocol=False, trusted=()):
+        """Accepts clients from a listening, non-blocking socket. The caller keeps it open until `unlisten`.
+
+        name: what routes call it. proxy_protocol: connections from the networks `trusted` (none given: all) begin with a
+        PROXY header. ValueError with more than 256 listeners.
+        """
+        cdef Listening* l = &self.listening[self.n_listening]
+        if self.n_listening == MAX_LISTENERS: raise ValueError(f"at most {MAX_LISTENERS} listeners are possible")
+        l.fd = fd
+        l.proxy = proxy_protocol
+        l.all_trusted = not trusted
+        self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted]))
+        self.n_listening += 1
+        self.loop.add_reader(fd, self._on_accept, self.n_listening - 1)
 
     def unlisten(self):
         """Accepts what is in the backlogs, then no more. The caller may close the sockets."""
-        for fd in self.listeners: self._on_accept(fd)
-        for fd in self.listeners: self.loop.remove_reader(fd)
-        self.listeners.clear()
+        cdef int i
+        for i in range(self.n_listening):
+            self._on_accept(i)
+            self.loop.remove_reader(self.listening[i].fd)
+            self.listening[i].fd = -1
 
     def drain(self, on_quiet):
         """Accepts no more and lets exchanges finish with `connection: close`; calls on_quiet() when no client is left.
@@ -281,20 +230,12 @@ cdef class Engine:
     def close(self):
         """Closes everything at once. To be called before the loop ends, which would wait for our descriptors."""
         cdef int i
-        cdef Conn* c
         if self.closed: return
         self.closed = True
         self.unlisten()
-        self.ticker.cancel()
-        self.loop.remove_reader(self.ep)
         for i in range(WHEEL):
             while self.wheel[i].later != &self.wheel[i]: self._abort(self.wheel[i].later)
-        while self.again != NULL:
-            c = self.again
-            self.again = c.after
-            self._bury(c)
-        self._reap()
-        close(self.ep)
+        self._shut()
 
     def upstream_names(self):
         """((service, address), known) of the current instances whose host is a name; known: it was resolved before."""
@@ -311,187 +252,121 @@ cdef class Engine:
         return {
             "revision": self.state.table.revision if self.state is not None else None,
             "clients": self.clients, "upstream_connections": self.upstream_connections, "exchanges": self.exchanges,
-            "tunnels": self.tunnels,
+            "tunnels": self.tunnels, "tunnels_cut": self.tunnels_cut, "shed": self.shed,
             "accepted": self.accepted, "requests": self.requests, "retries": self.retries, "aborted": self.aborted,
             "disagreements": self.disagreements,
             "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
             "errors": {kind.reason: self.errors[kind.code] for kind in KINDS if self.errors[kind.code]},
             "fallbacks": [{"service": s, "wanted": w, "got": g, "count": n} for (s, w, g), n in self.fallbacks.items()],
             "instances": [u.figures() for u in self.upstreams.values()],
+            "versions": [each.figures() for each in self.series.values()],
         }
 
-    # ---- entries from the loop -------------------------------------------------------------------------------------
+    # ---- clients come ----------------------------------------------------------------------------------------------
 
-    def _on_accept(self, int listener):
+    def _on_accept(self, int number):
         cdef Conn* c
-        cdef char text[48]
-        cdef uint8_t packed[16]
-        cdef uint8_t v4
+        cdef Peer peer
+        cdef Listening* l = &self.listening[number]
+        cdef int limit = self.state.client_connections or self.max_clients
         cdef int i, fd
         self.now = gl_now_ms()
+        if l.fd < 0: return
         for i in range(ACCEPT_BATCH):
-            fd = gl_accept(listener, text, packed, &v4)
+            fd = accept_from(l.fd, &peer)
             if fd < 0:
                 if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
-                    self._pause_accepting(listener)
-                    return
+                    self._pause_accepting(number)
+                    break
                 if errno == EINTR or errno == ECONNABORTED: continue
-                return
+                break
+            if self.clients >= limit and not self._shed():
+                self._turn_away(fd)
+                continue
             c = self._new(fd, CLIENT)
             if c == NULL: continue
-            c.state = S_HEAD
-            c.v4 = v4
-            memcpy(c.address, packed, 16)
-            memcpy(c.address_text, text, 48)
-            while c.address_text[c.address_len]: c.address_len += 1
-            self.clients += 1
+            c.peer = peer
+            c.listener = <uint8_t>number
+            c.state = S_PROXY if l.proxy and (l.all_trusted or self._is_trusted(c)) else S_HEAD
             self.accepted += 1
             self._set_deadline(c, self.now + self.state.header_ms)
+        if not self.in_batch: self._reap()
 
-    cdef _pause_accepting(self, int listener):
+    cdef _pause_accepting(self, int number):
         """Out of descriptors: clients wait in the backlog; trying at once would only spin."""
         self.errors[E_OVERLOADED] += 1
-        self.loop.remove_reader(listener)
-        self.loop.call_later(ACCEPT_PAUSE_MS / 1000.0, self._accept_again, listener)
+        self.loop.remove_reader(self.listening[number].fd)
+        self.loop.call_later(ACCEPT_PAUSE_MS / 1000.0, self._accept_again, number)
 
-    def _accept_again(self, int listener):
-        if listener in self.listeners: self.loop.add_reader(listener, self._on_accept, listener)
+    def _accept_again(self, int number):
+        if self.listening[number].fd >= 0: self.loop.add_reader(self.listening[number].fd, self._on_accept, number)
 
-    def _on_ready(self):
-        cdef int i, n
-        cdef uint32_t ev
+    cdef bint _shed(self) noexcept:
+        """Closes a client that waits between requests, as nginx does; which one goes round. False: none was found."""
         cdef Conn* c
-        cdef Conn* batch
-        self.kicked = False
-        self.in_batch = True
-        self.now = gl_now_ms()
-        n = epoll_wait(self.ep, self.events, EVENTS, 0)
-        for i in range(n):
-            c = <Conn*>self.events[i].data.ptr
-            ev = self.events[i].events
-            if ev & EPOLLOUT and not c.dead and (c.out_len or c.connecting): self._writable(c)
-            if ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not c.dead: self._event(c, ev)
-        batch = self.again
-        self.again = NULL
-        while batch != NULL:
-            c = batch
-            batch = c.after
-            c.queued = 0
-            if c.dead: self._bury(c)
-            else: self._readable(c)
-        self._reap()
-        self.in_batch = False
-        if self.again != NULL: self._kick()
-
-    cdef _kick(self):
-        if not self.kicked:
-            self.kicked = True
-            self.loop.call_soon(self.on_ready)
-
-    def _on_tick(self):
-        """Looks at every connection whose wheel slot has come round; a deadline that moved on is put back."""
-        cdef uint64_t tick
-        cdef Conn due                                # list head: what is put back must not be met again in this walk
         cdef Conn* slot
-        cdef Conn* c
-        self.now = gl_now_ms()
-        self.ticker = self.loop.call_later(TICK_MS / 1000.0, self._on_tick)
-        tick = self.now // TICK_MS
-        if tick > self.ticked + WHEEL: self.ticked = tick - WHEEL
-        while self.ticked < tick:
-            self.ticked += 1
-            slot = &self.wheel[self.ticked % WHEEL]
-            if slot.later == slot: continue
-            due.later = slot.later
-            due.earlier = slot.earlier
-            due.later.earlier = due.earlier.later = &due
-            slot.later = slot.earlier = slot
-            while due.later != &due:
-                c = due.later
-                self._place(c)
-                if c.deadline and c.deadline <= self.now: self._expired(c)
-        self._reap()
+        cdef int i, looked = 0
+        for i in range(WHEEL):
+            slot = &self.wheel[self.hand]
+            c = slot.later
+            while c != slot and looked < SHED_LOOKS:
+                looked += 1
+                if c.side == CLIENT and c.state == S_HEAD and c.reused and c.held_len == 0 and c.out_len == 0 and not c.readable:
+                    self.shed += 1
+                    self._kill(c)
+                    return True
+                c = c.later
+            if looked >= SHED_LOOKS:
+                # those behind the ones seen come first next time
+                if c != slot and c != slot.later: self._rotate(slot, c)
+                return False
+            self.hand = (self.hand + 1) % WHEEL
+        return False
 
-    # ---- connections -----------------------------------------------------------------------------------------------
+    cdef void _rotate(self, Conn* slot, Conn* first) noexcept:
+        """Makes `first` the head of its wheel slot's ring."""
+        slot.earlier.later = slot.later
+        slot.later.earlier = slot.earlier
+        slot.later = first
+        slot.earlier = first.earlier
+        first.earlier.later = slot
+        first.earlier = slot
 
-    cdef Conn* _new(self, int fd, int side) noexcept:
-        cdef Conn* c = <Conn*>calloc(1, sizeof(Conn))
-        if c == NULL:
-            close(fd)
-            return NULL
-        c.fd = fd
-        c.side = side
-        c.later = c.earlier = c
-        self._place(c)
-        if gl_watch(self.ep, fd, c) < 0:
-            self._unplace(c)
-            close(fd)
-            free(c)
-            return NULL
-        return c
+    cdef void _turn_away(self, int fd) noexcept:
+        """One connection too many: a quick answer instead of a queue that only grows."""
+        self.errors[E_OVERLOADED] += 1
+        self.statuses[5] += 1
+        send(fd, PyBytes_AS_STRING(self.full), PyBytes_GET_SIZE(self.full), MSG_NOSIGNAL)
+        close(fd)
 
-    cdef void _place(self, Conn* c) noexcept:
-        """Into the wheel slot of its deadline; one turn ahead when it has none."""
-        cdef uint64_t far = self.now + TICK_MS * (WHEEL // 2)
-        cdef uint64_t when = far
-        cdef Conn* slot
-        if c.deadline and c.deadline < far: when = c.deadline if c.deadline > self.now else self.now
-        self._unplace(c)
-        c.slot_time = when
-        slot = &self.wheel[(when // TICK_MS + 1) % WHEEL]
-        c.later = slot
-        c.earlier = slot.earlier
-        c.earlier.later = c
-        slot.earlier = c
+    cdef bint _is_trusted(self, Conn* c):
+        address = ipaddress.ip_address(c.peer.text[:c.peer.text_len].decode()) if c.peer.text_len else None
+        return address is None or any(address in each for each in self.listeners[c.listener][1])
 
-    cdef void _unplace(self, Conn* c) noexcept:
-        c.earlier.later = c.later
-        c.later.earlier = c.earlier
-        c.later = c.earlier = c
+    cdef bint _proxy_header(self, Conn* c, size_t have, ssize_t n) noexcept:
+        """Bytes of a PROXY header are in the shared buffer. True: it is complete; what is behind it is held."""
+        cdef ProxyInfo info
+        cdef ssize_t used = read_proxy(self.buf, have, &info)
+        if used < 0 or (used == 0 and n == 0):
+            if have: self.errors[E_BAD_PROXY] += 1   # else it just went away, as health checks do
+            self._kill(c)
+            return False
+        if used == 0:
+            if self._hold(c, self.buf, have) < 0: self._kill(c)
+            return False
+        if not info.local:
+            memcpy(c.peer.address, info.source, 16)
+            memcpy(c.peer.text, info.source_text, 48)
+            c.peer.text_len = info.source_text_len
+            c.peer.port = info.source_port
+            c.peer.v4 = info.v4
+        c.state = S_HEAD
+        if <size_t>used < have and self._hold(c, self.buf + used, have - used) < 0:
+            self._kill(c)
+            return False
+        return True
 
-    cdef inline void _set_deadline(self, Conn* c, uint64_t when) noexcept:
-        """Progress costs one store; only an earlier deadline than its slot's moves the connection."""
-        c.deadline = when
-        if when and when < c.slot_time: self._place(c)
-
-    cdef void _kill(self, Conn* c) noexcept:
-        """Closes one connection; its exchange, if any, is the caller's affair."""
-        if c.dead: return
-        c.dead = 1
-        if c.side == UPSTREAM and c.state == U_IDLE: self._unpool(c)
-        self._unplace(c)
-        close(c.fd)
-        if c.side == CLIENT: self.clients -= 1
-        else: self.upstream_connections -= 1
-        if not c.queued: self._bury(c)
-
-    cdef void _bury(self, Conn* c) noexcept:
-        c.next = self.dead
-        self.dead = c
-
-    cdef void _reap(self) noexcept:
-        cdef Conn* c
-        while self.dead != NULL:
-            c = self.dead
-            self.dead = c.next
-            free(c.out)
-            free(c.held)
-            if c.upstream != NULL: Py_DECREF(<object>c.upstream)
-            free(c)
-        if self.draining: self._quiet()
-
-    cdef _quiet(self):
-        if self.draining and self.clients == 0 and self.on_quiet is not None:
-            told, self.on_quiet = self.on_quiet, None
-            self.loop.call_soon(told)
-
-    cdef void _again(self, Conn* c) noexcept:
-        """Reads this connection once more at the end of the batch."""
-        if c.queued or c.dead: return
-        c.queued = 1
-        c.after = self.again
-        self.again = c
-        if not self.in_batch: self._kick()
+    # ---- what happens to connections -------------------------------------------------------------------------------
 
     cdef void _event(self, Conn* c, uint32_t ev) noexcept:
         c.readable = 1
@@ -515,69 +390,8 @@ cdef class Engine:
         elif c.side == CLIENT: self._client_readable(c)
         else: self._upstream_readable(c)
 
-    # ---- sending ---------------------------------------------------------------------------------------------------
-
-    cdef int _keep(self, Conn* c, const char* p, size_t n) noexcept:
-        """Adds to what is pending; -1 out of memory."""
-        cdef size_t need = c.out_len + n
-        cdef char* q
-        if c.out_off and c.out_off + need > c.out_cap:
-            memmove(c.out, c.out + c.out_off, c.out_len)
-            c.out_off = 0
-        if need > c.out_cap - c.out_off:
-            q = <char*>realloc(c.out, need + 1024)
-            if q == NULL: return -1
-            c.out = q
-            c.out_cap = need + 1024
-        memcpy(c.out + c.out_off + c.out_len, p, n)
-        c.out_len = need
-        return 0
-
-    cdef int _send(self, Conn* c, const char* p, size_t n) noexcept:
-        """Sends what the kernel takes and keeps the rest; -1: the connection is broken."""
-        cdef ssize_t w = 0
-        if c.out_len == 0 and not c.connecting:
-            w = send(c.fd, p, n, MSG_NOSIGNAL)
-            if w < 0:
-                if errno != EAGAIN and errno != EINTR: return -1
-                w = 0
-            if <size_t>w == n: return 0
-        return self._keep(c, p + w, n - w)
-
-    cdef int _send_two(self, Conn* c, char* a, size_t an, const char* b, size_t bn) noexcept:
-        """Head and body piece in one system call. `a` has SMALL bytes of room behind it."""
-        cdef ssize_t w = 0
-        if bn == 0: return self._send(c, a, an)
-        if bn <= SMALL:
-            memcpy(a + an, b, bn)
-            return self._send(c, a, an + bn)
-        if c.out_len == 0 and not c.connecting:
-            w = gl_send2(c.fd, a, an, b, bn)
-            if w < 0:
-                if errno != EAGAIN and errno != EINTR: return -1
-                w = 0
-            if <size_t>w == an + bn: return 0
-        if <size_t>w < an:
-            return -1 if self._keep(c, a + w, an - w) < 0 else self._keep(c, b, bn)
-        return self._keep(c, b + (w - an), bn - (w - an))
-
-    cdef void _writable(self, Conn* c) noexcept:
-        cdef ssize_t w
+    cdef void _sent(self, Conn* c) noexcept:
         cdef Conn* peer
-        if c.connecting and not self._connected(c): return
-        while c.out_len:
-            w = send(c.fd, c.out + c.out_off, c.out_len, MSG_NOSIGNAL)
-            if w < 0:
-                if errno == EAGAIN: return
-                if errno == EINTR: continue
-                self._broken(c)
-                return
-            c.out_off += w
-            c.out_len -= w
-            self._progress(c)
-        free(c.out)
-        c.out = NULL
-        c.out_off = c.out_cap = 0
         if c.closing:
             self._linger(c)
             return
@@ -588,12 +402,28 @@ cdef class Engine:
         peer = c.x.upstream if c.side == CLIENT else c.x.client
         if peer != NULL and (peer.readable or peer.held_len): self._again(peer)
 
-    cdef inline void _progress(self, Conn* c) noexcept:
+    cdef void _gone(self, Conn* c) noexcept:
+        if c.side == UPSTREAM: self._lost(c)
+
+    cdef void _batch_done(self) noexcept:
+        if self.draining: self._quiet()
+
+    cdef _quiet(self):
+        if self.clients == 0 and self.on_quiet is not None:
+            told, self.on_quiet = self.on_quiet, None
+            self.loop.call_soon(told)
+
+    cdef void _progress(self, Conn* c) noexcept:
         """Bytes moved: the exchange is not idle."""
         cdef Exchange* x = c.x
         if x == NULL: return
         if x.upstream != NULL and not x.upstream.connecting and (x.upstream.state != U_HEAD or not x.request_done):
-            self._set_deadline(x.upstream, self.now + x.idle_ms)
+            self._set_deadline(x.upstream, self._idle_deadline(x))
+
+    cdef inline uint64_t _idle_deadline(self, Exchange* x) noexcept:
+        """When the exchange has stalled; for a tunnel that is to be cut, when that is, if it comes first."""
+        cdef uint64_t when = self.now + x.idle_ms
+        return x.cut_ms if x.cut_ms and x.cut_ms < when else when
 
     cdef void _broken(self, Conn* c) noexcept:
         """A send failed."""
@@ -627,8 +457,10 @@ cdef class Engine:
 
     cdef void _drop_exchange(self, Exchange* x) noexcept:
         """Unties both sides; connections are dealt with by the caller."""
+        if x.waiting: self._leave_queue(<Upstream>(<TableState>x.state).upstreams[x.d.instance], x)
         if x.client != NULL: x.client.x = NULL
-        if x.client != NULL and x.client.state == S_TUNNEL: self.tunnels -= 1
+        if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
+        if x.status and x.upstream != NULL: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
         if x.upstream != NULL: self._detach(x)
         if x.state != NULL: Py_DECREF(<object>x.state)
         x.state = NULL
@@ -655,7 +487,7 @@ cdef class Engine:
             d = x.client
             self.aborted += 1
             # an answer that its end delimits would look complete behind an orderly close
-            if x.response_begun and x.response_kind == BODY_CLOSE and d != NULL: gl_reset_on_close(d.fd)
+            if x.response_begun and x.response_kind == BODY_CLOSE and d != NULL: reset_on_close(d.fd)
             self._drop_exchange(x)
             if u != NULL: self._kill(u)
             if d != NULL: self._kill(d)
@@ -745,53 +577,23 @@ cdef class Engine:
                 if x.upstream != NULL and x.upstream.out_len:      # it is the upstream that does not read
                     self._set_deadline(c, self.now + self.state.body_ms)
                 else: self._fail(c, E_BODY_TIMEOUT)
+            elif x != NULL and x.waiting and not c.shut: self._fail(c, E_OVERLOADED)
             elif c.state == S_WAIT and x != NULL and x.response_begun: self._place(c)
             else: self._abort(c)
-        elif c.state == U_IDLE: self._kill(c)
+        elif c.state == U_IDLE: self._expired_idle(c)
+        elif c.state == S_TUNNEL and x.cut_ms and x.cut_ms <= self.now: self._cut(x)
         elif c.connecting: self._upstream_failed(c, E_CONNECT_TIMEOUT)
         elif x != NULL and x.response_begun: self._abort(c)
         else: self._upstream_failed(c, E_RESPONSE_TIMEOUT)
 
     # ---- the client side -------------------------------------------------------------------------------------------
 
-    cdef ssize_t _receive(self, Conn* c, size_t* have) noexcept:
-        """Held bytes, then what the kernel has, into the shared buffer. >0 something is there, 0 end, -1 nothing, -2 broken."""
-        cdef ssize_t n
-        have[0] = c.held_len
-        if c.held_len:
-            memcpy(self.buf, c.held, c.held_len)
-            c.held_len = 0
-        if not c.readable: return 1 if have[0] else -1
-        n = recv(c.fd, self.buf + have[0], RECEIVE - have[0], 0)
-        if n > 0:
-            # a short read has drained the socket, but behind a shut the end itself is still to be read
-            if <size_t>n < RECEIVE - have[0] and not c.shut: c.readable = 0
-            have[0] += n
-            return n
-        if n == 0:
-            c.shut = 1
-            c.readable = 0
-            return 0
-        if errno == EAGAIN:
-            c.readable = 0
-            return -1
-        return -1 if errno == EINTR else -2
-
-    cdef int _hold(self, Conn* c, const char* p, size_t n) noexcept:
-        """Keeps received bytes for later; p may lie in the shared buffer."""
-        cdef char* q
-        if n > c.held_cap:
-            q = <char*>realloc(c.held, n + 512)
-            if q == NULL: return -1
-            c.held = q
-            c.held_cap = n + 512
-        memcpy(c.held, p, n)
-        c.held_len = n
-        return 0
-
     cdef void _client_readable(self, Conn* c) noexcept:
         cdef size_t have, moved = 0
         cdef ssize_t n
+        if c.x != NULL and c.x.waiting:
+            if c.x.waiting == CALLED: self._serve(c.x)
+            return
         while not c.dead:
             if c.state == S_WAIT: return             # pipelined bytes wait in the kernel
             if c.state == S_HEAD and c.out_len: return
@@ -817,6 +619,9 @@ cdef class Engine:
                 if not self._head_bytes(c, have, n): return
             elif c.state == S_BODY:
                 if not self._body_bytes(c, have, n): return
+            elif c.state == S_PROXY:
+                if not self._proxy_header(c, have, n): return
+                if c.held_len == 0 and not c.readable: return
             else:
                 # lingering: thrown away
                 if n == 0 and c.out_len == 0: self._kill(c)
@@ -918,10 +723,11 @@ cdef class Engine:
         x.request_done = x.request.kind == BODY_NONE
         c.state = S_WAIT if x.request_done else S_BODY
         q.head = h
-        q.ip = c.address_text
-        q.ip_len = c.address_len
-        q.v4 = c.v4
-        memcpy(q.address, c.address, 16)
+        x.began_us = gl_now_us()
+        q.ip = c.peer.text
+        q.ip_len = c.peer.text_len
+        q.v4 = c.peer.v4
+        memcpy(q.address, c.peer.address, 16)
         decide(state.table, &q, &self.context, &state.live, &x.d)
         if x.d.fell_back: self._count_fallback(x)
         if x.d.outcome != DECIDED: self._undecided(c, p, have)
@@ -994,8 +800,8 @@ cdef class Engine:
         cdef char* e
         cdef size_t size
         cdef Piece piece
-        told.address = c.address_text
-        told.address_len = c.address_len
+        told.address = c.peer.text
+        told.address_len = c.peer.text_len
         told.scheme = b"http"
         told.scheme_len = 4
         e = write_request(&self.head, self.heads, &state.policy, &told, x.request_kind,
@@ -1009,7 +815,9 @@ cdef class Engine:
         c.deadline = 0
         # only what may be repeated after it was sent needs a copy; what could not be sent at all is still here
         if x.request_done and x.safe: self._save(x, self.heads, size, piece.data, piece.length)
-        if not self._acquire(x, False): return
+        if not self._acquire(x, False):
+            if c.x == x and x.waiting and self._keep_request(x, self.heads, size, piece.data, piece.length) < 0: self._abort(c)
+            return
         while self._send_two(x.upstream, self.heads, size, piece.data, piece.length) < 0:
             # the kernel took nothing: a pooled connection was closed under us, and nobody has seen this request
             self._leave(x)
@@ -1036,16 +844,38 @@ cdef class Engine:
 
     cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
         """Keeps a complete request so that it can be sent once more if its connection turns out to be stale."""
+        if an + bn <= SAVED_MAX: self._keep_request(x, a, an, b, bn)
+
+    cdef int _keep_request(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
+        """Keeps what is to be sent; -1 out of memory."""
         cdef char* q
-        if an + bn > SAVED_MAX: return
         if an + bn > x.saved_cap:
             q = <char*>realloc(x.saved, an + bn + 256)
-            if q == NULL: return
+            if q == NULL: return -1
             x.saved = q
             x.saved_cap = an + bn + 256
         memcpy(x.saved, a, an)
         if bn: memcpy(x.saved + an, b, bn)
         x.saved_len = an + bn
+        return 0
+
+    cdef void _serve(self, Exchange* x) noexcept:
+        """It has waited for a connection, and one is kept for it."""
+        cdef Conn* c = x.client
+        self._leave_queue(<Upstream>(<TableState>x.state).upstreams[x.d.instance], x)
+        c.deadline = 0
+        if not self._acquire(x, False): return
+        while self._send(x.upstream, x.saved, x.saved_len) < 0:
+            self._leave(x)
+            if x.attempts >= MAX_ATTEMPTS:
+                self._fail(c, E_UPSTREAM_RESET)
+                return
+            self.retries += 1
+            if not self._acquire(x, True): return
+        # only what may be repeated after it was sent stays
+        if not (x.request_done and x.safe and x.saved_len <= SAVED_MAX): x.saved_len = 0
+        self._await(x)
+        if c.state == S_BODY and (c.readable or c.held_len): self._again(c)
 
     cdef bint _take_body(self, Conn* c, char* p, size_t n, Piece* piece) noexcept:
         """Decodes request body bytes at p and encodes them for the upstream, in place. False: malformed, answered."""
@@ -1061,6 +891,7 @@ cdef class Engine:
         if piece.used < n and self._hold(c, p + piece.used, n - piece.used) < 0:
             self._abort(c)
             return False
+        x.bytes_in += piece.length
         _encode(x.request_kind, piece)
         return True
 
@@ -1081,93 +912,50 @@ cdef class Engine:
     # ---- the upstream side -----------------------------------------------------------------------------------------
 
     cdef bint _acquire(self, Exchange* x, bint fresh) noexcept:
-        """An idle connection to the chosen instance (last in, first out), else a new one. False: failed, answered."""
+        """An idle connection to the chosen instance (last in, first out), else a new one; where instances are full, a place
+        in the queue of the one first chosen. False: failed and answered, or x.waiting."""
         cdef TableState state = <TableState>x.state
         cdef Upstream up
         cdef Conn* u
-        cdef int fd, first = x.d.instance
-        while True:
-            x.attempts += 1
+        cdef int tries, full = -1, first = x.d.instance
+        for tries in range(MAX_ATTEMPTS):
             up = <Upstream>state.upstreams[x.d.instance]
-            u = NULL if fresh else self._idle(up, x)
-            if u == NULL: u = self._connect(up, x)
-            if u != NULL:
-                u.state = U_HEAD
-                u.x = x
-                x.upstream = u
-                up.in_flight += 1
-                up.requests += 1
-                return True
-            up.failures += 1
-            if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first):
-                self._fail(x.client, E_CONNECT_FAILED)
+            if not self._has_room(up):
+                if full < 0: full = x.d.instance
+            else:
+                x.attempts += 1
+                u = NULL if fresh else self._idle(up, x)
+                if u == NULL: u = self._connect(up, x)
+                if u != NULL:
+                    u.state = U_HEAD
+                    u.x = x
+                    x.upstream = u
+                    up.in_flight += 1
+                    up.requests += 1
+                    return True
+                up.failures += 1
+                self.retries += 1
+            if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first): break
+        if full >= 0:
+            x.d.instance = full
+            up = <Upstream>state.upstreams[full]
+            if up.n_waiting < up.queue:
+                self._wait(up, x)
+                self._set_deadline(x.client, self.now + up.queue_ms)
                 return False
-            self.retries += 1
-
-    cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept:
-        """A pooled connection, the last one used. For a request that may not be repeated it is asked first whether the
-        instance has closed it: the event that says so may stand later in this very batch."""
-        cdef Conn* u
-        cdef char probe
-        while up.idle != NULL:
-            u = up.idle
-            if x.safe or (recv(u.fd, &probe, 1, MSG_PEEK) < 0 and errno == EAGAIN):
-                self._unpool(u)
-                return u
-            self._kill(u)
-        return NULL
-
-    cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept:
-        cdef int fd
-        cdef Conn* u
-        if up.sa_len == 0: return NULL
-        fd = gl_connect(&up.sa, up.sa_len)
-        if fd < 0: return NULL
-        u = self._new(fd, UPSTREAM)
-        if u == NULL: return NULL
-        Py_INCREF(up)
-        u.upstream = <PyObject*>up
-        u.connecting = 1
-        up.connects += 1
-        self.upstream_connections += 1
-        self._set_deadline(u, self.now + x.connect_ms)
-        return u
+        self._fail(x.client, E_OVERLOADED if full >= 0 else E_CONNECT_FAILED)
+        return False
 
     cdef bint _connected(self, Conn* u) noexcept:
         """The connection attempt has ended, one way or the other."""
         cdef Exchange* x = u.x
-        if gl_socket_error(u.fd) != 0:
+        if socket_error(u.fd) != 0:
             self._upstream_failed(u, E_CONNECT_FAILED)
             return False
         u.connecting = 0
-        if x != NULL:
-            self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
+        if x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
+        else: self._pool(u)                          # opened in advance
         return True
-
-    cdef void _pool(self, Conn* u) noexcept:
-        cdef Upstream up = <Upstream>u.upstream
-        u.state = U_IDLE
-        u.reused = 1
-        u.previous = NULL
-        u.next = up.idle
-        if up.idle != NULL: up.idle.previous = u
-        up.idle = u
-        up.n_idle += 1
-        self._set_deadline(u, self.now + self.state.upstream_idle_ms)
-
-    cdef void _unpool(self, Conn* u) noexcept:
-        cdef Upstream up = <Upstream>u.upstream
-        if u.previous != NULL: u.previous.next = u.next
-        else: up.idle = u.next
-        if u.next != NULL: u.next.previous = u.previous
-        u.next = u.previous = NULL
-        u.state = U_HEAD
-        up.n_idle -= 1
-
-    cdef void _retire(self, Upstream up) noexcept:
-        """No table names it any more: idle connections go now, busy ones when they are done."""
-        up.retired = True
-        while up.idle != NULL: self._kill(up.idle)
 
     cdef void _upstream_failed(self, Conn* u, int code) noexcept:
         """The connection failed before an answer; whether anybody can have seen the request is the error kind's to say."""
@@ -1204,8 +992,8 @@ cdef class Engine:
         cdef bint ok
         if x.saved_len == 0:
             unsent = u.out
-            off = u.out_off
-            n = u.out_len
+            off = u.out_off + u.preface
+            n = u.out_len - u.preface
             u.out = NULL
             u.out_len = u.out_off = u.out_cap = 0
         self._leave(x)
@@ -1214,7 +1002,9 @@ cdef class Engine:
             free(unsent)
             self._fail(c, code)
             return
-        if self._acquire(x, True):
+        if not self._acquire(x, True):
+            if c.x == x and x.waiting and unsent != NULL and self._keep_request(x, unsent + off, n, NULL, 0) < 0: self._abort(c)
+        else:
             if unsent != NULL: ok = self._send(x.upstream, unsent + off, n) >= 0
             else: ok = self._send(x.upstream, x.saved, x.saved_len) >= 0
             if not ok: self._fail(c, E_UPSTREAM_RESET)
@@ -1316,8 +1106,13 @@ cdef class Engine:
         x.response_begun = 1
         c.state = u.state = S_TUNNEL
         c.deadline = 0
+        x.status = 101
         self.statuses[1] += 1
         self.tunnels += 1
+        x.previous = NULL
+        x.next = self.tunnel_list
+        if x.next != NULL: x.next.previous = x
+        self.tunnel_list = x
         self._set_deadline(u, self.now + x.idle_ms)
         if self._send_two(c, self.heads, e - self.heads, rest, n) < 0:
             self._abort(c)
@@ -1340,7 +1135,9 @@ cdef class Engine:
                 return
             moved += have
             if have:
-                self._set_deadline(a.x.upstream, self.now + a.x.idle_ms)
+                if a.side == CLIENT: a.x.bytes_in += have
+                else: a.x.bytes_out += have
+                self._set_deadline(a.x.upstream, self._idle_deadline(a.x))
                 if self._send(b, self.buf, have) < 0:
                     self._abort(b)
                     return
@@ -1364,6 +1161,51 @@ cdef class Engine:
         self._kill(c)
         return False
 
+    cdef void _tunnel_closed(self, Exchange* x) noexcept:
+        self.tunnels -= 1
+        if x.previous != NULL: x.previous.next = x.next
+        else: self.tunnel_list = x.next
+        if x.next != NULL: x.next.previous = x.previous
+
+    cdef void _cut(self, Exchange* x) noexcept:
+        """Closes both ends of a tunnel in order; frames are the ends' affair, so none is put in."""
+        cdef Conn* c = x.client
+        cdef Conn* u = x.upstream
+        self.tunnels_cut += 1
+        self._drop_exchange(x)
+        self._kill(u)
+        self._kill(c)
+
+    cdef _judge_tunnels(self, TableState former):
+        """The policy of each service decides about the tunnels of a version that a new table takes the traffic from."""
+        cdef Exchange* x = self.tunnel_list
+        cdef Exchange* following
+        while x != NULL:
+            following = x.next
+            policy, seconds = self._verdict(x, former)
+            if policy == "keep": x.cut_ms = 0
+            elif policy == "cut": self._cut(x)
+            elif x.cut_ms == 0:
+                x.cut_ms = self.now + <uint64_t>(seconds * 1000)
+                self._set_deadline(x.upstream, self._idle_deadline(x))
+            x = following
+
+    cdef _verdict(self, Exchange* x, TableState former):
+        """(policy, seconds) for one tunnel. Its version has lost its traffic when what chose it, the split or the rule of
+        that name, does not choose it any more, or when its instance is gone."""
+        cdef TableState decided = <TableState>x.state
+        cdef Upstream up = <Upstream>x.upstream.upstream
+        cdef Table t = decided.table
+        settings = self.state.service_settings.get(up.service) or former.service_settings.get(up.service)
+        keep = ("keep", 0.0)
+        if settings is None or settings["tunnels"]["policy"] == "keep": return keep
+        policy = settings["tunnels"]["policy"], settings["tunnels"]["seconds"]
+        if up.retired: return policy
+        rule = t._rule_name(x.d.service, x.d.rule) if x.d.rule >= 0 else None
+        had = _chosen_by(decided.service_settings.get(up.service), rule)
+        has = _chosen_by(self.state.service_settings.get(up.service), rule)
+        return policy if up.version in had and up.version not in has else keep
+
     cdef bint _final(self, Conn* u, char* body, size_t n) noexcept:
         """The final head, with n body bytes behind it: framing on both sides, head and body in one go. True: go on."""
         cdef Exchange* x = u.x
@@ -1383,6 +1225,7 @@ cdef class Engine:
         e = write_response(h, self.heads, told, connection, state.policy.via, extra, extra_len)
         x.response_begun = 1
         u.state = U_BODY
+        x.status = h.status
         self.statuses[h.status // 100] += 1
         c.deadline = 0
         self._set_deadline(u, self.now + x.idle_ms)
@@ -1390,6 +1233,7 @@ cdef class Engine:
             x.response_begun = 0
             self._upstream_failed(u, E_UPSTREAM_INVALID)
             return False
+        x.bytes_out += piece.length
         if piece.used < n: u.no_reuse = 1   # bytes behind the answer: this connection is never used again
         if piece.done: x.response.kind = BODY_NONE
         _encode(x.response_kind, &piece)
@@ -1426,6 +1270,7 @@ cdef class Engine:
         if decode_body(&x.response, p, n, &piece) < 0:
             self._abort(u)                           # cut off: the client must not take it for complete
             return False
+        x.bytes_out += piece.length
         if piece.used < n: u.no_reuse = 1
         _encode(x.response_kind, &piece)
         self._set_deadline(u, self.now + x.idle_ms)
@@ -1445,7 +1290,7 @@ cdef class Engine:
         cdef bint whole = x.request_done
         cdef bint close_client = x.close_client or not whole
         cdef bint reuse = open_ and whole and not u.no_reuse and not u.shut and u.out_len == 0 and not up.retired \
-            and up.n_idle < self.state.max_idle
+            and up.n_idle < up.max_idle
         self._drop_exchange(x)
         if reuse: self._pool(u)
         else: self._kill(u)
@@ -1456,6 +1301,13 @@ cdef class Engine:
 # ---- helpers -------------------------------------------------------------------------------------------------------
 
 REDIRECTS = {301: "Moved Permanently", 302: "Found", 303: "See Other", 307: "Temporary Redirect", 308: "Permanent Redirect"}
+
+
+def _chosen_by(settings, rule):
+    """The versions that a service's split, or its rule of that name, sends requests to."""
+    if settings is None: return ()
+    traffic = settings.get("traffic") or {"split": (), "rules": {}}
+    return traffic["split"] if rule is None else traffic["rules"].get(rule, ())
 
 
 cdef void _encode(uint8_t kind, Piece* piece) noexcept:

@@ -280,6 +280,7 @@ cdef class Table:
     cdef uint64_t shared_draw
     cdef str _str(self, Str s)
     cdef str _version(self, const Service* s, uint32_t i)
+    cdef str _rule_name(self, int service, int rule)
     cdef dict _told(self, Decision* d)
     cdef list _outcomes(self, uint32_t conds, uint32_t n, Query* q)
 

@@ -1070,6 +1070,9 @@ cdef class Table:
     cdef str _version(self, const Service* s, uint32_t i):
         return None if i == NONE32 else self._str((<const Str*>(self.base + s.versions))[i])
 
+    cdef str _rule_name(self, int service, int rule):
+        return self._str((<const Rule*>(self.base + self.services[service].rules))[rule].name)
+
     def service_names(self):
         """Names by service number."""
         return [self._str(self.services[i].name) for i in range(self.header.n_services)]

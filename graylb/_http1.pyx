@@ -646,7 +646,7 @@ cdef char* _tell_forwarded(Head* h, char* o, ForwardingPolicy* policy, Client* c
     if policy.x_forwarded:
         o = _put(o, b"x-forwarded-for: ", 17)
         if policy.x_forwarded == 1: o = _joined(h, o, H_XFF)
-        o = _put(o, client.address, client.address_len)
+        o = _put(o, client.address, client.address_len) if client.address_len else _put(o, b"unix:", 5)
         if policy.x_forwarded == 2 or not _has(h, H_XFP):
             o = _put(o, b"\r\nx-forwarded-proto: ", 21)
             o = _put(o, client.scheme, client.scheme_len)
@@ -659,7 +659,7 @@ cdef char* _tell_forwarded(Head* h, char* o, ForwardingPolicy* policy, Client* c
         if policy.forwarded == 1: o = _joined(h, o, H_FORWARDED)
         quoted = memchr(client.address, 58, client.address_len) != NULL
         o = _put(o, b"for=\"[", 6) if quoted else _put(o, b"for=", 4)
-        o = _put(o, client.address, client.address_len)
+        o = _put(o, client.address, client.address_len) if client.address_len else _put(o, b"unknown", 7)
         if quoted: o = _put(o, b"]\"", 2)
         if h.host_len:
             o = _put(o, b";host=\"", 7)

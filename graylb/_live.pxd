@@ -12,6 +12,14 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef enum:
     MAX_HEAD = 131072      # bytes of a head, whatever the configuration allows
 
+cdef struct Peer:
+    # who is at the other end, as the socket or a PROXY header says
+    uint8_t address[16]    # IPv4 as ::ffff:a.b.c.d
+    char text[48]
+    uint32_t text_len      # 0: a Unix socket has no address
+    uint16_t port
+    uint8_t v4
+
 cdef enum Side:
     CLIENT = 0
     UPSTREAM = 1
@@ -21,6 +29,7 @@ cdef enum State:
     S_HEAD = 0             # between messages, or a head is arriving
     S_BODY                 # the request body is arriving
     S_WAIT                 # the request is complete, the answer is not
+    S_PROXY                # its PROXY header has not arrived yet
     S_TUNNEL               # either side: bytes go through as they are, after an upstream's 101
     S_LINGER               # answered and half closed; what still arrives is read and thrown away (RFC 9112 9.6)
     # upstream side
@@ -43,8 +52,8 @@ cdef struct Conn:
     uint8_t ended          # tunnel: its end was read and passed on
     uint8_t half_close     # tunnel: shut the write side once everything pending is sent
     uint8_t partial        # client: part of a head is held
-    uint8_t v4
-    uint32_t address_len
+    uint8_t listener       # client: which one it came by
+    uint8_t preface        # upstream: this many of the pending bytes are its PROXY header
     char* out              # pending to send: out_len bytes at out + out_off
     size_t out_off
     size_t out_len
@@ -61,14 +70,18 @@ cdef struct Conn:
     Conn* after            # ready-again list
     Exchange* x
     PyObject* upstream     # Upstream of an upstream connection
-    uint8_t address[16]
-    char address_text[48]
+    Peer peer              # the client; of an upstream connection that names its client, that client
+
+cdef enum Waiting:
+    WAITS = 1              # for a connection to its instance
+    CALLED                 # one is kept for it
 
 cdef struct Exchange:
     Conn* client
     Conn* upstream
     PyObject* state        # TableState, kept through retries
-    Exchange* next         # free list
+    Exchange* next         # free list, waiting requests of an instance, open tunnels
+    Exchange* previous
     Decision d
     Body request
     Body response
@@ -84,6 +97,13 @@ cdef struct Exchange:
     uint8_t wants_json
     uint8_t safe           # idempotent method (RFC 9110 9.2.2)
     uint8_t attempts
+    uint8_t waiting        # see Waiting
+    uint8_t counted        # has a status, for the record
+    uint16_t status
+    uint64_t began_us
+    uint64_t bytes_in      # of the request's body
+    uint64_t bytes_out     # of the answer's
+    uint64_t cut_ms        # tunnel: when it is to be cut; 0: not
     char* saved            # the request as sent, for one more attempt
     size_t saved_len
     size_t saved_cap
@@ -91,17 +111,45 @@ cdef struct Exchange:
     uint64_t response_ms
     uint64_t idle_ms
 
+cdef enum:
+    BUCKETS = 512          # of a histogram: 16 for each doubling of the time, from 1 us to 71 min
+
+cdef class Series:
+    # what one version of one service has answered
+    cdef readonly str service
+    cdef readonly str version
+    cdef uint64_t statuses[6]
+    cdef uint64_t bytes_in
+    cdef uint64_t bytes_out
+    cdef uint64_t times[BUCKETS]
+
 cdef class Upstream:
     # one instance of one service, while a table names it or a connection to it lives
     cdef readonly str service
     cdef readonly str address
     cdef readonly str version
+    cdef Series series
     cdef sockaddr_storage sa
     cdef uint32_t sa_len   # 0: the name is not resolved (yet)
     cdef uint32_t in_flight
-    cdef uint32_t n_idle
     cdef bint retired
+    # settings, see snapshot.Connections
+    cdef uint32_t max      # 0: no limit
+    cdef uint32_t queue
+    cdef uint32_t warm
+    cdef uint32_t max_idle
+    cdef uint64_t queue_ms
+    cdef uint64_t idle_ms
+    cdef int proxy         # version of the PROXY header; 0: none
+    # connections
+    cdef uint32_t n_open   # all of them
+    cdef uint32_t n_idle
     cdef Conn* idle        # last in, first out
+    # requests that wait for one, first in, first out; for n_called of them, which have left the list, one is kept
+    cdef uint32_t n_waiting
+    cdef uint32_t n_called
+    cdef Exchange* first
+    cdef Exchange* last
     cdef readonly uint64_t requests
     cdef readonly uint64_t failures
     cdef readonly uint64_t connects
@@ -116,14 +164,16 @@ cdef class TableState:
     cdef PyObject** upstreams
     cdef list boxes
     cdef list counters
+    cdef readonly dict service_settings    # name -> its entry of meta["services"]
     cdef ForwardingPolicy policy
     cdef bint decision_headers
     cdef int max_headers
     cdef size_t head_bytes
     cdef uint32_t uri_bytes
-    cdef uint32_t max_idle
+    cdef int client_connections
     cdef uint64_t header_ms
     cdef uint64_t client_idle_ms
     cdef uint64_t body_ms
     cdef uint64_t grace_ms
-    cdef uint64_t upstream_idle_ms
+
+cdef void record(Series s, Exchange* x, uint64_t now_us) noexcept

@@ -70,5 +70,6 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(17, "upstream-reset", "upstream", 502, "the instance closed the connection before it answered"),
     ErrorKind(18, "upstream-invalid", "upstream", 502, "the instance did not answer with valid HTTP/1.1"),
     ErrorKind(19, "response-timeout", "upstream", 504, "the instance did not answer in time"),
+    ErrorKind(20, "bad-proxy-header", "client", 400, "the connection does not begin with a PROXY header"),
 )
 BY_REASON = {kind.reason: kind for kind in KINDS}

@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import orjson
 
@@ -469,10 +470,7 @@ class Compiler:
             "listeners": [asdict(x) for x in snapshot.listeners], "limits": asdict(snapshot.limits),
             "forwarding": asdict(snapshot.forwarding), "decision_headers": snapshot.decision_headers,
             "splits": self.split_names,
-            "services": [
-                {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
-                for x in snapshot.services
-            ],
+            "services": [service_settings(x) for x in snapshot.services],
         })  # fmt: skip
         patterns = b"".join([GROUP.pack(*arena.text(pattern)) for pattern in self.patterns.numbers])
         header = (
@@ -485,6 +483,28 @@ class Compiler:
         # slack: fixed-size reads of the last record's strings stay inside
         arena.add(b"\0" * 16)
         return _fast.seal(arena.data)
+
+
+def service_settings(x: Service) -> dict[str, Any]:
+    """What of a service concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""
+    found: dict[str, Any] = {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
+    if x.tunnels.policy != "keep":
+        found["traffic"] = {
+            "split": _weighted(x.split) if x.split is not None else [x.stable],
+            "rules": {rule.name: _chosen(x, rule) for rule in x.rules},
+        }
+    return found
+
+
+def _weighted(split: Split) -> list[str]:
+    return [version for version, weight in split.weights if weight > 0]
+
+
+def _chosen(x: Service, rule: Rule) -> list[str]:
+    if rule.split is not None:
+        return _weighted(rule.split)
+    assert rule.to is not None
+    return sorted({x.instances[i].version for i in select(rule.to, x.instances)})
 
 
 def precedence(route: Route) -> tuple[bool, int, int, str]:

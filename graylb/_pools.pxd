@@ -1,0 +1,21 @@
+"""Connections to instances: see _pools.pyx."""
+
+from graylb._live cimport Conn, Exchange, Upstream
+from graylb._sockets cimport Sockets
+
+cdef class Pools(Sockets):
+    cdef dict upstreams            # (service, address) -> Upstream of the current table
+    cdef list warm                 # those that keep connections open in advance
+    cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept
+    cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept
+    cdef Conn* _open_to(self, Upstream up) noexcept
+    cdef void _pool(self, Conn* u) noexcept
+    cdef void _unpool(self, Conn* u) noexcept
+    cdef bint _has_room(self, Upstream up) noexcept
+    cdef void _wait(self, Upstream up, Exchange* x) noexcept
+    cdef void _leave_queue(self, Upstream up, Exchange* x) noexcept
+    cdef void _call(self, Upstream up) noexcept
+    cdef void _lost(self, Conn* u) noexcept
+    cdef void _retire(self, Upstream up) noexcept
+    cdef void _warm_up(self) noexcept
+    cdef bint _expired_idle(self, Conn* u) noexcept

@@ -1,0 +1,172 @@
+"""Connections to instances: pooled last in first out, bounded, opened in advance; requests that wait for one.
+
+An instance with a maximum serves waiting requests in their order: when one of its connections comes free or goes, the
+first in the queue is called (`_call`), which keeps room for it until its turn to run has come.
+"""
+
+from libc.errno cimport EAGAIN, errno
+from libc.stdint cimport uint8_t, uint16_t
+from libc.string cimport memcmp
+from cpython.ref cimport Py_INCREF, PyObject
+from graylb._live cimport CALLED, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
+from graylb._proxy cimport write_proxy
+from graylb._sockets cimport MSG_PEEK, Sockets, connect_to, local_address, recv
+
+cdef enum:
+    WARM_CONNECT_MS = 5000
+    PEERS_LOOKED_AT = 256  # pooled connections that are asked whether they belong to this client
+
+
+cdef class Pools(Sockets):
+    """The pools of one worker. The engine above them knows exchanges."""
+
+    cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept:
+        """A pooled connection, the last one used. For a request that may not be repeated it is asked first whether the
+        instance has closed it: the event that says so may stand later in this very batch."""
+        cdef Conn* u = up.idle
+        cdef Conn* following
+        cdef char probe
+        cdef int looked = 0
+        while u != NULL and looked < PEERS_LOOKED_AT:
+            following = u.next
+            looked += 1
+            if up.proxy and not _same_peer(&u.peer, &x.client.peer): u = following
+            elif x.safe or (recv(u.fd, &probe, 1, MSG_PEEK) < 0 and errno == EAGAIN):
+                self._unpool(u)
+                return u
+            else:
+                self._kill(u)
+                u = following
+        return NULL
+
+    cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept:
+        """Begins a connection for a request; NULL: it failed at once."""
+        cdef char header[256]
+        cdef uint8_t ours[16]
+        cdef uint16_t port
+        cdef size_t n
+        cdef Conn* u = self._open_to(up)
+        if u == NULL: return NULL
+        self._set_deadline(u, self.now + x.connect_ms)
+        if up.proxy:
+            u.peer = x.client.peer
+            local_address(x.client.fd, ours, &port)
+            n = write_proxy(up.proxy, u.peer.address, ours, u.peer.v4, u.peer.port, port, u.peer.text_len == 0, header)
+            if self._keep(u, header, n) < 0:
+                self._kill(u)
+                return NULL
+            u.preface = <uint8_t>n
+        return u
+
+    cdef Conn* _open_to(self, Upstream up) noexcept:
+        cdef int fd
+        cdef Conn* u
+        if up.sa_len == 0: return NULL
+        fd = connect_to(&up.sa, up.sa_len)
+        if fd < 0: return NULL
+        u = self._new(fd, UPSTREAM)
+        if u == NULL: return NULL
+        Py_INCREF(up)
+        u.upstream = <PyObject*>up
+        u.connecting = 1
+        up.connects += 1
+        up.n_open += 1
+        return u
+
+    cdef void _pool(self, Conn* u) noexcept:
+        cdef Upstream up = <Upstream>u.upstream
+        u.state = U_IDLE
+        u.reused = 1
+        u.previous = NULL
+        u.next = up.idle
+        if up.idle != NULL: up.idle.previous = u
+        up.idle = u
+        up.n_idle += 1
+        self._set_deadline(u, self.now + up.idle_ms)
+        if up.n_waiting: self._call(up)
+
+    cdef void _unpool(self, Conn* u) noexcept:
+        cdef Upstream up = <Upstream>u.upstream
+        if u.previous != NULL: u.previous.next = u.next
+        else: up.idle = u.next
+        if u.next != NULL: u.next.previous = u.previous
+        u.next = u.previous = NULL
+        u.state = U_HEAD
+        up.n_idle -= 1
+
+    cdef bint _expired_idle(self, Conn* u) noexcept:
+        """An unused connection's time is over; one of those that are to be kept open stays. True: it was closed."""
+        cdef Upstream up = <Upstream>u.upstream
+        if up.n_open <= up.warm and not up.retired:
+            self._set_deadline(u, self.now + up.idle_ms)
+            return False
+        self._kill(u)
+        return True
+
+    cdef bint _has_room(self, Upstream up) noexcept:
+        """Whether one more request may have a connection now, those that were called before it allowed for."""
+        return up.max == 0 or up.n_idle + up.max > up.n_open + up.n_called
+
+    # ---- waiting ---------------------------------------------------------------------------------------------------
+
+    cdef void _wait(self, Upstream up, Exchange* x) noexcept:
+        x.waiting = WAITS
+        x.next = NULL
+        x.previous = up.last
+        if up.last != NULL: up.last.next = x
+        else: up.first = x
+        up.last = x
+        up.n_waiting += 1
+
+    cdef void _leave_queue(self, Upstream up, Exchange* x) noexcept:
+        """It need not wait any more, for whatever reason; room that was kept for it is there for the next one."""
+        if x.waiting == CALLED:
+            up.n_called -= 1
+            x.waiting = 0
+            if up.n_waiting and self._has_room(up): self._call(up)
+            return
+        if x.previous != NULL: x.previous.next = x.next
+        else: up.first = x.next
+        if x.next != NULL: x.next.previous = x.previous
+        else: up.last = x.previous
+        x.next = x.previous = NULL
+        x.waiting = 0
+        up.n_waiting -= 1
+
+    cdef void _call(self, Upstream up) noexcept:
+        """The first that waits is to run at the end of this batch."""
+        cdef Exchange* x = up.first
+        self._leave_queue(up, x)
+        x.waiting = CALLED
+        up.n_called += 1
+        self._again(x.client)
+
+    cdef void _lost(self, Conn* u) noexcept:
+        """A connection to an instance is about to be closed."""
+        cdef Upstream up = <Upstream>u.upstream
+        if up is None: return
+        if u.state == U_IDLE: self._unpool(u)
+        up.n_open -= 1
+        if up.n_waiting and self._has_room(up): self._call(up)
+
+    # ---- tables ----------------------------------------------------------------------------------------------------
+
+    cdef void _retire(self, Upstream up) noexcept:
+        """No table names it any more: idle connections go now, busy ones when they are done."""
+        up.retired = True
+        while up.idle != NULL: self._kill(up.idle)
+
+    cdef void _warm_up(self) noexcept:
+        """Opens what is missing of the connections that are to be open in advance."""
+        cdef Upstream up
+        cdef Conn* u
+        if self.warm is None: return
+        for up in self.warm:
+            while not up.retired and up.n_open < up.warm and (up.max == 0 or up.n_open < up.max):
+                u = self._open_to(up)
+                if u == NULL: break
+                self._set_deadline(u, self.now + WARM_CONNECT_MS)
+
+
+cdef bint _same_peer(Peer* a, Peer* b) noexcept:
+    return a.port == b.port and a.text_len == b.text_len and memcmp(a.address, b.address, 16) == 0

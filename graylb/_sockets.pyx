@@ -1,0 +1,440 @@
+"""The floor under the engine: data sockets in one epoll descriptor, what is pending on them, and the clock.
+
+uvloop calls in once for a batch of events (`_on_ready`) and for each tick (`_on_tick`); everything else is C level. What a
+connection's events mean is for the floors above: they fill in the hooks at the end.
+
+Rules of the house: a connection is freed only after the batch (`_reap`), for events of this batch may still name it; the
+shared buffer belongs to the function that received into it, so nothing below it may start another connection's reading:
+that goes through the ready-again list (`_again`). Whoever sends from the shared buffer is done with it: what the kernel does
+not take at once stays in it, and the buffer goes to the connection.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memmove
+from cpython.ref cimport Py_DECREF
+from graylb._live cimport CLIENT, Conn, Peer, sockaddr_storage
+
+cdef extern from * nogil:
+    """
+    #include <arpa/inet.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    #include <stddef.h>
+    static int gl_accept(int listener, uint8_t *packed, char *text, uint16_t *port, uint8_t *v4) {
+      struct sockaddr_storage a; socklen_t n = sizeof a; int one = 1;
+      int fd = accept4(listener, (struct sockaddr *)&a, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
+      if (fd < 0) return -1;
+      memset(packed, 0, 16); text[0] = 0; *v4 = 0; *port = 0;
+      if (a.ss_family == AF_INET) {
+        struct sockaddr_in *in = (struct sockaddr_in *)&a;
+        packed[10] = packed[11] = 0xff; memcpy(packed + 12, &in->sin_addr, 4); *v4 = 1; *port = ntohs(in->sin_port);
+      } else if (a.ss_family == AF_INET6) {
+        struct sockaddr_in6 *in = (struct sockaddr_in6 *)&a;
+        memcpy(packed, &in->sin6_addr, 16); *v4 = IN6_IS_ADDR_V4MAPPED(&in->sin6_addr) != 0; *port = ntohs(in->sin6_port);
+      } else return fd;
+      inet_ntop(*v4 ? AF_INET : AF_INET6, *v4 ? packed + 12 : packed, text, 46);
+      setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+      return fd; }
+    /* the address that a connection was made to; IPv4 as ::ffff:a.b.c.d */
+    static void gl_local(int fd, uint8_t *packed, uint16_t *port) {
+      struct sockaddr_storage a; socklen_t n = sizeof a;
+      memset(packed, 0, 16); *port = 0;
+      if (getsockname(fd, (struct sockaddr *)&a, &n) < 0) return;
+      if (a.ss_family == AF_INET) {
+        struct sockaddr_in *in = (struct sockaddr_in *)&a;
+        packed[10] = packed[11] = 0xff; memcpy(packed + 12, &in->sin_addr, 4); *port = ntohs(in->sin_port);
+      } else if (a.ss_family == AF_INET6) {
+        struct sockaddr_in6 *in = (struct sockaddr_in6 *)&a;
+        memcpy(packed, &in->sin6_addr, 16); *port = ntohs(in->sin6_port); } }
+    static int gl_connect(const struct sockaddr_storage *s, uint32_t n) {
+      int one = 1, fd = socket(s->ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+      if (fd < 0) return -1;
+      if (s->ss_family != AF_UNIX) setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+      if (connect(fd, (const struct sockaddr *)s, n) < 0 && errno != EINPROGRESS) {
+        int e = errno; close(fd); errno = e; return -1; }
+      return fd; }
+    static int gl_socket_error(int fd) {
+      int e = 0; socklen_t n = sizeof e; if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) < 0) return errno; return e; }
+    static void gl_reset_on_close(int fd) {
+      struct linger l = {1, 0}; setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l); }
+    static int gl_watch(int ep, int fd, void *p) {
+      struct epoll_event e; e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET; e.data.ptr = p;
+      return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e); }
+    """
+    int gl_accept(int, uint8_t*, char*, uint16_t*, uint8_t*)
+    void gl_local(int, uint8_t*, uint16_t*)
+    int gl_connect(const sockaddr_storage*, uint32_t)
+    int gl_socket_error(int)
+    void gl_reset_on_close(int)
+    int gl_watch(int, int, void*)
+
+cdef enum:
+    EVENTS = 512
+    SPARE_BLOCKS = 16
+    HANDED = 32768         # a rest this long is worth a block of its own; a shorter one is copied
+
+
+cdef int accept_from(int listener, Peer* peer) noexcept:
+    """A new connection, non-blocking, and who it is from; -1 with errno. IPv4 stays IPv4 when it arrives mapped."""
+    cdef int fd = gl_accept(listener, peer.address, peer.text, &peer.port, &peer.v4)
+    peer.text_len = 0
+    if fd >= 0:
+        while peer.text[peer.text_len]: peer.text_len += 1
+    return fd
+
+
+cdef void local_address(int fd, uint8_t* packed, uint16_t* port) noexcept:
+    """The address that a client's connection was made to."""
+    gl_local(fd, packed, port)
+
+
+cdef int connect_to(const sockaddr_storage* s, uint32_t n) noexcept:
+    """Begins a connection; -1 with errno."""
+    return gl_connect(s, n)
+
+
+cdef int socket_error(int fd) noexcept:
+    return gl_socket_error(fd)
+
+
+cdef void reset_on_close(int fd) noexcept:
+    gl_reset_on_close(fd)
+
+
+cdef class Sockets:
+    """Connections of one worker, on one event loop. The floors above inherit from it."""
+
+    cdef _open(self, loop):
+        cdef int i
+        self.loop = loop
+        self.ep = epoll_create1(EPOLL_CLOEXEC)
+        self.memory = <char*>malloc(BLOCK)
+        self.events = <epoll_event*>malloc(EVENTS * sizeof(epoll_event))
+        if self.ep < 0 or self.memory == NULL or self.events == NULL: raise MemoryError
+        self.buf = self.memory + HEADROOM
+        for i in range(WHEEL): self.wheel[i].later = self.wheel[i].earlier = &self.wheel[i]
+        self.now = gl_now_ms()
+        self.ticked = self.now // TICK_MS
+        self.on_ready = self._on_ready
+        loop.add_reader(self.ep, self.on_ready)
+        self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
+
+    cdef _shut(self):
+        """No more events; every connection is gone by now."""
+        cdef Conn* c
+        self.ticker.cancel()
+        self.loop.remove_reader(self.ep)
+        while self.again != NULL:
+            c = self.again
+            self.again = c.after
+            self._bury(c)
+        self._reap()
+        close(self.ep)
+
+    def __dealloc__(self):
+        cdef Block* b
+        while self.blocks != NULL:
+            b = self.blocks
+            self.blocks = b.next
+            free(b)
+        free(self.memory)
+        free(self.events)
+
+    # ---- entries from the loop -------------------------------------------------------------------------------------
+
+    def _on_ready(self):
+        cdef int i, n
+        cdef uint32_t ev
+        cdef Conn* c
+        cdef Conn* batch
+        self.kicked = False
+        self.in_batch = True
+        self.now = gl_now_ms()
+        n = epoll_wait(self.ep, self.events, EVENTS, 0)
+        for i in range(n):
+            c = <Conn*>self.events[i].data.ptr
+            ev = self.events[i].events
+            if ev & EPOLLOUT and not c.dead and (c.out_len or c.connecting): self._writable(c)
+            if ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not c.dead: self._event(c, ev)
+        batch = self.again
+        self.again = NULL
+        while batch != NULL:
+            c = batch
+            batch = c.after
+            c.queued = 0
+            if c.dead: self._bury(c)
+            else: self._readable(c)
+        self._reap()
+        self.in_batch = False
+        if self.again != NULL: self._kick()
+
+    cdef _kick(self):
+        if not self.kicked:
+            self.kicked = True
+            self.loop.call_soon(self.on_ready)
+
+    def _on_tick(self):
+        """Looks at every connection whose wheel slot has come round; a deadline that moved on is put back."""
+        cdef uint64_t tick
+        cdef Conn due                                # list head: what is put back must not be met again in this walk
+        cdef Conn* slot
+        cdef Conn* c
+        self.now = gl_now_ms()
+        self.ticker = self.loop.call_later(TICK_MS / 1000.0, self._on_tick)
+        tick = self.now // TICK_MS
+        if tick > self.ticked + WHEEL: self.ticked = tick - WHEEL
+        while self.ticked < tick:
+            self.ticked += 1
+            slot = &self.wheel[self.ticked % WHEEL]
+            if slot.later == slot: continue
+            due.later = slot.later
+            due.earlier = slot.earlier
+            due.later.earlier = due.earlier.later = &due
+            slot.later = slot.earlier = slot
+            while due.later != &due:
+                c = due.later
+                self._place(c)
+                if c.deadline and c.deadline <= self.now: self._expired(c)
+        self._reap()
+
+    # ---- connections -----------------------------------------------------------------------------------------------
+
+    cdef Conn* _new(self, int fd, int side) noexcept:
+        cdef Conn* c = <Conn*>calloc(1, sizeof(Conn))
+        if c == NULL:
+            close(fd)
+            return NULL
+        c.fd = fd
+        c.side = side
+        c.later = c.earlier = c
+        self._place(c)
+        if gl_watch(self.ep, fd, c) < 0:
+            self._unplace(c)
+            close(fd)
+            free(c)
+            return NULL
+        if side == CLIENT: self.clients += 1
+        else: self.upstream_connections += 1
+        return c
+
+    cdef void _place(self, Conn* c) noexcept:
+        """Into the wheel slot of its deadline; one turn ahead when it has none."""
+        cdef uint64_t far = self.now + TICK_MS * (WHEEL // 2)
+        cdef uint64_t when = far
+        cdef Conn* slot
+        if c.deadline and c.deadline < far: when = c.deadline if c.deadline > self.now else self.now
+        self._unplace(c)
+        c.slot_time = when
+        slot = &self.wheel[(when // TICK_MS + 1) % WHEEL]
+        c.later = slot
+        c.earlier = slot.earlier
+        c.earlier.later = c
+        slot.earlier = c
+
+    cdef void _unplace(self, Conn* c) noexcept:
+        c.earlier.later = c.later
+        c.later.earlier = c.earlier
+        c.later = c.earlier = c
+
+    cdef void _set_deadline(self, Conn* c, uint64_t when) noexcept:
+        """Progress costs one store; only an earlier deadline than its slot's moves the connection."""
+        c.deadline = when
+        if when and when < c.slot_time: self._place(c)
+
+    cdef void _kill(self, Conn* c) noexcept:
+        """Closes one connection; its exchange, if any, is the caller's affair."""
+        if c.dead: return
+        c.dead = 1
+        self._gone(c)
+        self._unplace(c)
+        close(c.fd)
+        if c.side == CLIENT: self.clients -= 1
+        else: self.upstream_connections -= 1
+        if not c.queued: self._bury(c)
+
+    cdef void _bury(self, Conn* c) noexcept:
+        c.next = self.dead
+        self.dead = c
+
+    cdef void _reap(self) noexcept:
+        cdef Conn* c
+        while self.dead != NULL:
+            c = self.dead
+            self.dead = c.next
+            self._forget(c)
+            free(c.held)
+            if c.upstream != NULL: Py_DECREF(<object>c.upstream)
+            free(c)
+        self._batch_done()
+
+    cdef void _again(self, Conn* c) noexcept:
+        """Reads this connection once more at the end of the batch."""
+        if c.queued or c.dead: return
+        c.queued = 1
+        c.after = self.again
+        self.again = c
+        if not self.in_batch: self._kick()
+
+    # ---- sending ---------------------------------------------------------------------------------------------------
+
+    cdef int _keep(self, Conn* c, const char* p, size_t n) noexcept:
+        """Adds to what is pending; -1 out of memory."""
+        cdef size_t need = c.out_len + n
+        cdef char* q
+        if c.out_off and c.out_off + need > c.out_cap:
+            memmove(c.out, c.out + c.out_off, c.out_len)
+            c.out_off = 0
+        if need > c.out_cap - c.out_off:
+            q = <char*>realloc(c.out, need + 1024)
+            if q == NULL: return -1
+            c.out = q
+            c.out_cap = need + 1024
+        memcpy(c.out + c.out_off + c.out_len, p, n)
+        c.out_len = need
+        return 0
+
+    cdef int _rest_of(self, Conn* c, const char* p, size_t n) noexcept:
+        """Keeps what the kernel did not take. A long rest in the shared buffer is not copied: the buffer goes with it."""
+        cdef char* fresh
+        if n < HANDED or c.out != NULL or p < self.memory or p >= self.memory + BLOCK: return self._keep(c, p, n)
+        fresh = self._block()
+        if fresh == NULL: return -1
+        c.out = self.memory
+        c.out_off = p - self.memory
+        c.out_len = n
+        c.out_cap = BLOCK
+        self.memory = fresh
+        self.buf = fresh + HEADROOM
+        return 0
+
+    cdef char* _block(self) noexcept:
+        cdef Block* b = self.blocks
+        if b == NULL: return <char*>malloc(BLOCK)
+        self.blocks = b.next
+        self.n_blocks -= 1
+        return <char*>b
+
+    cdef void _forget(self, Conn* c) noexcept:
+        """Gives back the memory of what was pending."""
+        cdef Block* b
+        if c.out_cap == BLOCK and self.n_blocks < SPARE_BLOCKS:
+            b = <Block*>c.out
+            b.next = self.blocks
+            self.blocks = b
+            self.n_blocks += 1
+        else: free(c.out)
+        c.out = NULL
+        c.out_off = c.out_cap = c.out_len = 0
+
+    cdef int _send(self, Conn* c, const char* p, size_t n) noexcept:
+        """Sends what the kernel takes and keeps the rest; -1: the connection is broken."""
+        cdef ssize_t w = 0
+        if c.out_len == 0 and not c.connecting:
+            w = send(c.fd, p, n, MSG_NOSIGNAL)
+            if w < 0:
+                if errno != EAGAIN and errno != EINTR: return -1
+                w = 0
+            if <size_t>w == n: return 0
+        return self._rest_of(c, p + w, n - w)
+
+    cdef int _send_two(self, Conn* c, char* a, size_t an, const char* b, size_t bn) noexcept:
+        """Head and body piece in one system call. `a` has SMALL bytes of room behind it."""
+        cdef ssize_t w = 0
+        if bn == 0: return self._send(c, a, an)
+        if bn <= SMALL:
+            memcpy(a + an, b, bn)
+            return self._send(c, a, an + bn)
+        if c.out_len == 0 and not c.connecting:
+            w = gl_send2(c.fd, a, an, b, bn)
+            if w < 0:
+                if errno != EAGAIN and errno != EINTR: return -1
+                w = 0
+            if <size_t>w == an + bn: return 0
+        if <size_t>w < an:
+            return -1 if self._keep(c, a + w, an - w) < 0 else self._keep(c, b, bn)
+        return self._rest_of(c, b + (w - an), bn - (w - an))
+
+    cdef void _writable(self, Conn* c) noexcept:
+        cdef ssize_t w
+        if c.connecting and not self._connected(c): return
+        while c.out_len:
+            w = send(c.fd, c.out + c.out_off, c.out_len, MSG_NOSIGNAL)
+            if w < 0:
+                if errno == EAGAIN: return
+                if errno == EINTR: continue
+                self._broken(c)
+                return
+            c.out_off += w
+            c.out_len -= w
+            self._progress(c)
+        self._forget(c)
+        self._sent(c)
+
+    # ---- receiving -------------------------------------------------------------------------------------------------
+
+    cdef ssize_t _receive(self, Conn* c, size_t* have) noexcept:
+        """Held bytes, then what the kernel has, into the shared buffer. >0 something is there, 0 end, -1 nothing, -2 broken."""
+        cdef ssize_t n
+        have[0] = c.held_len
+        if c.held_len:
+            memcpy(self.buf, c.held, c.held_len)
+            c.held_len = 0
+        if not c.readable: return 1 if have[0] else -1
+        n = recv(c.fd, self.buf + have[0], RECEIVE - have[0], 0)
+        if n > 0:
+            # a short read has drained the socket, but behind a shut the end itself is still to be read
+            if <size_t>n < RECEIVE - have[0] and not c.shut: c.readable = 0
+            have[0] += n
+            return n
+        if n == 0:
+            c.shut = 1
+            c.readable = 0
+            return 0
+        if errno == EAGAIN:
+            c.readable = 0
+            return -1
+        return -1 if errno == EINTR else -2
+
+    cdef int _hold(self, Conn* c, const char* p, size_t n) noexcept:
+        """Keeps received bytes for later; p may lie in the shared buffer."""
+        cdef char* q
+        if n > c.held_cap:
+            q = <char*>realloc(c.held, n + 512)
+            if q == NULL: return -1
+            c.held = q
+            c.held_cap = n + 512
+        memcpy(c.held, p, n)
+        c.held_len = n
+        return 0
+
+    # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    cdef void _event(self, Conn* c, uint32_t ev) noexcept:
+        """Something arrived, or the peer shut or reset."""
+
+    cdef void _readable(self, Conn* c) noexcept:
+        """Its turn to read again has come."""
+
+    cdef void _expired(self, Conn* c) noexcept:
+        """Its deadline has passed."""
+
+    cdef bint _connected(self, Conn* c) noexcept:
+        """The connection attempt has ended, one way or the other. False: it failed, and that was dealt with."""
+        return True
+
+    cdef void _progress(self, Conn* c) noexcept:
+        """Pending bytes were taken."""
+
+    cdef void _sent(self, Conn* c) noexcept:
+        """Nothing is pending any more."""
+
+    cdef void _broken(self, Conn* c) noexcept:
+        """A send failed."""
+
+    cdef void _gone(self, Conn* c) noexcept:
+        """It is about to be closed."""
+
+    cdef void _batch_done(self) noexcept:
+        """The dead are buried."""

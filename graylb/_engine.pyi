@@ -1,7 +1,7 @@
 """Types of the compiled module; behaviour and errors are described in _engine.pyx."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from graylb._fast import Table
@@ -13,7 +13,15 @@ class Engine:
     @property
     def exchanges(self) -> int: ...
     def swap(self, table: Table) -> None: ...
-    def listen(self, fd: int) -> None: ...
+    def listen(
+        self,
+        fd: int,
+        *,
+        name: str = "edge",
+        role: str = "edge",
+        proxy_protocol: bool = False,
+        trusted: Sequence[str] = (),
+    ) -> None: ...
     def unlisten(self) -> None: ...
     def drain(self, on_quiet: Callable[[], object]) -> None: ...
     def close(self) -> None: ...

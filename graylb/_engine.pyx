@@ -201,6 +201,7 @@ cdef class Engine(Pools):
         """Accepts what is in the backlogs, then no more. The caller may close the sockets."""
         cdef int i
         for i in range(self.n_listening):
+            if self.listening[i].fd < 0: continue
             self._on_accept(i)
             self.loop.remove_reader(self.listening[i].fd)
             self.listening[i].fd = -1

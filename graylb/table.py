@@ -486,7 +486,7 @@ class Compiler:
 
 
 def service_settings(x: Service) -> dict[str, Any]:
-    """What of a service concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""
+    """What concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""
     found: dict[str, Any] = {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
     if x.tunnels.policy != "keep":
         found["traffic"] = {

@@ -13,6 +13,8 @@ TREE := graylb tests config benchmarks docs setup.py pyproject.toml README.md LI
 PYTEST := -m pytest $(ARGS)
 # what the load benchmarks and their tests drive; the last two are kept from running as services
 LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
+# what the tests run besides, and keep from running as a service too
+PARTS := $(LOAD) etcd=etcd-server
 
 .PHONY: help run test test-all lint build debug asan cov bench clean distclean
 
@@ -24,11 +26,11 @@ run: build ## the proxy with two small upstreams of its own, on 127.0.0.1:8080
 	exec $(PY) -m graylb.demo
 
 test: lint ## ruff, mypy and all tests (ARGS='-k channel' goes to pytest)
-	@bash scripts/need $(LOAD)
+	@bash scripts/need $(PARTS)
 	$(PY) $(PYTEST)
 
 test-all: lint ## the same with the tests marked slow
-	@bash scripts/need $(LOAD)
+	@bash scripts/need $(PARTS)
 	$(PY) $(PYTEST) -m ''
 
 lint: build ## ruff and mypy

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.explain": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
     # of the worker's floor only the codec of the channel, which both ends speak
     "graylb.control": ("graylb.control", "graylb.model", "graylb.release", "graylb.table", "graylb.proxy.channel"),
+    "graylb.control.etcd": ("graylb.control.etcd",),
     "graylb.proxy": ("graylb.proxy", "graylb._fast", "graylb._engine"),
     "graylb.supervisor": ("graylb.control", "graylb.model.snapshot"),
     "graylb.cli": ("graylb",),
@@ -166,12 +167,15 @@ def test_workers_load_nothing_of_the_control_plane() -> None:
         "typer",
         "rich",
         "watchfiles",
+        "grpc",
+        "google",
+        "etcd3",
     }
     assert not any(within(name, floor) for name in loaded for floor in ("graylb.control", "graylb.model", "graylb.cli"))
 
 
 def test_a_command_line_that_needs_little_loads_little() -> None:
     tops = {name.partition(".")[0] for name in loaded_by("graylb.cli.app")}
-    assert not tops & {"pydantic", "fastapi", "uvicorn", "uvloop", "yaml", "watchfiles"}
+    assert not tops & {"pydantic", "fastapi", "uvicorn", "uvloop", "yaml", "watchfiles", "grpc", "google", "etcd3"}
     assert not any(name.startswith("graylb._") for name in loaded_by("graylb.cli.app"))
     assert loaded_by("graylb") & {"graylb._fast", "typer"} == set()

@@ -728,6 +728,7 @@ cdef class Engine(Pools):
         q.ip = c.peer.text
         q.ip_len = c.peer.text_len
         q.v4 = c.peer.v4
+        q.listener = 0
         memcpy(q.address, c.peer.address, 16)
         decide(state.table, &q, &self.context, &state.live, &x.d)
         if x.d.fell_back: self._count_fallback(x)

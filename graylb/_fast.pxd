@@ -214,6 +214,8 @@ cdef struct Route:
     Str scheme
     Str host
     Str to_path
+    uint32_t listeners     # bits of those that it is for; 0: every one
+    uint32_t pad
 
 cdef struct Node:
     uint32_t exact
@@ -244,6 +246,7 @@ cdef struct Query:         # what is asked: a head and who sent it
     uint32_t ip_len
     uint8_t address[16]    # IPv4 as ::ffff:a.b.c.d
     bint v4
+    uint32_t listener      # the bit of where it came in (meta's listener_bits); 0: of no route's listeners
 
 cdef struct Live:          # counters that outlive tables; filled by who owns them
     uint64_t** draws       # by split_id

@@ -726,6 +726,7 @@ cdef int _first_route(Table t, uint32_t list_off, uint32_t n, Query* q, Context*
     cdef uint32_t i
     for i in range(n):
         r = &t.routes[order[i]]
+        if r.listeners and not r.listeners & q.listener: continue
         if _path_fits(t, r, q.head) and _all(t, r.conds, r.n_conds, q, c): return order[i]
     return -1
 
@@ -1083,16 +1084,18 @@ cdef class Table:
                  self._version(&self.services[self.instances[i].service], self.instances[i].version),
                  self.instances[i].weight) for i in range(self.header.n_instances)]
 
-    def decide(self, bytes head, str client_ip="127.0.0.1", uint64_t draw=0, uint64_t pick=0):
+    def decide(self, bytes head, str client_ip="127.0.0.1", uint64_t draw=0, uint64_t pick=0, uint32_t listener=0):
         """The decision for one request head as a dict; ValueError when the head is not a whole valid one.
 
-        draw, pick: the counters' values, so that an answer can be repeated.
+        draw, pick: the counters' values, so that an answer can be repeated. listener: the bit of where the request came
+        in, of `meta["listener_bits"]`; 0: only routes for every listener are there.
         """
         cdef Head h
         cdef Query q
         cdef Decision d
         cdef bytes ip = client_ip.encode()
         _ask(head, ip, &h, &q)
+        q.listener = listener
         self.shared_draw = draw
         self.mine.pick = pick
         decide(self, &q, self.own, &self.mine, &d)
@@ -1235,6 +1238,7 @@ cdef int _ask(bytes head, bytes ip, Head* h, Query* q) except -1:
     packed = pack_address(ip.decode())
     memcpy(q.address, PyBytes_AS_STRING(packed), 16)
     q.v4 = b":" not in ip
+    q.listener = 0
     return 0
 
 

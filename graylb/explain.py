@@ -20,18 +20,23 @@ def explain(
     path: str = "/",
     headers: Sequence[Header] = (),
     client_ip: str = "127.0.0.1",
+    listener: str | None = None,
     draw: int = 0,
     pick: int = 0,
 ) -> dict[str, Any]:
-    """The decision as a dict: outcome, route, service, rule or slot or draw, version, instance, fallback, revision.
+    """The decision as a dict: outcome, listener, route, service, rule or slot or draw, version, instance, fallback,
+    revision.
 
-    draw, pick: which draw of the anonymous split and which pick of an instance, as a worker's counters would have them.
-    `because` says it in one line; `earlier_rules` says of each rule before the one that holds why it does not. Raises
-    ValueError when the request is not one that the proxy would accept.
+    listener: the name of the one that the request came in by, as `choose_listener` takes it. draw, pick: which draw of
+    the anonymous split and which pick of an instance, as a worker's counters would have them. `because` says it in one
+    line; `earlier_rules` says of each rule before the one that holds why it does not. Raises ValueError when the
+    request is not one that the proxy would accept.
     """
+    listener = choose_listener(snapshot, listener)
     table = _fast.Table(image)
     head = request_head(method, path, headers)
-    told = table.decide(head, client_ip, draw=draw, pick=pick)
+    bit = table.meta["listener_bits"][listener] if listener is not None else 0
+    told = {"listener": listener, **table.decide(head, client_ip, draw=draw, pick=pick, listener=bit)}
     service_number, rule_number = told.pop("service_number"), told.pop("rule_number")
     subset_number = told.pop("subset_number")
     if service_number < 0:
@@ -50,6 +55,19 @@ def explain(
     return told | {"because": _because(service, told), "earlier_rules": earlier}
 
 
+def choose_listener(snapshot: Snapshot, name: str | None) -> str | None:
+    """That listener, or when none is named the only one; None where it makes no difference to any route.
+
+    Raises ValueError when there is no such listener, or when one must be named.
+    """
+    names = list(dict.fromkeys(each.name for each in snapshot.listeners))
+    if name is not None and name not in names:
+        raise ValueError(f"unknown listener {name!r}; expected one of {', '.join(names)}")
+    if name is None and len(names) > 1 and any(route.listeners for route in snapshot.routes):
+        raise ValueError(f"routes differ by listener; expected one of {', '.join(names)}")
+    return names[0] if name is None and len(names) == 1 else name
+
+
 def request_head(method: str, path: str, headers: Sequence[Header]) -> bytes:
     """The head as a client would send it; a Host is added when none is given. ValueError for what no head can hold."""
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
@@ -63,7 +81,9 @@ def request_head(method: str, path: str, headers: Sequence[Header]) -> bytes:
 def _without_service(told: dict[str, Any]) -> str:
     if told["outcome"] == "redirect":
         return f"route {told['route']} redirects"
-    return "no route matches this host and path" if told["outcome"] == "no-route" else "the head is too large"
+    if told["outcome"] != "no-route":
+        return "the head is too large"
+    return "no route matches this host and path" + (f" on listener {told['listener']}" if told["listener"] else "")
 
 
 def _shares(members: Sequence[tuple[str, str, int]]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from graylb.release.slots import Slots
 
 NONE = 0xFFFFFFFF
 MAX_FIELDS = 256
+MAX_LISTENERS = 32  # names: the bits of a route's word
 INDEXED_LIST = 64  # an `in` list up to this long is indexed under each of its values
 
 KINDS = {name: number for number, name in enumerate(_fast.KIND_NAMES)}
@@ -51,7 +52,7 @@ TARGET = struct.Struct("<8IQ4I")
 COLUMN = struct.Struct("<IHH")
 INSTANCE = struct.Struct("<6I")
 SERVICE = struct.Struct("<20I3d")
-ROUTE = struct.Struct("<20I")
+ROUTE = struct.Struct("<22I")
 NODE = struct.Struct("<8I")
 
 
@@ -349,6 +350,7 @@ class Compiler:
         self.patterns = Patterns()
         self.split_names: list[str] = []
         self.instances: list[bytes] = []
+        self.listener_bits = listener_bits(snapshot)
 
     def new_split(self, name: str) -> int:
         self.split_names.append(name)
@@ -414,7 +416,14 @@ class Compiler:
             services[x.service] if x.service is not None else NONE, to.status if to else 0, *text(x.name),
             x.rewrite_prefix is not None, sum(flag << bit for bit, flag in enumerate(given)),
             *text(x.rewrite_prefix or ""), *text(parts[0]), *text(parts[1]), *text(parts[2]),
+            self.listeners(x), 0,
         )  # fmt: skip
+
+    def listeners(self, x: Route) -> int:
+        unknown = [name for name in x.listeners if name not in self.listener_bits]
+        if unknown:
+            raise ValueError(f"route {x.name}: no listener is called {unknown[0]}")
+        return sum(self.listener_bits[name] for name in set(x.listeners))
 
     def node(self, ordered: Sequence[Route], members: Sequence[int]) -> int:
         """Routes of one host -> offset of their Node."""
@@ -469,7 +478,7 @@ class Compiler:
         meta = orjson.dumps({
             "listeners": [asdict(x) for x in snapshot.listeners], "limits": asdict(snapshot.limits),
             "forwarding": asdict(snapshot.forwarding), "decision_headers": snapshot.decision_headers,
-            "splits": self.split_names,
+            "splits": self.split_names, "listener_bits": self.listener_bits,
             "services": [service_settings(x) for x in snapshot.services],
         })  # fmt: skip
         patterns = b"".join([GROUP.pack(*arena.text(pattern)) for pattern in self.patterns.numbers])
@@ -505,6 +514,14 @@ def _chosen(x: Service, rule: Rule) -> list[str]:
         return _weighted(rule.split)
     assert rule.to is not None
     return sorted({x.instances[i].version for i in select(rule.to, x.instances)})
+
+
+def listener_bits(snapshot: Snapshot) -> dict[str, int]:
+    """Listener name -> 1, 2, 4 …, in order of first mention."""
+    names = list(dict.fromkeys(listener.name for listener in snapshot.listeners))
+    if len(names) > MAX_LISTENERS:
+        raise ValueError(f"listeners have {len(names)} different names; at most {MAX_LISTENERS} are possible")
+    return {name: 1 << number for number, name in enumerate(names)}
 
 
 def precedence(route: Route) -> tuple[bool, int, int, str]:

@@ -45,6 +45,7 @@ class Request:
     target: str = "/"
     headers: tuple[tuple[str, str], ...] = ()
     client_ip: str = "192.0.2.1"
+    listener: str | None = None  # name of the one that it came in by; None: of none that a route could name
 
     @property
     def path(self) -> str:
@@ -120,7 +121,8 @@ def decide(snapshot: Snapshot, request: Request) -> Decision:
 
 def find_route(routes: Iterable[Route], request: Request) -> Route | None:
     """The best of all that hold: a less specific host serves only if the more specific ones have no such route."""
-    fitting = [route for route in routes if route_holds(route, request)]
+    here = [route for route in routes if not route.listeners or request.listener in route.listeners]
+    fitting = [route for route in here if route_holds(route, request)]
     return min(fitting, key=precedence, default=None)
 
 

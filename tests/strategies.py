@@ -44,6 +44,7 @@ from tests.oracle import Request
 
 T = TypeVar("T")
 PathKind = Literal["prefix", "exact", "regex"]
+LISTENERS = ("edge", "inbound", "mesh")
 FALLBACKS: tuple[Fallback, ...] = ("stable", "strict", "any")
 
 
@@ -216,7 +217,8 @@ def make_snapshot(choose: Chooser) -> Snapshot:
     routes = [_route(choose, n, services) for n in range(choose.number(1, 8))]
     if not choose.chance(5):
         routes.append(Route("rest", "*", "prefix", "/", service=services[0].name))
-    return Snapshot(1, (Listener("127.0.0.1:0"),), tuple(routes), services)
+    listeners = tuple(Listener("127.0.0.1:0", name=name) for name in LISTENERS)
+    return Snapshot(1, listeners, tuple(routes), services)
 
 
 def _route(choose: Chooser, number: int, services: Sequence[Service]) -> Route:
@@ -224,11 +226,13 @@ def _route(choose: Chooser, number: int, services: Sequence[Service]) -> Route:
     path = choose.one(tuple(PATH_REGEXES)) if kind == "regex" else choose.one(PATHS)
     match = Match(tuple(choose.one(choose.one(ROUTE_CONDITIONS)) for _ in range(max(0, choose.number(-3, 2)))))
     name = f"{choose.one(('b', 'a', 'c'))}{number}"
+    here = choose.some(LISTENERS, 1, 2) if choose.chance(3) else ()
     if choose.chance(12):
         redirect = choose.one((Redirect(), Redirect(301, "https", "example.com:8443", "/new")))
-        return Route(name, choose.one(HOSTS), kind, path, match, redirect=redirect)
+        return Route(name, choose.one(HOSTS), kind, path, match, redirect=redirect, listeners=here)
     rewrite = "/new" if kind == "prefix" and choose.chance(5) else None
-    return Route(name, choose.one(HOSTS), kind, path, match, choose.one(services).name, rewrite_prefix=rewrite)
+    service = choose.one(services).name
+    return Route(name, choose.one(HOSTS), kind, path, match, service, rewrite_prefix=rewrite, listeners=here)
 
 
 def _service(choose: Chooser, name: str) -> Service:
@@ -289,6 +293,7 @@ class _Draft:
     path: str = "/"
     method: str = "GET"
     client_ip: str = CLIENT_IPS[0]
+    listener: str | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
     cookies: list[str] = field(default_factory=list)
     query: list[str] = field(default_factory=list)
@@ -325,6 +330,7 @@ def make_request(choose: Chooser, snapshot: Snapshot) -> Request:
     route = choose.one(snapshot.routes)
     draft = _Draft(path=_path(choose, route.path_kind, route.path), method=choose.one(METHODS))
     draft.client_ip = choose.one(CLIENT_IPS)
+    draft.listener = choose.one((*route.listeners, *LISTENERS, None))
     rules = [rule.match for service in snapshot.services if service.name == route.service for rule in service.rules]
     aims = [route.match, *(choose.some(rules, 0, 2) if rules else ())]
     wanted = [condition for match in aims for condition in match.all]
@@ -445,7 +451,7 @@ def _finished(choose: Chooser, draft: _Draft, host: str) -> Request:
         )
     target = quote(draft.path, safe="/%:@!$&'()*+,;=-._~[]") + (f"?{query}" if query or choose.chance(9) else "")
     raw = [(name, value.encode().decode("latin-1").strip(" \t")) for name, value in headers]
-    return Request(draft.method, target, tuple(raw), draft.client_ip)
+    return Request(draft.method, target, tuple(raw), draft.client_ip, draft.listener)
 
 
 # ---- what tests use --------------------------------------------------------------------------------------------------

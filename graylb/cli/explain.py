@@ -26,6 +26,9 @@ def explain(
         list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="May be repeated.")
     ] = None,
     client_ip: Annotated[str, typer.Option(help="Address of the client.")] = "127.0.0.1",
+    listener: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The listener that it comes in by, where routes differ by it.")
+    ] = None,
     draw: Annotated[int, typer.Option(min=0, help="Which draw of a split without a sticky key.")] = 0,
     pick: Annotated[int, typer.Option(min=0, help="Which pick among the instances of the version.")] = 0,
     document: DocumentOption = None,
@@ -44,7 +47,8 @@ def explain(
     if not path.startswith("/"):
         fail(f"--path {path!r}: expected a path that begins with /")
     target = locate(document, state, admin)
-    found = _explain(target, method=method, path=path, headers=headers, client_ip=client_ip, draw=draw, pick=pick)
+    request = {"method": method, "path": path, "headers": headers, "client_ip": client_ip, "draw": draw, "pick": pick}
+    found = _explain(target, listener, **request)
     if as_json:
         print_json(found)
     else:
@@ -58,11 +62,12 @@ def _parse_header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _explain(target: Target, **request: Any) -> dict[str, Any]:
+def _explain(target: Target, listener: str | None, **request: Any) -> dict[str, Any]:
     """By the document and state as they are now; nothing is written."""
     from graylb import table
     from graylb.control import prepare
     from graylb.control.store import Store, StoreError
+    from graylb.explain import choose_listener
     from graylb.explain import explain as explain_request
     from graylb.model.problems import ConfigErrors
 
@@ -72,7 +77,11 @@ def _explain(target: Target, **request: Any) -> dict[str, Any]:
     except (ConfigErrors, StoreError) as error:
         fail(str(error), 1)
     try:
-        return explain_request(snapshot, table.compile(snapshot), **request)
+        listener = choose_listener(snapshot, listener)
+    except ValueError as error:
+        fail(f"--listener: {error}")
+    try:
+        return explain_request(snapshot, table.compile(snapshot), listener=listener, **request)
     except ValueError as error:
         fail(f"the proxy would not accept this request: {error}")
 

@@ -240,6 +240,20 @@ def test_explain_of_no_request(path: Path, arguments: list[str], words: list[str
     fails(graylb("explain", "-c", path, *arguments), 2, *words)
 
 
+def test_explain_by_listener(tmp_path: Path) -> None:
+    listeners = [{"address": f"127.0.0.1:{port}", "role": role} for port, role in ((1, "inbound"), (2, "outbound"))]
+    path = write(tmp_path, {**document(users=users(listeners=["inbound"])), "listeners": listeners})
+    assert explained(path, "--listener", "inbound")["service"] == "users"
+    told = explained(path, "--listener", "outbound")
+    assert (told["outcome"], told["listener"]) == ("no-route", "outbound")
+    assert told["because"].endswith("on listener outbound")
+    fails(graylb("explain", "-c", path), 2, "--listener", "expected one of inbound, outbound")
+    fails(graylb("explain", "-c", path, "--listener", "edge"), 2, "unknown listener 'edge'", "inbound, outbound")
+    path = write(tmp_path, {**document(users=users()), "listeners": listeners})
+    assert explained(path)["listener"] is None  # no route asks for it
+    assert explained(write(tmp_path, document(users=users())))["listener"] == "edge"
+
+
 def test_explain_shows_a_long_reason_whole(tmp_path: Path) -> None:
     """A tree of rich is cut at the terminal's width, and with it what the rule expected."""
     value = "x" * 70 + "-the-end"

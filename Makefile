@@ -16,7 +16,7 @@ LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
 # what the tests run besides, and keep from running as a service too
 PARTS := $(LOAD) etcd=etcd-server
 
-.PHONY: help run test test-all lint build debug asan cov bench clean distclean
+.PHONY: help run test test-all lint build debug asan fuzz cov bench clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,18 @@ asan: build ## the tests over a build with address and undefined-behaviour sanit
 	export LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
 	export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
 	../../$(PY) $(PYTEST)
+
+# clang and atheris' runtime (libFuzzer with the sanitizers) go together; gcc's do not carry its counters
+fuzz: build ## libFuzzer over every parser, with sanitizers, a minute each (ARGS='-runs=100000 -seed=1')
+	@bash scripts/need clang=clang
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(call flavour,fuzz)
+	export LD_PRELOAD="$$(../../$(PY) -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/asan_with_fuzzer.so"
+	export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONHASHSEED=0
+	for target in $$(../../$(PY) -c 'from tests.fuzz.targets import TARGETS; print(*TARGETS)'); do
+		echo "== $$target"
+		../../$(PY) -m tests.fuzz.guided $$target $(or $(ARGS),-max_total_time=60)
+	done
 
 cov: build ## the tests over a line-traced build; report in htmlcov/
 	@$(PY) -m pip install --quiet --disable-pip-version-check -e '.[cov]'

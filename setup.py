@@ -4,6 +4,7 @@ Flavours by the environment variable GRAYLB_BUILD:
   release (default)  optimised, unchecked
   debug              -O0, bounds checks
   asan               address and undefined-behaviour sanitizers
+  fuzz               the same by clang, instrumented for libFuzzer (tests/fuzz/guided.py)
   cov                line tracing for coverage
 Generated C stays in build/, never beside the sources and never in a wheel.
 """
@@ -14,19 +15,19 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 FLAVOUR = os.environ.get("GRAYLB_BUILD", "release")
+SANITIZED = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
 FLAGS = {
     "release": (["-O3", "-fno-plt", "-fno-semantic-interposition"], [], []),
     "debug": (["-O0", "-g3"], [], []),
-    "asan": (
-        ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-        ["-fsanitize=address,undefined"],
-        [],
-    ),
+    "asan": ([*SANITIZED, "-fsanitize=address,undefined"], ["-fsanitize=address,undefined"], []),
+    "fuzz": ([*SANITIZED, "-fsanitize=address,undefined,fuzzer-no-link"], ["-fsanitize=address,undefined"], []),
     "cov": (["-O0", "-g"], [], [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]),
 }
 if FLAVOUR not in FLAGS:
     raise SystemExit(f"GRAYLB_BUILD={FLAVOUR!r}: expected one of {', '.join(FLAGS)}")
 cflags, ldflags, macros = FLAGS[FLAVOUR]
+if FLAVOUR == "fuzz":
+    os.environ["CC"] = "clang"  # gcc has no counters that libFuzzer reads
 safe = FLAVOUR != "release"
 
 directives = {

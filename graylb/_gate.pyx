@@ -2,7 +2,8 @@
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from graylb._http1 cimport Head
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from graylb._http1 cimport Head, scan_request
 
 import httptools
 
@@ -52,3 +53,10 @@ cdef class Gate:
             return False
         if body or h.close or h.minor == 0: self.renew()
         return self.heads == 1 and self.messages == (0 if body else 1)
+
+    def check(self, bytes data):
+        """Whether both parsers admit the head that data begins with; None when the scanner alone does not: for fuzzing."""
+        cdef Head h
+        cdef const char* p = PyBytes_AS_STRING(data)
+        if scan_request(&h, p, p + PyBytes_GET_SIZE(data), 100) != 1: return None
+        return self.admits(&h)

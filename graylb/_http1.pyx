@@ -706,7 +706,8 @@ cdef char* write_request(Head* h, char* o, ForwardingPolicy* policy, Client* cli
         o = _put(o, b"\r\n", 2)
     o = _fields(h, o, dropped)
     for i in range(h.count):
-        if h.headers[i].id == H_TE and _te_trailers(&h.headers[i]):
+        # beside a handshake's own Connection it would be a second line, of which some servers read only one
+        if h.headers[i].id == H_TE and not h.websocket and _te_trailers(&h.headers[i]):
             o = _put(o, b"te: trailers\r\nconnection: te\r\n", 30)
             break
     o = _tell_forwarded(h, o, policy, client)

@@ -87,7 +87,11 @@ def added(fields: Fields, *, trailers: bool, tunnel: bool = False) -> Fields:
     """Lines that graylb writes itself behind those it keeps."""
     names = {name.lower(): value for name, value in fields}
     out: Fields = []
-    if trailers and any(name.lower() == b"te" and value.lower() == b"trailers" for name, value in fields):
+    if (
+        trailers
+        and not tunnel
+        and any(name.lower() == b"te" and value.lower() == b"trailers" for name, value in fields)
+    ):
         out += [(b"te", b"trailers"), (b"connection", b"te")]
     if tunnel:
         out += [(b"connection", b"upgrade"), (b"upgrade", b"websocket")]
@@ -297,6 +301,18 @@ def test_responses(data: bytes, connection: int) -> None:
         reading = peers.h11_response(out)
         assert reading is not None, out
         assert peers.plain(reading.headers) == peers.plain(got)
+
+
+def test_a_websocket_handshake_has_one_connection_line() -> None:
+    """Beside `TE: trailers` it had two, `te` and `upgrade`, and a server that reads one of them saw no handshake."""
+    head = (
+        b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: TE, Upgrade\r\n"
+        b"TE: trailers\r\nUpgrade: websocket\r\nSec-WebSocket-Key: k\r\n\r\n"
+    )
+    out = _http1.rewrite_request(head, x_forwarded="off")
+    assert out.endswith(b"Sec-WebSocket-Key: k\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+    assert out.lower().count(b"connection:") == 1
+    assert b"te: " not in out
 
 
 def test_a_response_in_full() -> None:

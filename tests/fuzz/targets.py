@@ -1,20 +1,18 @@
-"""What is fuzzed: scanner, body decoder, rewriting and table loader, each with a corpus and the law that must hold.
+"""What is fuzzed: each parser of ours with a corpus and the law that must hold (`messages`, `tables`).
 
 A target takes any bytes and fails by an AssertionError, by an exception nobody promised, or by a sanitizer's report.
+`python -m tests.fuzz` mutates blindly, in any build; `python -m tests.fuzz.guided` follows coverage (`make fuzz`).
 """
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from graylb import _fast, _http1, table
-from graylb.errors import KINDS
-from tests.fuzz import peers
+from tests.fuzz import messages, tables
 from tests.integration.payloads import PAYLOADS
-from tests.strategies import random_cases
+from tests.proxy_reader import SIGNATURE
 
 Target = Callable[[bytes], None]
 CHUNKS = (
@@ -34,91 +32,21 @@ HANDSHAKE = (
 )
 
 
+PROXIED = (
+    b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\nGET / HTTP/1.1\r\n",
+    b"PROXY TCP6 2001:db8::1 ::ffff:1.2.3.4 0 65535\r\n",
+    b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n",
+    SIGNATURE + b"\x21\x11\0\x17\x01\x02\x03\x04\x05\x06\x07\x08\0\x50\x01\xbb\x01\0\x02h2\x04\0\0\x30\0\0",
+    SIGNATURE + b"\x21\x21\0\x30" + bytes(36) + b"\x20\0\x05\x01\0\0\0\0\x05\0\x01u",
+    # the checksum of this one is right
+    SIGNATURE + b"\x21\x11\0\x13" + bytes(12) + b"\x03\0\x04" + bytes.fromhex("a0b28795"),
+    SIGNATURE + b"\x20\0\0\0GET / HTTP/1.1\r\n",
+    SIGNATURE + b"\x21\x31\0\xd8" + bytes(216),
+)
+
+
 def requests() -> list[bytes]:
-    return [*{payload.for_host("a.test") for payload in PAYLOADS}, HANDSHAKE]
-
-
-def scan(data: bytes) -> None:
-    """A dict, None or a code; no head is whole one byte sooner; what llhttp also takes, it frames alike."""
-    found = _http1.parse_request(data)
-    if not isinstance(found, dict):
-        assert found is None or found < len(KINDS)
-        return
-    head = data[: found["used"]]
-    assert _http1.parse_request(head) == found
-    assert _http1.parse_request(head[:-1]) is None
-    reading = peers.llhttp(head)
-    if reading is not None:
-        assert reading.ended == (not found["chunked"] and not found["content_length"])
-
-
-def scan_response(data: bytes) -> None:
-    found = _http1.parse_response(data)
-    assert found in (None, -1) or (isinstance(found, dict) and _http1.parse_response(data[: found["used"] - 1]) is None)
-
-
-def body(data: bytes) -> None:
-    """Whole and byte by byte the same; the first byte says how the input is cut."""
-    results = []
-    for step in (max(1, len(data)), 1, 1 + (data[0] if data else 0) % 7):
-        decoder = _http1.BodyDecoder("chunked")
-        out, used, bad = b"", 0, False
-        try:
-            for at in range(0, len(data), step):
-                out += decoder.feed(data[at : at + step])
-                used += decoder.used
-                if decoder.done:
-                    break
-        except ValueError:
-            bad = True
-        results.append((bad, decoder.done) if bad else (bad, decoder.done, out, used))
-    assert results[0] == results[1] == results[2], results
-
-
-def rewrite(data: bytes) -> None:
-    """What goes out is canonical: it is accepted again, and rewriting it changes no more than the order."""
-    found = _http1.parse_request(data)
-    if isinstance(found, dict):
-        for mode in ("append", "replace"):
-            out = _http1.rewrite_request(data, "::1", mode, mode, via=True)
-            # what graylb adds does not count towards the limit of 100 lines
-            assert found["host"] == b"" or isinstance(_http1.parse_request(out, 256), dict), out
-        plain = _http1.rewrite_request(data, x_forwarded="off")
-        if found["host"]:
-            again = _http1.rewrite_request(plain, x_forwarded="off")
-            assert sorted(again.split(b"\r\n")) == sorted(plain.split(b"\r\n"))
-    if isinstance(_http1.parse_response(data), dict):
-        out = _http1.rewrite_response(data, connection=len(data) % 3, via=True, extra=b"x-graylb-rule: r\r\n")
-        assert isinstance(_http1.parse_response(out, 256), dict), out
-
-
-@functools.cache
-def images() -> tuple[bytes, ...]:
-    return tuple(table.compile(snapshot) for snapshot, _ in random_cases(1, 5, 1))
-
-
-def load(data: bytes) -> None:
-    """An image is intact or it is refused: nothing else may come of bytes that the checksum does not vouch for."""
-    try:
-        loaded = _fast.Table(data)
-    except ValueError:
-        assert data not in images()
-        return
-    assert data in images()
-    assert loaded.image == data
-
-
-@functools.cache
-def tables() -> tuple[_fast.Table, ...]:
-    return tuple(map(_fast.Table, images()))
-
-
-def decide(data: bytes) -> None:
-    """Any whole head gets a decision, by every table."""
-    if isinstance(_http1.parse_request(data, 256), dict):
-        for number, loaded in enumerate(tables()):
-            found = loaded.decide(data, "::1", draw=len(data), pick=number)
-            assert found["outcome"] in ("decided", "no-route", "no-instance", "redirect"), found
+    return [*{payload.for_host("a.test"): None for payload in PAYLOADS}, HANDSHAKE]
 
 
 @dataclass(frozen=True)
@@ -128,12 +56,15 @@ class Fuzzed:
 
 
 TARGETS = {
-    "scan": Fuzzed(scan, requests),
-    "scan-response": Fuzzed(scan_response, lambda: list(RESPONSES)),
-    "body": Fuzzed(body, lambda: list(CHUNKS)),
-    "rewrite": Fuzzed(rewrite, lambda: requests() + list(RESPONSES)),
-    "load": Fuzzed(load, lambda: list(images())),
-    "decide": Fuzzed(decide, requests),
+    "scan": Fuzzed(messages.scan, requests),
+    "scan-response": Fuzzed(messages.scan_response, lambda: list(RESPONSES)),
+    "gate": Fuzzed(messages.gate, requests),
+    "body": Fuzzed(messages.body, lambda: list(CHUNKS)),
+    "rewrite": Fuzzed(messages.rewrite, lambda: requests() + list(RESPONSES)),
+    "stream": Fuzzed(messages.stream, requests),
+    "proxy": Fuzzed(messages.proxy, lambda: list(PROXIED)),
+    "load": Fuzzed(tables.load, lambda: list(tables.images())),
+    "decide": Fuzzed(tables.decide, lambda: requests()[::10] + tables.asked()),
 }
 SPLICES = (
     b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"5", b"f", b"\x7f", b"\xff", b"_", b"#",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-TOKEN = re.compile(rb"[!#$%&'*+\-.^`|~0-9A-Za-z]+\Z")
+TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 TARGET = re.compile(rb"(?:/[\x21\x22\x24-\x7e\x80-\xff]*|\*)\Z")
 VALUE = re.compile(rb"[\x20-\x7e\t\x80-\xff]*\Z")
 LENGTH = re.compile(rb"(?:0|[1-9][0-9]{0,17})\Z")

@@ -14,7 +14,7 @@ from tests.fuzz.__main__ import fuzz
 def test_a_short_run(name: str) -> None:
     tried, failed = fuzz(name, 0.3, seed=random.SystemRandom().randrange(1 << 30))
     assert failed is None, failed
-    assert tried > len(targets.TARGETS[name].corpus())
+    assert tried >= len(targets.TARGETS[name].corpus())
 
 
 def test_a_failure_is_found_and_given(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.release": ("graylb.release", "graylb.model.snapshot"),
     "graylb.table": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
     "graylb.explain": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
+    "graylb.lint": ("graylb.model.snapshot", "graylb.release", "graylb._fast", "graylb.explain"),
     # of the worker's floor only the codec of the channel, which both ends speak
     "graylb.control": ("graylb.control", "graylb.model", "graylb.release", "graylb.table", "graylb.proxy.channel"),
     "graylb.control.etcd": ("graylb.control.etcd",),

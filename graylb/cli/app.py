@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from graylb.cli import documents, explain, releases, running
+from graylb.cli import documents, explain, lint, releases, running
 
 app = typer.Typer(
     name="graylb",
@@ -17,6 +17,7 @@ app.command()(running.run)
 app.command()(running.demo)
 app.command()(running.status)
 app.command()(documents.check)
+app.command()(lint.lint)
 app.command()(documents.schema)
 app.command()(explain.explain)
 app.command()(releases.split)

@@ -19,12 +19,13 @@ def lint(snapshot: Snapshot, image: bytes, ids: findings.Ids | None = None) -> l
 def matcher(snapshot: Snapshot, image: bytes) -> Matcher:
     """Which service a request reaches, and which of its rules hold."""
     table = _fast.Table(image)
+    bits = table.meta["listener_bits"]
     numbers = {service.name: len(service.rules) for service in snapshot.services}
 
     def verdict(request: Request) -> Verdict | None:
         try:
             head = request_head(request.method, request.path, request.headers)
-            told = table.decide(head, request.client_ip)
+            told = table.decide(head, request.client_ip, listener=bits[request.listener] if request.listener else 0)
         except (ValueError, OSError):
             return None
         if told["service"] is None:

@@ -53,7 +53,7 @@ CATALOGUE: dict[str, Kind] = {
     "GL006": Kind(
         "error",
         "a route is never taken",
-        "A route that goes before it takes every request, or it names only listeners that do not exist.",
+        "A route that goes before it takes every such request, or its conditions contradict one another.",
     ),
     "GL007": Kind("warning", "a service without a route", "No request reaches it."),
     "GL008": Kind(

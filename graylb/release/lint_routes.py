@@ -50,16 +50,20 @@ class Routes:
 
     def entries(self, service: str) -> list[Entry]:
         """The ways to a service."""
-        return [Entry(route.host, wanted(route)) for route in self.live if route.service == service]
+        return [
+            Entry(route.host, wanted(route), self._listener(route)) for route in self.live if route.service == service
+        ]
+
+    def _listener(self, route: Route) -> str | None:
+        """One that the route is on; None where it makes no difference to any route."""
+        if not any(each.listeners for each in self.snapshot.routes):
+            return None
+        return (*route.listeners, self.snapshot.listeners[0].name)[0]
 
     def _judge(self) -> None:
         by_host: dict[str, list[tuple[Order, int]]] = {}
         for number, route in enumerate(self.snapshot.routes):
-            if route.listeners and not set(route.listeners) & self.names:
-                names = ", ".join(route.listeners)
-                self.reasons[number] = f"no listener is named {names}", "name a listener that the document has"
-            else:
-                by_host.setdefault(route.host.lower(), []).append((order(route), number))
+            by_host.setdefault(route.host.lower(), []).append((order(route), number))
         for members in by_host.values():
             self._judge_host([number for _, number in sorted(members, key=lambda each: each[0])])
 
@@ -91,7 +95,7 @@ class Routes:
 
     def _takes(self, other: int, number: int, read: dict[int, Conjunction]) -> bool:
         a, b = self.snapshot.routes[other], self.snapshot.routes[number]
-        heard = (set(b.listeners) or self.names) & self.names <= (set(a.listeners) or self.names)
+        heard = (set(b.listeners) or self.names) <= (set(a.listeners) or self.names)
         return heard and other not in self.reasons and read[number].implies(read[other])
 
     def findings(self) -> Iterator[Finding]:

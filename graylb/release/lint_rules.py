@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graylb.model.snapshot import Condition, Match, Rule, Service
 from graylb.release.explain import describe, describe_match
@@ -25,10 +25,11 @@ Matcher = Callable[[Request], Verdict | None]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One way to the service: its host pattern and what its path and conditions ask for."""
+    """One way to the service: its host pattern, what its path and conditions ask for, and a listener that it is on."""
 
     host: str
     wanted: Conjunction
+    listener: str | None = None
 
 
 class Rules:
@@ -129,6 +130,7 @@ class Rules:
             return None
         for entry in self.entries[:TRIED_REQUESTS]:
             for tried, request in enumerate(requests(entry.wanted.both(both), entry.host)):
+                request = replace(request, listener=entry.listener)
                 verdict = matcher(request)
                 if verdict and verdict[0] == self.service.name and verdict[1][earlier] and verdict[1][later]:
                     return request

@@ -40,12 +40,13 @@ COMBINATIONS = 64
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`path` with the query, as on the request line."""
+    """`path` with the query, as on the request line. listener: where it comes in, if routes differ by that."""
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
     client_ip: str
+    listener: str | None = None
 
     def command(self) -> str:
         """Options for `graylb explain`."""
@@ -54,6 +55,7 @@ class Request:
         for name, value in self.headers:
             words += ["-H", f"{name}: {value}"]
         words += ["--client-ip", self.client_ip] if self.client_ip != "127.0.0.1" else []
+        words += ["--listener", self.listener] if self.listener is not None else []
         return shlex.join(words)
 
     def to_data(self) -> dict[str, object]:
@@ -62,6 +64,7 @@ class Request:
             "path": self.path,
             "headers": [list(each) for each in self.headers],
             "client_ip": self.client_ip,
+            "listener": self.listener,
         }
 
 

@@ -59,7 +59,7 @@ def test_findings_with_their_places(path: Path) -> None:
         f"{path}:9:14: warning GL012: list staff of users has ids more than once",
         f"{path}:10:12: warning GL011: list old of users is not used",
         f"{path}:10:12: warning GL012: list old of users has ids more than once",
-        f"{path}:24:16: warning GL005: no request reaches version v3 of users",
+        f"{path}:24:9: warning GL005: no request reaches version v3 of users",
         f"{path}:18:9: info GL008: rules testers and staff overlap",
         f"{path}: 1 error, 5 warnings, 1 info",
     ]

@@ -108,7 +108,8 @@ def test_an_example_of_an_overlap_satisfies_both_rules(seed: int) -> None:
                 raw = [(name, value.encode().decode("latin-1")) for name, value in found.witness.headers]
                 if not any(name == "host" for name, _ in raw):
                     raw.append(("host", "localhost"))
-                request = oracle.Request(found.witness.method, found.witness.path, tuple(raw), found.witness.client_ip)
+                shown = found.witness
+                request = oracle.Request(shown.method, shown.path, tuple(raw), shown.client_ip, shown.listener)
                 assert oracle.decide(snapshot, request).service == service.name
                 assert all(oracle.holds(rule.match, request, service) for rule in named), found
                 examples += 1
@@ -272,18 +273,16 @@ def test_a_route_that_is_never_taken() -> None:
     assert not lint_data(data)
 
 
-def test_a_route_for_listeners_that_do_not_exist_or_are_taken() -> None:
+def test_a_route_that_is_taken_by_another_on_its_listeners() -> None:
     users = Service("users", "v1", None)
     inner, other = Listener("127.0.0.1:1", name="inner"), Listener("127.0.0.1:2", name="other")
 
     def of(*routes: Route) -> list[str]:
         snapshot = Snapshot(1, (inner, other), routes, (users,))
-        # routes by listener are for the engine: the table is of the routes without
         return [each.what for each in lint(snapshot) if each.id == "GL006"]
 
     near = Route("a", "*", "prefix", "/x", service="users", listeners=("inner",))
     assert of(near) == []
-    assert "is never taken" in of(near, dataclasses.replace(near, name="b", listeners=("nowhere",)))[0]
     assert of(near, dataclasses.replace(near, name="b", listeners=("other",))) == []
     assert of(near, dataclasses.replace(near, name="b", listeners=("inner", "other"))) == []
     assert (
@@ -407,3 +406,13 @@ def test_findings_as_data() -> None:
     found = only(lint(Snapshot(1, (Listener("127.0.0.1:1"),), (route,), (users,))), "GL014").to_data()
     assert (found["id"], found["place"], found["witness"]) == ("GL014", ["services", "users", "split"], None)
     assert found["title"] == CATALOGUE["GL014"].title
+
+
+def test_an_example_names_the_listener_where_routes_differ_by_it() -> None:
+    first, second = rule("first", header("a")), rule("second", header("b", "other"), "v3")
+    data = parts.document(users=parts.users(rules=[first, second], listeners=["inner"]))
+    data["listeners"] = [{"address": "127.0.0.1:0", "name": "outer"}, {"address": "127.0.0.1:0", "name": "inner"}]
+    found = only(lint_data(data), "GL008")
+    assert found.witness is not None
+    assert found.witness.listener == "inner"
+    assert "--listener inner" in found.why

@@ -206,10 +206,11 @@ cdef class Engine(Pools):
             self.loop.remove_reader(self.listening[i].fd)
             self.listening[i].fd = -1
 
-    def drain(self, on_quiet):
+    def drain(self, on_quiet, *, bint keep_idle=False):
         """Accepts no more and lets exchanges finish with `connection: close`; calls on_quiet() when no client is left.
 
         Idle clients are closed; those that have not asked anything yet have until their header timeout.
+        keep_idle: idle clients may ask once more, and are told then that the connection ends.
         """
         cdef int i
         cdef Conn* c
@@ -217,7 +218,7 @@ cdef class Engine(Pools):
         self.unlisten()
         self.draining = True
         self.on_quiet = on_quiet
-        for i in range(WHEEL):
+        for i in range(0 if keep_idle else WHEEL):
             c = self.wheel[i].later
             while c != &self.wheel[i]:
                 following = c.later

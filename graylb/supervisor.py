@@ -1,4 +1,4 @@
-"""The supervisor: binds the listeners, keeps the workers running, hands them tables, obeys signals.
+"""The supervisor: opens the listeners, keeps the workers running, hands them tables, obeys signals.
 
 One process with the control plane: `run` is the whole life of `graylb run`.
 """
@@ -8,26 +8,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import ipaddress
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
+from graylb import listeners, systemd
 from graylb.control import logs
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
 from graylb.control.store import Store, state_path
-from graylb.control.workers import Worker, WorkerFailed
-from graylb.model.snapshot import Snapshot
+from graylb.control.workers import Nursery, Worker, WorkerFailed
+from graylb.handover import HandoverFailed, Predecessor, Successor
+from graylb.listeners import Bound, Given, ListenError
+from graylb.model.snapshot import Listener, Snapshot
 
-BACKLOG: Final = 4096
 KILL_AFTER: Final = 2.0
 """Seconds past the drain that workers have to exit by themselves."""
 
@@ -44,6 +45,9 @@ class Options:
     admin: str | None = None
     drain: float = 30.0  # seconds
     log_format: logs.Format = "plain"
+    pid_file: Path | None = None
+    roll_timeout: float = 60.0  # seconds that a successor has to be ready
+    spare: bool = True  # keep a worker process in advance
 
 
 class StartError(Exception):
@@ -61,14 +65,6 @@ def run(options: Options, on_ready: Callable[[Supervisor], None] | None = None) 
     return uvloop.run(Supervisor(options, on_ready).serve())
 
 
-@dataclass(slots=True)
-class _Bound:
-    """One listener: a socket for each worker on the same address."""
-
-    address: str
-    sockets: list[socket.socket] = field(default_factory=list)
-
-
 class Supervisor:
     def __init__(self, options: Options, on_ready: Callable[[Supervisor], None] | None = None) -> None:
         self.options = options
@@ -76,51 +72,49 @@ class Supervisor:
         store = Store(options.state or state_path(options.document))
         self.plane = Plane(options.document, store)
         self.workers: list[Worker] = []
-        self.listeners: list[_Bound] = []
-        self._admin: _Bound | None = None
+        self.listeners: list[Bound] = []
         self.draining = False
+        self.rolling = False
+        self.roll_failed: str | None = None  # why the last one did
+        self._admin: Bound | None = None
+        self._unwanted: list[Given] = []
         self._announced = False
         self._started_with: Snapshot | None = None
-        self._signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._stops: asyncio.Queue[signal.Signals | None] = asyncio.Queue()  # None: a successor serves
+        self._nursery = Nursery((), spare=False)
         self._keepers: list[asyncio.Task[None]] = []
+        self._background: list[asyncio.Task[Any]] = []  # each runs for ever
+        self._tasks: set[asyncio.Task[None]] = set()  # each ends by itself
+        self._manager = systemd.Notifier.from_environment()
 
     async def serve(self) -> int:
         """Start, serve, drain. Raises StartError when it cannot start."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signals.put_nowait, number)
-        loop.add_signal_handler(signal.SIGHUP, self.plane.reload)
-        background: list[asyncio.Task[Any]] = []
+        self._obey_signals()
         try:
+            predecessor = Predecessor.from_environment()
             applied = await self.plane.start()
             self._started_with = applied.snapshot
-            self._bind(applied)
+            self._open_listeners(applied, predecessor)
             # FastAPI takes about as long to load as a worker to start
             loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "graylb.control.admin"))
             await self._start_workers(applied)
             admin = await loading
-            if self._admin is not None:
-                background.append(asyncio.create_task(admin.serve(self._admin.sockets[0], self.plane, self)))
-            if not self._signals.empty():  # told to stop while it started
+            if not self._stops.empty():  # told to stop while it started
                 return await self._drain()
+            if predecessor is not None:
+                await self._relieve(predecessor)
+            if self._admin is not None:
+                self._run(admin.serve(self._admin.sockets[0], self.plane, self))
             self._announce(applied)
-            background.append(asyncio.create_task(self.plane.run(self.publish)))
-            await self._until_told(background)
+            self._run(self.plane.run(self.publish))
+            await self._until_told()
             return await self._drain()
-        except StartRefused as error:
+        except (StartRefused, ListenError, HandoverFailed) as error:
             raise StartError(str(error)) from error
         except WorkerFailed as error:
             raise StartError(f"cannot start: {error}") from error
         finally:
-            for worker in self.workers:
-                worker.kill()
-            await asyncio.gather(*self._keepers, return_exceptions=True)
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            self._close_listeners()
-            if self._admin is not None:
-                self._admin.sockets[0].close()
+            await self._end()
 
     async def publish(self, applied: Applied, last: Applied) -> list[str]:
         """All workers serve `applied`, or, when one refuses, `last` again; then the reasons."""
@@ -129,6 +123,7 @@ class Supervisor:
         settled = last if refusals else applied
         await asyncio.gather(*(worker.settle(settled) for worker in self.workers))
         self._write_ports_file()
+        self._manager.status(self._summary(settled.revision))
         return refusals
 
     @property
@@ -145,6 +140,8 @@ class Supervisor:
             "pid": os.getpid(),
             "ready": self.ready(),
             "draining": self.draining,
+            "rolling": self.rolling,
+            "roll_failed": self.roll_failed,
             "listeners": [bound.address for bound in self.listeners],
             "admin": self.admin_address,
             "restart_needed": self._restart_needed(),
@@ -155,6 +152,7 @@ class Supervisor:
                     "ready": worker.ready.is_set(),
                     "revision": worker.acknowledged,
                     "restarts": worker.restarts,
+                    "recovered": worker.recovered,
                 }
                 for worker in self.workers
             ],
@@ -165,38 +163,82 @@ class Supervisor:
         answers = await asyncio.gather(*(worker.stats() for worker in self.workers))
         return [{"worker": w.number, "stats": stats} for w, stats in zip(self.workers, answers, strict=True)]
 
-    def _restart_needed(self) -> list[str]:
-        """What the document says now and only a new start can give."""
-        started, applied = self._started_with, self.plane.applied
-        if started is None or applied is None:
-            return []
-        pairs = {
-            "listeners": (started.listeners, applied.snapshot.listeners, self.options.listen),
-            "admin": (started.admin, applied.snapshot.admin, self.options.admin),
-            "workers": (started.workers, applied.snapshot.workers, self.options.workers),
-        }
-        return [name for name, (then, now, option) in pairs.items() if then != now and not option]
+    # -- start and end -------------------------------------------------------------------------------------------------
 
-    def _bind(self, applied: Applied) -> None:
-        count = self.options.workers or applied.snapshot.workers or len(os.sched_getaffinity(0))
-        addresses = self.options.listen or tuple(listener.address for listener in applied.snapshot.listeners)
-        if not addresses:
+    def _obey_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, self._told_to_stop, number)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._begin(self._reload()))
+        loop.add_signal_handler(signal.SIGUSR1, log.info, "SIGUSR1: the log goes to stderr; there is no file to reopen")
+        loop.add_signal_handler(signal.SIGUSR2, lambda: self._begin(self._roll()))
+
+    def _told_to_stop(self, number: signal.Signals) -> None:
+        if number == signal.SIGQUIT and self.draining:
+            log.info("SIGQUIT: draining already")
+        else:
+            self._stops.put_nowait(number)
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+        self._background.append(asyncio.create_task(work))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _open_listeners(self, applied: Applied, predecessor: Predecessor | None) -> None:
+        snapshot = applied.snapshot
+        cpus = sorted(os.sched_getaffinity(0))
+        count = self.options.workers or snapshot.workers or len(cpus)
+        wanted = tuple(map(Listener, self.options.listen)) or snapshot.listeners
+        if not wanted:
             raise StartError("the document has no listeners; expected at least one {address: host:port}")
-        admin = self.options.admin or applied.snapshot.admin
+        try:
+            given = [listeners.activated(*each) for each in systemd.activated_sockets()]
+        except ValueError as error:
+            raise StartError(f"sockets from systemd: {error}") from error
+        if predecessor is not None:
+            given += predecessor.admin
+        admin = self.options.admin or snapshot.admin
         if admin is not None:
-            _refuse_beyond_loopback(admin)
-            self._admin = bind(admin, 1)
-        for address in addresses:
-            self.listeners.append(bind(address, count))
+            _refuse_beyond_this_machine(admin)
+            (self._admin,) = listeners.open_listeners([Listener(admin, name="admin")], 1, given)
+        if predecessor is not None:
+            given = [*predecessor.listeners, *given]
+        self.listeners = listeners.open_listeners(wanted, count, given)
+        self._unwanted = [each for each in given if each.origin == "made"]
+        if unnamed := [f"{each.name} ({each.address})" for each in given if each.origin == "activated"]:
+            served = ", ".join(each.address for each in wanted)
+            raise StartError(f"no listener has the address of the socket {unnamed[0]} from systemd; there is {served}")
+        self._nursery = Nursery([each for bound in self.listeners for each in bound.sockets], spare=self.options.spare)
         self.workers = [
-            Worker(n, [bound.sockets[n] for bound in self.listeners], on_ready=self._write_ports_file)
-            for n in range(count)
+            Worker(
+                number,
+                self._nursery,
+                [_told(bound.listener, each) for bound in self.listeners for each in bound.of(number, count)],
+                cpu=cpus[number % len(cpus)] if snapshot.pin_workers else None,
+                on_ready=self._worker_ready,
+            )
+            for number in range(count)
         ]
 
     async def _start_workers(self, applied: Applied) -> None:
-        """Returns when all serve, or when a signal came. Raises WorkerFailed."""
+        """Returns when all serve, or when told to stop. Raises WorkerFailed.
+
+        None accepts before all have loaded the table: whoever has been accepted is served.
+        """
         self._keepers = [asyncio.create_task(worker.keep(applied)) for worker in self.workers]
-        up = asyncio.gather(*(worker.ready.wait() for worker in self.workers))
+        if await self._unless_stopped(worker.loaded for worker in self.workers):
+            for bound in self.listeners:
+                bound.start()
+            for worker in self.workers:
+                worker.listen()
+            await self._unless_stopped(worker.ready for worker in self.workers)
+
+    async def _unless_stopped(self, events: Iterable[asyncio.Event]) -> bool:
+        """Whether all these have come before a signal to stop. Raises WorkerFailed."""
+        up = asyncio.gather(*(event.wait() for event in events))
         told = asyncio.create_task(self._told())
         try:
             tasks: list[asyncio.Future[Any]] = [up, told, *self._keepers]
@@ -204,60 +246,196 @@ class Supervisor:
             for keeper in self._keepers:
                 if keeper.done():
                     keeper.result()
+            return up.done()
         finally:
             up.cancel()
             told.cancel()
             await asyncio.gather(up, told, return_exceptions=True)
 
     async def _told(self) -> None:
-        """Waits for a signal to stop, and leaves it in the queue."""
-        self._signals.put_nowait(await self._signals.get())
+        """Waits until told to stop, and leaves what it was told in the queue."""
+        self._stops.put_nowait(await self._stops.get())
 
-    async def _until_told(self, background: Sequence[asyncio.Task[Any]]) -> None:
-        """Returns on a signal to stop; a part of the control plane that ends by itself is a bug and stops the proxy."""
+    async def _until_told(self) -> None:
+        """Returns when told to stop; a part of the control plane that ends by itself is a bug and stops the proxy."""
         told = asyncio.create_task(self._told())
-        done, _ = await asyncio.wait([told, *background, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {told}:
-            log.error("a part of the control process ended: %r; stopping", task.exception() or task.get_coro())
+        await asyncio.wait([told, *self._background, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*self._background, *self._keepers):
+            if task.done():
+                log.error("a part of the control process ended: %r; stopping", task.exception() or task.get_coro())
         told.cancel()
-
-    async def _drain(self) -> int:
-        """Workers finish what they have; a second signal or the end of the drain time ends them at once."""
-        self.draining = True
-        if not self._signals.empty():
-            log.info("%s: draining for at most %g s", self._signals.get_nowait().name, self.options.drain)
-        for worker in self.workers:
-            worker.drain(self.options.drain)
-        # our copies too, or the kernel would go on accepting connections that nobody serves
-        self._close_listeners()
-        gone = asyncio.gather(*self._keepers, return_exceptions=True)
-        told = asyncio.create_task(self._signals.get())
-        either: list[asyncio.Future[Any]] = [gone, told]
-        await asyncio.wait(either, timeout=self.options.drain + KILL_AFTER, return_when=asyncio.FIRST_COMPLETED)
-        if not gone.done():
-            log.warning("ending the workers at once%s", f" ({told.result().name})" if told.done() else "")
-            for worker in self.workers:
-                worker.kill()
-        told.cancel()
-        await gone
-        if self.options.ports_file:
-            self.options.ports_file.unlink(missing_ok=True)
-        return 0
 
     def _announce(self, applied: Applied) -> None:
         self._announced = True
         self._write_ports_file()
+        if self.options.pid_file:
+            _replace(self.options.pid_file, b"%d\n" % os.getpid())
         for bound in self.listeners:
-            log.info("listening on http://%s (revision %d)", bound.address, applied.revision)
+            log.info("listening on %s (revision %d)", _shown(bound.address), applied.revision)
         if self.admin_address:
-            log.info("admin on http://%s", self.admin_address)
+            log.info("admin on %s", _shown(self.admin_address))
+        self._tell_ready()
+        with contextlib.suppress(ValueError):
+            if seconds := systemd.watchdog_seconds():
+                self._run(self._keep_alive(seconds))
+        self._nursery.prepare()
         if self.on_ready is not None:
             self.on_ready(self)
+
+    def _worker_ready(self) -> None:
+        self._write_ports_file()
+        if self._announced and not self.draining:
+            self._nursery.prepare()
+
+    async def _drain(self) -> int:
+        """Workers finish what they have; another signal or the end of the drain time ends them at once."""
+        self.draining = True
+        told = self._stops.get_nowait() if not self._stops.empty() else signal.SIGTERM
+        relieved = told is None
+        for task in self._tasks:
+            task.cancel()
+        if told is None:
+            await self._end_background()  # the successor watches, and answers on the admin address
+        else:
+            log.info("%s: draining for at most %g s", told.name, self.options.drain)
+            self._manager.stopping("draining")
+        await self._nursery.close()
+        for worker in self.workers:
+            worker.drain(self.options.drain, keep_idle=relieved)
+        # our copies too, or the kernel would go on accepting connections that nobody serves
+        for bound in self.listeners:
+            bound.close(remove=not relieved)
+        gone = asyncio.gather(*self._keepers, return_exceptions=True)
+        again = asyncio.create_task(self._stops.get())
+        either: list[asyncio.Future[Any]] = [gone, again]
+        await asyncio.wait(either, timeout=self.options.drain + KILL_AFTER, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            by = again.result() if again.done() else None
+            log.warning("ending the workers at once%s", f" ({by.name})" if by else "")
+            for worker in self.workers:
+                worker.kill()
+        again.cancel()
+        await gone
+        if relieved:
+            log.info("process %d is relieved and ends", os.getpid())
+            if self._admin is not None:
+                self._admin.close()
+        else:
+            self._remove_files()
+        return 0
+
+    async def _end(self) -> None:
+        """Nothing is left behind, whatever became of the rest."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self.workers:
+            worker.kill()
+        await self._nursery.close()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await self._end_background()
+        for bound in (*self.listeners, *([self._admin] if self._admin else ())):
+            bound.close(remove=True)
+
+    async def _end_background(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        self._background.clear()
+
+    # -- reload, roll and the service manager --------------------------------------------------------------------------
+
+    async def _reload(self) -> None:
+        log.info("SIGHUP: looking at the configuration again")
+        if self._announced:
+            self._manager.reloading()
+        await self.plane.reload()
+        self._tell_ready()
+
+    async def _roll(self) -> None:
+        """A new process takes over; if it does not, nothing has happened."""
+        if self.rolling or self.draining or not self._announced:
+            log.warning("SIGUSR2: there is %s; ignored", "a roll under way" if self.rolling else "nothing to roll now")
+            return
+        self.rolling = True
+        try:
+            if os.getpid() == 1:
+                raise HandoverFailed("process 1 of a container ends the container with it; replace the container")
+            successor = Successor.start(self.listeners, self._admin)
+            log.info("SIGUSR2: process %d starts, to take over from %d", successor.pid, os.getpid())
+            try:
+                pid = await successor.ready(self.options.roll_timeout)
+                self._hand_over(successor, pid)
+            except BaseException:
+                await successor.abandon()
+                raise
+            log.info("process %d serves; %d drains for at most %g s", pid, os.getpid(), self.options.drain)
+        except HandoverFailed as error:
+            self.rolling = False
+            self.roll_failed = str(error)
+            log.error("no roll: %s; process %d goes on", error, os.getpid())
+
+    def _hand_over(self, successor: Successor, pid: int) -> None:
+        """Nothing waits here: both processes know, or none. Raises HandoverFailed."""
+        self._manager.main_process(pid)  # what it says itself is not believed before
+        try:
+            successor.go()
+        except HandoverFailed:
+            self._manager.main_process(os.getpid())
+            raise
+        self.draining = True
+        self._stops.put_nowait(None)
+
+    async def _relieve(self, predecessor: Predecessor) -> None:
+        """From now on the listeners' files and the pid file are ours. Raises HandoverFailed."""
+        await predecessor.relieve()
+        for bound in (*self.listeners, *([self._admin] if self._admin else ())):
+            bound.own()
+        listeners.discard(self._unwanted)
+
+    async def _keep_alive(self, seconds: float) -> None:
+        """Tells the service manager so, as long as every worker that should answer does, and one at least serves."""
+        while True:
+            answers = await asyncio.gather(*(worker.answers() for worker in self.workers))
+            hung = [worker.number for worker, answered in zip(self.workers, answers, strict=True) if not answered]
+            if hung:
+                log.error("worker %d does not answer", hung[0])
+            elif any(worker.ready.is_set() for worker in self.workers):
+                self._manager.alive()
+            await asyncio.sleep(seconds / 3)
+
+    def _tell_ready(self) -> None:
+        applied = self.plane.applied
+        if self._announced and not self.draining and applied is not None:
+            self._manager.ready(self._summary(applied.revision))
+            if self._manager.error:
+                log.warning("the service manager cannot be told: %s", self._manager.error)
+
+    def _summary(self, revision: int) -> str:
+        where = ", ".join(bound.address for bound in self.listeners)
+        refused = "; a newer configuration is refused" if self.plane.refusal else ""
+        return f"revision {revision} on {where}, {len(self.workers)} workers{refused}"
+
+    # -- files and figures ---------------------------------------------------------------------------------------------
+
+    def _restart_needed(self) -> list[str]:
+        """What the document says now and only a new start, or a roll, can give."""
+        started, applied = self._started_with, self.plane.applied
+        if started is None or applied is None:
+            return []
+        then, now = started, applied.snapshot
+        pairs = {
+            "listeners": (then.listeners, now.listeners, self.options.listen),
+            "admin": (then.admin, now.admin, self.options.admin),
+            "workers": (then.workers, now.workers, self.options.workers),
+            "pin_workers": (then.pin_workers, now.pin_workers, None),
+        }
+        return [name for name, (before, after, option) in pairs.items() if before != after and not option]
 
     def _write_ports_file(self) -> None:
         """{"listeners": [address], "admin": address, "pid": int, "workers": [pid], "revision": int}."""
         path = self.options.ports_file
-        if path is None or self.plane.applied is None or not self._announced:
+        if path is None or self.plane.applied is None or not self._announced or self.draining:
             return  # the file tells that all serve
         found = {
             "listeners": [bound.address for bound in self.listeners],
@@ -266,61 +444,37 @@ class Supervisor:
             "workers": [worker.pid for worker in self.workers],
             "revision": self.plane.applied.revision,
         }
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(orjson.dumps(found))
-        temporary.rename(path)
+        _replace(path, orjson.dumps(found))
 
-    def _close_listeners(self) -> None:
-        for bound in self.listeners:
-            for listener in bound.sockets:
-                listener.close()
-
-
-def bind(address: str, count: int) -> _Bound:
-    """`count` listening sockets on one `host:port`, among which the kernel spreads connections. Raises StartError.
-
-    Port 0 lets the kernel choose, once for all of them.
-    """
-    host, _, port = address.rpartition(":")
-    sockets: list[socket.socket] = []
-    try:
-        family, _, _, _, target = socket.getaddrinfo(
-            host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # SO_REUSEPORT would let a second graylb share the port in silence, so ask without it first
-        with _socket(family) as probe:
-            probe.bind(target)
-        for _ in range(count):
-            listener = _socket(family)
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind(target)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
-            target = listener.getsockname()
-    except (OSError, ValueError) as error:
-        for listener in sockets:
-            listener.close()
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StartError(f"cannot listen on {address}: {reason}") from error
-    host, port = sockets[0].getsockname()[:2]
-    return _Bound(f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}", sockets)
+    def _remove_files(self) -> None:
+        if self.options.ports_file:
+            self.options.ports_file.unlink(missing_ok=True)
+        pid_file = self.options.pid_file
+        if pid_file and pid_file.exists() and pid_file.read_text().strip() == str(os.getpid()):
+            pid_file.unlink()
 
 
-def _refuse_beyond_loopback(address: str) -> None:
-    """Raises StartError for an admin address that others than this machine could reach."""
-    host = address.rpartition(":")[0].strip("[]")
-    with contextlib.suppress(ValueError):
-        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
-            return
-    raise StartError(
-        f"admin address {address}: the admin API has no authentication yet; expected a loopback address, 127.0.0.1:9900"
-    )
+def _told(listener: Listener, made: socket.socket) -> dict[str, Any]:
+    """What a worker must know of one of its sockets."""
+    said = asdict(listener)
+    return {"fd": made.fileno(), **{key: said[key] for key in ("name", "role", "proxy_protocol", "trusted")}}
 
 
-def _socket(family: int) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    return made
+def _refuse_beyond_this_machine(address: str) -> None:
+    """Raises StartError for an admin address that others could reach."""
+    if not listeners.is_local(address):
+        raise StartError(
+            f"admin address {address}: the admin API has no authentication yet; expected a loopback address, "
+            "127.0.0.1:9900, or unix:/path"
+        )
+
+
+def _shown(address: str) -> str:
+    return address if address.startswith(listeners.UNIX) else f"http://{address}"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """In one step: whoever reads finds the old or the new."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.rename(path)

@@ -44,7 +44,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.control": ("graylb.control", "graylb.model", "graylb.release", "graylb.table", "graylb.proxy.channel"),
     "graylb.control.etcd": ("graylb.control.etcd",),
     "graylb.proxy": ("graylb.proxy", "graylb._fast", "graylb._engine"),
-    "graylb.supervisor": ("graylb.control", "graylb.model.snapshot"),
+    "graylb.listeners": ("graylb.model.snapshot",),
+    "graylb.systemd": (),
+    "graylb.handover": ("graylb.listeners", "graylb.systemd"),
+    "graylb.supervisor": (
+        "graylb.control",
+        "graylb.model.snapshot",
+        "graylb.listeners",
+        "graylb.handover",
+        "graylb.systemd",
+    ),
     "graylb.cli": ("graylb",),
     "graylb.demo": ("graylb.demo", "graylb.control", "graylb.model", "graylb.supervisor"),
 }

@@ -37,16 +37,26 @@ def run(
     ] = None,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that requests may take to finish after SIGTERM.")] = 30.0,
     log_format: Annotated[str, typer.Option(metavar="plain|json", help="Form of the log lines.")] = "plain",
+    pid_file: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Write the process id there, once ready.")
+    ] = None,
+    roll_timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that a new process has to take over after SIGUSR2.")
+    ] = 60.0,
+    spare: Annotated[
+        bool, typer.Option(help="Keep a worker process in advance, to replace one that dies at once.")
+    ] = True,
 ) -> None:
-    """Serve a document until SIGTERM or Ctrl-C; SIGHUP reads it again."""
+    """Serve a document until SIGTERM or Ctrl-C; SIGHUP reads it again, SIGUSR2 hands over to a new process."""
+    from graylb.listeners import is_address
     from graylb.supervisor import Options, StartError
     from graylb.supervisor import run as serve
 
     if log_format not in ("plain", "json"):
         fail(f"--log-format {log_format}: expected plain or json")
     for address in [*(listen or ()), *([admin] if admin else ())]:
-        if not address.rpartition(":")[2].isdigit():
-            fail(f"address {address!r}: expected host:port, such as 127.0.0.1:8080")
+        if not is_address(address):
+            fail(f"address {address!r}: expected host:port, such as 127.0.0.1:8080, or unix:/path")
     options = Options(
         document,
         state,
@@ -56,6 +66,9 @@ def run(
         admin,
         drain,
         "json" if log_format == "json" else "plain",
+        pid_file,
+        roll_timeout,
+        spare,
     )
     try:
         status = serve(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
@@ -57,11 +58,27 @@ def create_app(plane: Plane, tree: Tree) -> FastAPI:
 
 
 async def serve(listener: socket.socket, plane: Plane, tree: Tree) -> None:
-    """Serves on a listening socket in the running loop until it is cancelled."""
+    """Serves on a listening socket in the running loop until it is cancelled; then it no longer accepts.
+
+    `/live`: the control process answers. `/ready`: every worker accepts clients, and none is told to stop; who balances
+    over several proxies sends nothing more to one that is not ready.
+    """
     config = uvicorn.Config(
-        create_app(plane, tree), lifespan="off", log_config=None, access_log=False, server_header=False
+        create_app(plane, tree),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=1,
     )
-    await _Server(config).serve(sockets=[listener])
+    server = _Server(config)
+    try:
+        await server.serve(sockets=[listener])
+    except asyncio.CancelledError:
+        # another process may listen on the same socket: what is left open here would take connections from it
+        if server.started:
+            await server.shutdown(sockets=[listener])
+        raise
 
 
 class _Server(uvicorn.Server):

@@ -51,6 +51,7 @@ class Plane:
         self.refusal: Refusal | None = None
         self._refused_digest = ""
         self._wake = asyncio.Event()
+        self._asked: list[asyncio.Future[None]] = []
 
     async def start(self) -> Applied:
         """The first revision. Raises StartRefused."""
@@ -61,9 +62,12 @@ class Plane:
         self._accept(applied)
         return applied
 
-    def reload(self) -> None:
-        """Look again, as after a change of a file."""
+    def reload(self) -> asyncio.Future[None]:
+        """Look again, as after a change of a file; done once that was applied or refused."""
+        looked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asked.append(looked)
         self._wake.set()
+        return looked
 
     async def run(self, publish: Publish) -> None:
         """Follows the source for ever. What arrives while a revision is being made counts as one change."""
@@ -72,7 +76,11 @@ class Plane:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                asked, self._asked = self._asked, []
                 await self.follow(publish)
+                for looked in asked:
+                    if not looked.done():
+                        looked.set_result(None)
 
     async def follow(self, publish: Publish) -> None:
         """One look at the source: apply what is new and good, else keep the last good and remember why."""

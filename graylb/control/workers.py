@@ -1,4 +1,4 @@
-"""One worker process as the supervisor sees it: spawn, hand tables, collect acknowledgements, start again."""
+"""One worker as the supervisor sees it: a process with a role, handed tables, asked for acknowledgements, replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,9 +20,10 @@ MODULE: Final = "graylb.proxy.worker"
 ACK_PATIENCE: Final = 30.0
 """Seconds that a worker may take to load a table; then it counts as refused."""
 STATS_PATIENCE: Final = 2.0
+PING_PATIENCE: Final = 2.0
 EARLY_DEATH: Final = 1.0
 BACKOFF: Final = (0.1, 5.0)
-"""Seconds before a worker that died within EARLY_DEATH starts again: first and most."""
+"""Seconds before a worker that died within EARLY_DEATH starts again, or a spare one that died: first and most."""
 
 _PASSED = ("PATH", "HOME", "TMPDIR", "TZ", "LANG")
 _PASSED_PREFIXES = ("LC_", "PYTHON", "LD_", "ASAN_", "UBSAN_", "GRAYLB_", "COVERAGE_", "COV_")
@@ -41,58 +42,184 @@ class WorkerFailed(Exception):
     """A worker ended or refused its table before it ever served."""
 
 
+class Process:
+    """One worker process and our end of its channel. It does nothing until it is given a role."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self.reader, self._writer = reader, writer
+        self.pid = process.pid
+
+    @classmethod
+    async def spawn(cls, module: str, sockets: Sequence[socket.socket]) -> Process:
+        """It inherits `sockets`, and keeps those that its role names."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            listen = [listener.fileno() for listener in sockets]
+            command = [sys.executable, "-P", "-m", module, "--channel", str(theirs.fileno())]
+            # a session of its own: Ctrl-C reaches the supervisor only, which drains the workers
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                "--listen",
+                ",".join(map(str, listen)),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno(), *listen],
+                env=worker_environment(),
+                start_new_session=True,
+            )
+        return cls(process, *await asyncio.open_connection(sock=ours))
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    def kill(self) -> None:
+        if self.alive:
+            self._process.kill()
+
+    async def ended(self) -> int:
+        """Its exit status, once it is gone."""
+        return await self._process.wait()
+
+    def close(self) -> None:
+        """Ends the channel; a worker without one ends itself."""
+        self._writer.close()
+
+
+class Nursery:
+    """Starts worker processes, and keeps one in advance: a worker that died is replaced without waiting for Python.
+
+    sockets: all that workers listen on, for it is not known which worker will be the next to be replaced.
+    """
+
+    def __init__(self, sockets: Sequence[socket.socket], module: str = MODULE, *, spare: bool = True) -> None:
+        self.sockets = tuple(sockets)
+        self.module = module
+        self.spare: Process | None = None
+        self._wanted = spare
+        self._keeper: asyncio.Task[None] | None = None
+        self._taken = asyncio.Event()
+
+    async def take(self) -> Process:
+        """A process without a role: the one that waits, or else a new one."""
+        process, self.spare = self.spare, None
+        self._taken.set()
+        if process is not None and process.alive:
+            return process
+        return await Process.spawn(self.module, self.sockets)
+
+    def prepare(self) -> None:
+        """Keeps a spare process from now on."""
+        if self._wanted and self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """No spare any more: it holds the listening sockets open. A worker that dies is still replaced, slowly."""
+        spare = self.spare
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        if spare is not None:
+            await spare.ended()
+
+    async def _keep(self) -> None:
+        delay = 0.0
+        while True:
+            self._taken.clear()
+            spare = self.spare = await Process.spawn(self.module, self.sockets)
+            waits = {asyncio.create_task(self._taken.wait()), asyncio.create_task(spare.ended())}
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in waits:
+                    task.cancel()
+                if self.spare is spare:  # dead, or not wanted any more
+                    self.spare = None
+                    spare.kill()
+                    spare.close()
+            if self._taken.is_set():
+                delay = 0.0
+            else:
+                delay = min(max(BACKOFF[0], delay * 2), BACKOFF[1])
+                log.warning("the spare worker (pid %d) ended; starting another", spare.pid)
+                await asyncio.sleep(delay)
+
+
 class Worker:
-    """Keeps one worker running. `sockets` stay open here, so connections in their backlogs outlive a dead worker."""
+    """Keeps one worker running. Its sockets stay open here, so connections in their backlogs outlive a dead worker.
+
+    listeners: what each of its sockets is, as `Engine.listen` takes it. cpu: the only one that it may run on.
+    """
 
     def __init__(
         self,
         number: int,
-        sockets: Sequence[socket.socket],
-        module: str = MODULE,
+        nursery: Nursery,
+        listeners: Iterable[dict[str, Any]],
+        *,
+        cpu: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
+        self.nursery = nursery
+        self.role = {"worker": number, "cpu": cpu, "listeners": list(listeners)}
         self.on_ready = on_ready
-        self.module = module
-        self.sockets = tuple(sockets)
         self.table: Table | None = None
-        self.pid: int | None = None
+        self.loaded = asyncio.Event()
         self.ready = asyncio.Event()
         self.acknowledged: int | None = None
         self.restarts = 0
+        self.recovered: float | None = None  # seconds that the last restart took, from death to serving
+        self._died = 0.0
+        self._listening = False
         self._stopping = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._process: Process | None = None
+        self._connected = False
         self._sent: Table | None = None
         self._acks: deque[asyncio.Future[str | None]] = deque()
-        self._stats: deque[asyncio.Future[dict[str, Any]]] = deque()
+        self._stats: deque[asyncio.Future[dict[str, Any] | None]] = deque()
+        self._pings: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     async def keep(self, table: Table) -> None:
-        """Runs the worker with `table`, and again whenever it dies, until `drain` or `kill`.
+        """Runs the worker with `table`, and again whenever it dies, until `drain` or `kill`. It listens after `listen`.
 
-        Raises WorkerFailed when it never served at all: starting it again would not help.
+        Raises WorkerFailed when it never took a table at all: starting it again would not help.
         """
         self.table = table
-        delay, served = 0.0, False
+        delay = 0.0
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             started = loop.time()
-            refusal = await self._live()
-            served = served or self.acknowledged is not None
-            code = self._process.returncode if self._process else None
-            pid, self._process, self.pid = self.pid, None, None
+            process = await self.nursery.take()
+            refusal = await self._live(process)
+            status = await process.ended()
+            self._process = None
             if self._stopping.is_set():
                 return
-            if not served:
-                raise WorkerFailed(f"worker {self.number} {refusal or f'ended with status {code}'} before it served")
+            if self.acknowledged is None:
+                raise WorkerFailed(f"worker {self.number} {refusal or f'ended with status {status}'} before it served")
             delay = min(max(BACKOFF[0], delay * 2), BACKOFF[1]) if loop.time() - started < EARLY_DEATH else 0.0
-            log.warning("worker %d (pid %s) ended with status %s; starting it again", self.number, pid, code)
+            log.warning("worker %d (pid %d) ended with status %s; starting it again", self.number, process.pid, status)
             self.restarts += 1
             await asyncio.sleep(delay)
 
+    def listen(self) -> None:
+        """Clients are accepted from now on, also after a restart."""
+        self._listening = True
+        self._send(channel.encode(channel.LISTEN))
+
     async def load(self, table: Table) -> str | None:
         """Hands the worker a table; the reason when it refuses. A worker that is not up takes it when it starts."""
-        if self._writer is None:
+        if not self._connected:
             return None
         taken: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._acks.append(taken)
@@ -110,63 +237,74 @@ class Worker:
 
     async def stats(self) -> dict[str, Any] | None:
         """The worker's counters; None when it is not up or does not answer."""
-        if self._writer is None or not self.ready.is_set():
+        if not self.ready.is_set():
             return None
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any] | None] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
         self._send(channel.encode(channel.STATS))
         try:
             return await asyncio.wait_for(asyncio.shield(answer), STATS_PATIENCE)
-        except (TimeoutError, ConnectionError):
+        except TimeoutError:
             return None
 
-    def drain(self, seconds: float) -> None:
-        """Tells the worker to finish what it has and exit; it is not started again."""
+    async def answers(self) -> bool:
+        """Whether it does something else than hang; one that is being started is left alone."""
+        if not self.ready.is_set():
+            return True
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pings.append(answer)
+        self._send(channel.encode(channel.PING))
+        try:
+            await asyncio.wait_for(asyncio.shield(answer), PING_PATIENCE)
+        except TimeoutError:
+            return False
+        return True
+
+    def drain(self, seconds: float, *, keep_idle: bool = False) -> None:
+        """Tells the worker to finish what it has and exit; it is not started again.
+
+        keep_idle: idle clients may ask once more, for somebody else accepts their next connection.
+        """
         self._stopping.set()
-        self._send(channel.encode_json(channel.DRAIN, {"seconds": seconds}))
+        self._send(channel.encode_json(channel.DRAIN, {"seconds": seconds, "keep_idle": keep_idle}))
 
     def kill(self) -> None:
         self._stopping.set()
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.kill()
 
-    async def _live(self) -> str | None:
-        """One process from start to end. Returns why it refused its first table, if it did."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            listen = [listener.fileno() for listener in self.sockets]
-            command = [sys.executable, "-P", "-m", self.module, "--channel", str(theirs.fileno())]
-            command += ["--listen", ",".join(map(str, listen)), "--worker", str(self.number)]
-            # a session of its own: Ctrl-C reaches the supervisor only, which drains the workers
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), *listen],
-                env=worker_environment(),
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+    async def _live(self, process: Process) -> str | None:
+        """One process from its role to its end. Returns why it refused its first table, if it did."""
+        self._process = process
         assert self.table is not None
-        table = self.table
-        first = asyncio.create_task(self._begin(table, self._process))
+        if self._stopping.is_set():
+            process.kill()
+            return None
+        self._connected = True
+        self._send(channel.encode_json(channel.ROLE, self.role))
+        first = asyncio.create_task(self._begin(self.table, process))
         try:
-            await self._listen(reader)
+            await self._listen(process.reader)
         finally:
+            self._died = asyncio.get_running_loop().time()
             self.ready.clear()
-            self._writer.close()
-            self._writer = None
+            self.loaded.clear()
+            self._connected = False
             self._abandon()
-            if self._process.returncode is None and not self._stopping.is_set():
-                self._process.terminate()  # without a channel it serves nobody's table
-        await self._process.wait()
+            process.close()
+            if not self._stopping.is_set():
+                process.kill()  # without a channel it serves nobody's table
         return None if self.acknowledged is not None else await first
 
-    async def _begin(self, table: Table, process: asyncio.subprocess.Process) -> str | None:
+    async def _begin(self, table: Table, process: Process) -> str | None:
         """Hands over the first table; a worker that does not take it has nothing to serve."""
         refusal = await self.load(table)
-        if refusal is not None and process.returncode is None:
-            process.terminate()
+        if refusal is not None:
+            process.kill()
+        else:
+            self.loaded.set()
+            if self._listening:
+                self.listen()
         return refusal
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
@@ -183,6 +321,9 @@ class Worker:
 
     async def _take(self, frame: channel.Frame) -> None:
         if frame.type == channel.READY:
+            if self.restarts:
+                self.recovered = asyncio.get_running_loop().time() - self._died
+                log.info("worker %d serves again after %d ms", self.number, self.recovered * 1000)
             self.ready.set()
             self.on_ready()
         elif frame.type == channel.ACK:
@@ -194,16 +335,19 @@ class Worker:
                 self._acks.popleft().set_result(error)
         elif frame.type == channel.STATS and self._stats:
             self._stats.popleft().set_result(frame.json())
+        elif frame.type == channel.PING and self._pings:
+            self._pings.popleft().set_result(None)
 
     def _abandon(self) -> None:
         while self._acks:
             self._acks.popleft().set_result("ended while it loaded the table")
-        while self._stats:
-            self._stats.popleft().set_exception(ConnectionResetError())
+        for waiting in (self._stats, self._pings):
+            while waiting:
+                waiting.popleft().set_result(None)
 
     def _send(self, data: bytes) -> None:
-        if self._writer is not None:
-            self._writer.write(data)
+        if self._connected and self._process is not None:
+            self._process.send(data)
 
 
 def worker_environment() -> dict[str, str]:

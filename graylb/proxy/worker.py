@@ -1,7 +1,9 @@
 """A worker process: the engine on an event loop of its own, told what to do through the channel.
 
-`python -m graylb.proxy.worker --channel FD --listen FD[,FD…] --worker N`, started by the supervisor, whose descriptors
-it inherits. It accepts clients once its first table is loaded, and ends when the supervisor does.
+`python -m graylb.proxy.worker --channel FD --listen FD[,FD…]`, started by the supervisor, whose descriptors it
+inherits. It is nobody in particular until it is given a role: its number and which of the sockets are its own. Thus one
+can be started in advance. It accepts clients once it is told to and its first table is loaded, and ends when the
+supervisor does.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import resource
 import signal
 import socket
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import uvloop
 
@@ -24,39 +26,76 @@ from graylb.proxy import channel
 RESOLVE_EVERY: Final = 30.0
 RESOLVE_PATIENCE: Final = 2.0
 """Seconds that a new table waits for host names; an instance whose name is not known by then fails until it is."""
-PR_SET_PDEATHSIG: Final = 1
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 class Worker(asyncio.Protocol):
-    """The channel's worker end: frames in, engine calls out."""
+    """The channel's worker end: frames in, engine calls out. `sockets`: the descriptors inherited to listen on."""
 
-    def __init__(self, engine: _engine.Engine, listeners: list[int]) -> None:
-        self.engine = engine
-        self.listeners = listeners
+    def __init__(self, sockets: list[int]) -> None:
+        self.sockets = sockets
+        self.listeners: list[dict[str, Any]] = []
         self.done = asyncio.Event()
+        self._engine: _engine.Engine | None = None
         self._decoder = channel.Decoder()
         self._transport: asyncio.Transport | None = None
         self._tables: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loaded = False
+        self._wanted = False
         self._serving = False
+
+    @property
+    def engine(self) -> _engine.Engine:
+        """Raises ChannelError before there is a role, without which nothing else may be told."""
+        if self._engine is None:
+            raise channel.ChannelError("told something before its role")
+        return self._engine
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
-        self._start(self._load_tables())
-        self._start(self._keep_resolving())
+        settle_memory()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.done.set()  # the supervisor is gone: nobody would tell us anything any more
 
     def data_received(self, data: bytes) -> None:
         for frame in self._decoder.feed(data):
-            if frame.type == channel.TABLE:
+            if frame.type == channel.ROLE:
+                self._become(frame.json())
+            elif frame.type == channel.TABLE:
                 self._tables.put_nowait(frame.payload)
+            elif frame.type == channel.LISTEN:
+                self._wanted = True
+                self._serve()
+            elif frame.type == channel.PING:
+                self._send(channel.encode(channel.PING))
             elif frame.type == channel.STATS:
                 self._send(channel.encode_json(channel.STATS, self.engine.stats()))
             elif frame.type == channel.DRAIN:
-                self._drain(float(frame.json()["seconds"]))
+                told = frame.json()
+                self._drain(float(told["seconds"]), keep_idle=bool(told["keep_idle"]))
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _become(self, role: dict[str, Any]) -> None:
+        number, self.listeners = role["worker"], role["listeners"]
+        own = {each["fd"] for each in self.listeners}
+        for fd in self.sockets:
+            if fd not in own:
+                os.close(fd)
+        self.sockets = sorted(own)
+        ctypes.CDLL(None).prctl(PR_SET_NAME, b"graylb-%d" % number)
+        if role["cpu"] is not None:
+            os.sched_setaffinity(0, {role["cpu"]})
+        self._engine = _engine.Engine(asyncio.get_running_loop(), number)
+        self._start(self._load_tables())
+        self._start(self._keep_resolving())
 
     def _start(self, work: asyncio._CoroutineLike[None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -78,9 +117,9 @@ class Worker(asyncio.Protocol):
             else:
                 await self._swap(table)
                 answer = {"revision": table.revision, "digest": table.digest}
+                self._loaded = True
             self._send(channel.encode_json(channel.ACK, answer))
-            if not self._serving and "digest" in answer:
-                self._serve()
+            self._serve()
 
     async def _swap(self, table: _fast.Table) -> None:
         self.engine.swap(table)
@@ -89,12 +128,13 @@ class Worker(asyncio.Protocol):
             await asyncio.wait([asyncio.ensure_future(self._resolve(*key)) for key in fresh], timeout=RESOLVE_PATIENCE)
 
     def _serve(self) -> None:
-        """The first table is in force: accept clients."""
+        """Accepts clients, when it is told to and has a table to serve them by."""
+        if self._serving or not (self._wanted and self._loaded):
+            return
         self._serving = True
-        gc.collect()
-        gc.freeze()  # what start-up made stays; collections need not look at it
-        for fd in self.listeners:
-            self.engine.listen(fd)
+        settle_memory()
+        for listener in self.listeners:
+            self.engine.listen(**listener)
         self._send(channel.encode_json(channel.READY, {"pid": os.getpid()}))
 
     async def _keep_resolving(self) -> None:
@@ -114,38 +154,42 @@ class Worker(asyncio.Protocol):
         best = min(found, key=lambda entry: entry[0] != socket.AF_INET)
         self.engine.resolved(service, address, str(best[4][0]))
 
-    def _drain(self, seconds: float) -> None:
-        self.engine.drain(self.done.set)
-        for fd in self.listeners:
+    def _drain(self, seconds: float, *, keep_idle: bool) -> None:
+        self.engine.drain(self.done.set, keep_idle=keep_idle)
+        for fd in self.sockets:
             os.close(fd)  # while any process holds one open, the kernel goes on taking connections for it
-        self.listeners.clear()
+        self.sockets.clear()
         asyncio.get_running_loop().call_later(seconds, self.done.set)
+
+
+def settle_memory() -> None:
+    """What start-up made stays; collections need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 async def serve(options: argparse.Namespace) -> None:
     """Runs until drained or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
-    engine = _engine.Engine(loop, options.worker)
-    worker = Worker(engine, [int(fd) for fd in options.listen.split(",")])
-    # a signal that was meant for the supervisor must not cut requests off; it tells us to drain
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    transport, _ = await loop.create_connection(lambda: worker, sock=socket.socket(fileno=options.channel))
+    worker = Worker([int(fd) for fd in options.listen.split(",") if fd])
+    await loop.create_connection(lambda: worker, sock=socket.socket(fileno=options.channel))
     try:
         await worker.done.wait()
     finally:
-        engine.close()
-        transport.close()
+        worker.close()
 
 
 def main() -> None:
+    # signals to the group or the service are the supervisor's business: it tells us what they mean for us
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="graylb worker")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--listen", required=True)
-    parser.add_argument("--worker", type=int, default=0)
     options = parser.parse_args()
     parent = os.getppid()
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # what waits for a slow reader is some 256 KiB: as a mapping of its own it would cost page faults every time
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)
     libc.mallopt(M_TRIM_THRESHOLD, 8 << 20)

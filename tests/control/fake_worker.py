@@ -11,19 +11,24 @@ import asyncio
 import os
 import socket
 import sys
+from typing import Any, Final
 
 import orjson
 
 from graylb.proxy import channel
 
+HANGS: Final = 13
+"""A worker with this revision answers no ping."""
+
 
 async def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("--channel", "--listen", "--worker"):
+    for name in ("--channel", "--listen"):
         parser.add_argument(name)
     args = parser.parse_args()
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=int(args.channel)))
     revision, decoder = 0, channel.Decoder()
+    role: dict[str, Any] = {}
     servers: list[asyncio.Server] = []
 
     async def answer(_: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
@@ -32,23 +37,28 @@ async def main() -> None:
 
     while data := await reader.read(65536):
         for frame in decoder.feed(data):
-            if frame.type == channel.TABLE:
+            if frame.type == channel.ROLE:
+                role = frame.json()
+            elif frame.type == channel.TABLE:
                 table = orjson.loads(frame.payload)
-                if f"die-{args.worker}".encode() in frame.payload:
+                if f"die-{role['worker']}".encode() in frame.payload:
                     os._exit(9)
-                if f"refuse-{args.worker}".encode() in frame.payload:
+                if f"refuse-{role['worker']}".encode() in frame.payload:
                     writer.write(channel.encode_json("A", {"revision": table["revision"], "error": "told to refuse"}))
                     continue
                 revision = table["revision"]
                 writer.write(channel.encode_json("A", {"revision": revision, "digest": ""}))
-                if not servers:
-                    sockets = [socket.socket(fileno=int(listen)) for listen in args.listen.split(",")]
-                    servers += [await asyncio.start_server(answer, sock=each) for each in sockets]
-                    writer.write(channel.encode_json("R", {"pid": os.getpid()}))
+            elif frame.type == channel.LISTEN:
+                sockets = [socket.socket(fileno=each["fd"]) for each in role["listeners"]]
+                servers += [await asyncio.start_server(answer, sock=each) for each in sockets]
+                writer.write(channel.encode_json("R", {"pid": os.getpid()}))
+            elif frame.type == channel.PING and revision != HANGS:
+                writer.write(channel.encode(channel.PING))
             elif frame.type == channel.STATS:
                 writer.write(channel.encode_json("S", {"served": revision}))
             elif frame.type == channel.DRAIN:
                 sys.exit(0)
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,9 +14,13 @@ import orjson
 import pytest
 
 from graylb import supervisor
-from graylb.control.workers import Worker, WorkerFailed, worker_environment
+from graylb.control.workers import Nursery, Worker, WorkerFailed, worker_environment
+from graylb.listeners import Bound, bind
+from graylb.model.snapshot import Listener
+from tests.control.fake_worker import HANGS
 
 FAKE = "tests.control.fake_worker"
+ANYWHERE = Listener("127.0.0.1:0")
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,26 @@ class Table:
 
 @asynccontextmanager
 async def running(count: int, table: Table) -> AsyncIterator[tuple[list[Worker], str]]:
-    bound = supervisor.bind("127.0.0.1:0", count)
-    workers = [Worker(number, [bound.sockets[number]], FAKE) for number in range(count)]
+    bound = bind(ANYWHERE, count)
+    nursery = Nursery(bound.sockets, FAKE)
+    workers = [worker_of(number, nursery, bound, count) for number in range(count)]
     keepers = [asyncio.create_task(worker.keep(table)) for worker in workers]
     try:
+        await asyncio.gather(*(worker.loaded.wait() for worker in workers))
+        for worker in workers:
+            worker.listen()
         await asyncio.gather(*(worker.ready.wait() for worker in workers))
         yield workers, bound.address
     finally:
         for worker in workers:
             worker.kill()
         await asyncio.gather(*keepers)
-        for listener in bound.sockets:
-            listener.close()
+        await nursery.close()
+        bound.close()
+
+
+def worker_of(number: int, nursery: Nursery, bound: Bound, count: int = 1) -> Worker:
+    return Worker(number, nursery, [{"fd": made.fileno()} for made in bound.of(number, count)])
 
 
 async def ask(address: str) -> tuple[int, int]:
@@ -92,12 +103,13 @@ def test_a_killed_worker_comes_back_with_the_table_and_waiting_connections() -> 
 
 def test_a_worker_that_never_serves_is_not_started_for_ever() -> None:
     async def test() -> None:
-        bound = supervisor.bind("127.0.0.1:0", 1)
+        bound = bind(ANYWHERE, 1)
+        nursery = Nursery(bound.sockets, FAKE, spare=False)
         with pytest.raises(WorkerFailed, match="worker 0 told to refuse"):
-            await Worker(0, bound.sockets, FAKE).keep(Table(1, "refuse-0"))
+            await worker_of(0, nursery, bound).keep(Table(1, "refuse-0"))
         with pytest.raises(WorkerFailed, match="worker 0 ended while it loaded the table"):
-            await Worker(0, bound.sockets, FAKE).keep(Table(1, "die-0"))
-        bound.sockets[0].close()
+            await worker_of(0, nursery, bound).keep(Table(1, "die-0"))
+        bound.close()
 
     run(test)
 
@@ -120,33 +132,98 @@ def test_what_one_worker_refuses_none_serves(tmp_path: Path, order: str) -> None
 
 def test_drain_ends_a_worker_for_good() -> None:
     async def test() -> None:
-        bound = supervisor.bind("127.0.0.1:0", 1)
-        worker = Worker(0, bound.sockets, FAKE)
+        bound = bind(ANYWHERE, 1)
+        worker = worker_of(0, Nursery(bound.sockets, FAKE, spare=False), bound)
         keeper = asyncio.create_task(worker.keep(Table(1)))
-        await worker.ready.wait()
+        await worker.loaded.wait()
         worker.drain(1.0)
         await keeper
         assert worker.pid is None
-        bound.sockets[0].close()
+        bound.close()
 
     run(test)
 
 
-def test_binding_the_same_port_for_all_workers_and_nobody_else() -> None:
-    bound = supervisor.bind("127.0.0.1:0", 3)
-    assert {listener.getsockname() for listener in bound.sockets} == {bound.sockets[0].getsockname()}
-    with pytest.raises(supervisor.StartError, match=f"cannot listen on {bound.address}: Address already in use"):
-        supervisor.bind(bound.address, 1)
-    for listener in bound.sockets:
-        listener.close()
+async def spare_of(nursery: Nursery, other_than: int | None = None) -> int:
+    """The process id of the spare worker, once there is one."""
+    await until(lambda: nursery.spare is not None and nursery.spare.pid != other_than)
+    assert nursery.spare is not None
+    return nursery.spare.pid
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="needs IPv6")
-def test_binding_ipv6() -> None:
-    bound = supervisor.bind("[::1]:0", 2)
-    assert bound.address.startswith("[::1]:")
-    for listener in bound.sockets:
-        listener.close()
+async def until(look: Callable[[], bool]) -> None:
+    for _ in range(2000):
+        if look():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not within 20 s")
+
+
+def test_a_dead_worker_is_replaced_by_the_spare_one() -> None:
+    async def test() -> None:
+        async with running(2, Table(1)) as (workers, _):
+            nursery = workers[0].nursery
+            nursery.prepare()
+            for worker in workers:
+                spare, old = await spare_of(nursery), worker.pid
+                assert old is not None
+                os.kill(old, signal.SIGKILL)
+                await until(lambda worker=worker, old=old: worker.ready.is_set() and worker.pid != old)  # type: ignore[misc]
+                assert worker.pid == spare
+                assert worker.recovered is not None
+                assert await worker.stats() == {"served": 1}
+                assert await spare_of(nursery, spare) != spare
+
+    run(test)
+
+
+def test_a_spare_worker_that_dies_is_replaced_and_ends_with_the_nursery() -> None:
+    async def test() -> None:
+        async with running(1, Table(1)) as ([worker], address):
+            nursery = worker.nursery
+            nursery.prepare()
+            first = await spare_of(nursery)
+            os.kill(first, signal.SIGKILL)
+            second = await spare_of(nursery, first)
+            await nursery.close()
+            assert nursery.spare is None
+            with pytest.raises(ProcessLookupError):
+                os.kill(second, 0)
+            assert (await ask(address))[1] == worker.pid
+
+    run(test)
+
+
+def test_a_worker_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with running(1, Table(1)) as ([worker], _):
+            assert await worker.answers()
+            await worker.settle(Table(HANGS))
+            monkeypatch.setattr("graylb.control.workers.PING_PATIENCE", 0.05)
+            assert not await worker.answers()
+
+    run(test)
+
+
+def test_nothing_is_accepted_before_listen() -> None:
+    async def test() -> None:
+        bound = bind(ANYWHERE, 1)
+        worker = worker_of(0, Nursery(bound.sockets, FAKE, spare=False), bound)
+        keeper = asyncio.create_task(worker.keep(Table(1)))
+        await worker.loaded.wait()
+        host, _, port = bound.address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        answer = asyncio.create_task(reader.readline())
+        done, _ = await asyncio.wait([answer], timeout=0.1)
+        assert not done
+        worker.listen()
+        assert (await answer).split()[0] == b"1"
+        writer.close()
+        worker.kill()
+        await keeper
+        bound.close()
+
+    run(test)
 
 
 def test_workers_get_no_more_of_the_environment_than_they_need(monkeypatch: pytest.MonkeyPatch) -> None:

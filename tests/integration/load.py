@@ -57,8 +57,12 @@ class Load:
         while not self.done.wait(self.pause):
             turn += 1
             try:
-                self._note(self._ask(client, name, turn))
-                if client.ended:
+                answer = self._ask(client, name, turn)
+                self._note(answer)
+                if answer.get("connection") == "close":
+                    client.close()
+                    client = self.proxy.client()
+                elif client.ended:
                     raise AssertionError("the connection was closed unasked")
             except Exception as error:
                 self.failures.append(repr(error))

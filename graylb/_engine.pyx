@@ -22,8 +22,8 @@ from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S
                            UPSTREAM, Conn, Counter, Exchange, Peer, Series, TableState, Upstream, record)
 from graylb._pools cimport Pools
 from graylb._proxy cimport ProxyInfo, read_proxy
-from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_NOSIGNAL, SHUT_WR, SMALL, WHEEL, accept_from, close, gl_now_ms,
-                              gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
+from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SMALL, WHEEL, accept_from, close,
+                              gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
 
 import ipaddress
 import resource
@@ -215,6 +215,7 @@ cdef class Engine(Pools):
         cdef int i
         cdef Conn* c
         cdef Conn* following
+        cdef char probe
         self.unlisten()
         self.draining = True
         self.on_quiet = on_quiet
@@ -223,8 +224,8 @@ cdef class Engine(Pools):
             while c != &self.wheel[i]:
                 following = c.later
                 if c.side == CLIENT and c.state == S_HEAD and c.reused and c.held_len == 0 and c.out_len == 0 \
-                        and not c.readable:
-                    self._kill(c)
+                        and not c.readable and recv(c.fd, &probe, 1, MSG_PEEK) <= 0:
+                    self._kill(c)                            # nothing asked that epoll has not told us yet
                 c = following
         self._reap()
         self._quiet()

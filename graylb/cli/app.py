@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from graylb.cli import documents, explain, lint, releases, running
+from graylb.cli import documents, explain, lint, processes, releases, running
 
 app = typer.Typer(
     name="graylb",
@@ -16,6 +16,9 @@ app = typer.Typer(
 app.command()(running.run)
 app.command()(running.demo)
 app.command()(running.status)
+app.command()(processes.reload)
+app.command()(processes.roll)
+app.command()(processes.stop)
 app.command()(documents.check)
 app.command()(lint.lint)
 app.command()(documents.schema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +62,7 @@ class NotRunning(Exception):
 
 def ask(address: str, path: str) -> Any:
     """JSON of the admin API. Raises NotRunning."""
-    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
-    if not port.isdigit():
-        fail(f"admin address {address!r}: expected host:port, such as {DEFAULT_ADMIN}")
-    connection = http.client.HTTPConnection(host.strip("[]") or "127.0.0.1", int(port), timeout=ADMIN_PATIENCE)
+    connection = _connection(address)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -76,6 +74,26 @@ def ask(address: str, path: str) -> Any:
         raise NotRunning(f"no proxy answers on {address}: {error}") from error
     finally:
         connection.close()
+
+
+def _connection(address: str) -> http.client.HTTPConnection:
+    if address.startswith("unix:/"):
+        return _UnixConnection(address.removeprefix("unix:"))
+    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
+    if not port.isdigit():
+        fail(f"admin address {address!r}: expected host:port, such as {DEFAULT_ADMIN}, or unix:/path")
+    return http.client.HTTPConnection(host.strip("[]") or "127.0.0.1", int(port), timeout=ADMIN_PATIENCE)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=ADMIN_PATIENCE)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
 
 
 @dataclass(frozen=True, slots=True)

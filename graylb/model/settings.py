@@ -96,7 +96,9 @@ class ListenerPart(Part):
 class AdminPart(Part):
     """The administration interface."""
 
-    address: values.ListenAddress = Field(description="IP address and port; port 0 lets the system choose.")
+    address: values.SocketAddress = Field(
+        description="IP address and port (port 0 lets the system choose), or `unix:/path`."
+    )
 
 
 class ForwardingPart(Part):

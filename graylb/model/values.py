@@ -524,7 +524,6 @@ NumberRange = Annotated[str, PlainValidator(number_range), WithJsonSchema(SCALAR
 SemverRange = Annotated[str, PlainValidator(semver_range), WithJsonSchema(SCALAR)]
 Path_ = Annotated[str, PlainValidator(path), WithJsonSchema({"type": "string", "pattern": "^/"})]
 PathPrefix = Annotated[str, PlainValidator(path_prefix), WithJsonSchema({"type": "string", "pattern": "^/"})]
-ListenAddress = Annotated[str, PlainValidator(listen_address), WithJsonSchema(_TEXT)]
 SocketAddress = Annotated[str, PlainValidator(socket_address), WithJsonSchema(_TEXT)]
 Mode = Annotated[
     int, PlainValidator(mode), PlainSerializer("{:04o}".format), WithJsonSchema({"type": ["string", "integer"]})

@@ -133,7 +133,7 @@ CASES: dict[str, str | bytes] = {
     "listener-proxy-bits": listener("{address: 127.0.0.1:80, proxy_protocol: {trusted: [10.1.2.3/8]}}"),
     "listener-proxy-misspelt": listener("{address: 127.0.0.1:80, proxy_protocol: {trustd: [10.0.0.0/8]}}"),
     "listener-proxy-unix": listener("{address: 'unix:/a', proxy_protocol: {trusted: [10.0.0.0/8]}}"),
-    "admin-unix": top("admin: {address: 'unix:/run/admin.sock'}"),
+    "admin-unix": top("admin: {address: 'unix:admin.sock'}"),
     "admin-on-listener": top("admin: {address: 127.0.0.1:8080}"),
     "admin-a-text": top("admin: 127.0.0.1:9900"),
     "admin-no-address": top("admin: {}"),

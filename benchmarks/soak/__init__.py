@@ -1,1 +1,0 @@
-"""A long mixed load: what grows, what leaks, what breaks. `python -m benchmarks.soak`."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from graylb.cli import documents, explain, lint, processes, releases, running
-from graylb.cli import diff, documents, explain, lint, releases, running
+from graylb.cli import diff, documents, explain, lint, processes, releases, running
 
 app = typer.Typer(
     name="graylb",

@@ -16,7 +16,7 @@ LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
 # what the tests run besides, and keep from running as a service too
 PARTS := $(LOAD) etcd=etcd-server
 
-.PHONY: help run test test-all lint build debug asan fuzz cov bench clean distclean
+.PHONY: help run test test-all lint build debug asan fuzz cov bench soak clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -101,9 +101,22 @@ cov: build ## the tests over a line-traced build; report in htmlcov/
 	../../$(PY) -m coverage html --quiet --directory ../../htmlcov
 	../../$(PY) -m coverage report --skip-covered
 
-bench: build ## the benchmark suite against nginx and HAProxy
-	@bash scripts/need $(LOAD)
+bench: build $(VENV)/.peers ## the benchmark suite against nginx, HAProxy, Envoy, Traefik and Caddy
+	@bash scripts/need $(LOAD) perf=linux-perf
 	$(PY) -m benchmarks $(ARGS)
+
+soak: build ## a long mixed load: memory, descriptors, WebSockets, changes (ARGS='--requests 10000000')
+	@bash scripts/need $(LOAD)
+	$(PY) -m benchmarks.soak $(ARGS)
+
+# what cannot be had for this machine is left out of the benchmark, which says so
+$(VENV)/.peers: pyproject.toml $(VENV)/.made
+	@wanted=$$($(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")')
+	echo 'graylb: installing the proxies to compare with'
+	while read -r each; do
+	    $(PY) -m pip install --quiet --disable-pip-version-check "$$each" || echo "graylb: $$each cannot be had here"
+	done <<< "$$wanted"
+	touch $@
 
 clean: ## everything built, but not the venv
 	rm -rf build .build dist htmlcov *.egg-info graylb/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,8 @@
-"""`python -m benchmarks [load|micro|all]`: measure, keep the raw figures, generate the table.
+"""`python -m benchmarks [WHAT]`: measure, keep the raw figures, generate the page.
 
-A whole run writes load.json, micro.json and latest.md into the results folder; one that was cut short by an option
-(--quick, --only, --peers, --seconds, --rounds) writes partial-*.json and partial.md, which are not kept in git.
+WHAT: load, bodies, pace, workers, idle, attribute, micro, or all of them (the default). A whole run writes WHAT.json
+and latest.md into the results folder; one that was cut short by an option (--quick, --only, --peers, --seconds, fewer
+--rounds) writes partial-*.json and partial.md, which are not kept in git.
 Exit status: 0 measured, 1 a run failed and nothing was written for it, 2 wrong usage.
 """
 
@@ -13,28 +14,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from benchmarks import report
 from benchmarks.failure import BenchError
+from benchmarks.keep import RESULTS, keep
+from benchmarks.load import attribute, bodies, idle, pace, workers
 from benchmarks.load import run as load
 from benchmarks.load.cases import CASES
-from benchmarks.load.peers import NAMES
+from benchmarks.load.peers import NAMES, STANDARD, present
 from benchmarks.micro import run as micro
 
-RESULTS = Path(__file__).parent / "results"
-TITLES = {case.name: case.title for case in CASES}
+MEASURED = ("load", "bodies", "pace", "workers", "idle", "attribute", "micro")
+ROUNDS = {"load": 5, "bodies": 3, "pace": 5, "workers": 5, "micro": 15}
+QUICK_ROUNDS = {"load": 3, "bodies": 1, "pace": 2, "workers": 2, "micro": 5}
+SECONDS = 2
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of graylb.")
-    made.add_argument("what", nargs="?", choices=("load", "micro", "all"), default="all")
+    made.add_argument("what", nargs="?", choices=(*MEASURED, "all"), default="all")
     made.add_argument("--quick", action="store_true", help="a few cases in short rounds")
-    made.add_argument("--rounds", type=positive, help="rounds (default: 7, quick: 3)")
-    made.add_argument("--seconds", type=positive, help="seconds of each load run (default: 2, quick: 1)")
-    known = [*TITLES, *micro.GROUPS]
+    made.add_argument("--rounds", type=positive, help="rounds (default: 3 to 15, by what is measured)")
+    made.add_argument("--seconds", type=positive, help=f"seconds of each load run (default: {SECONDS}, quick: 1)")
+    known = [*(case.name for case in CASES), *bodies.TITLES, *micro.GROUPS]
     made.add_argument("--only", action="append", choices=known, help="this case or micro group alone; repeatable")
-    made.add_argument("--peers", type=peer_list, default=NAMES, help=f"comma-separated (default: {','.join(NAMES)})")
+    made.add_argument("--peers", type=peer_list, help=f"comma-separated, of {','.join(NAMES)} (default: the first 8)")
     made.add_argument("--out", type=Path, default=RESULTS, help="results folder")
     return made
 
@@ -56,43 +58,70 @@ def peer_list(text: str) -> tuple[str, ...]:
     return names
 
 
-def load_plan(options: argparse.Namespace) -> load.Plan:
+def whole(options: argparse.Namespace, kind: str) -> bool:
+    """Whether figures are fit to stand as the project's own."""
+    cut = options.quick or options.only or options.seconds or (options.rounds or 99) < ROUNDS.get(kind, 1)
+    return not cut and (options.peers is None or set(options.peers) >= set(STANDARD))
+
+
+def choose_peers(asked: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """(peers, those that are missing from this machine). One that was asked for by name must be there."""
+    names, missing = present(asked or STANDARD)
+    if asked and missing:
+        raise BenchError(f"asked for, but not installed: {', '.join(missing)}; pip install 'graylb[bench]'")
+    if missing:
+        print(f"not installed, so left out: {', '.join(missing)}; pip install 'graylb[bench]'", flush=True)
+    return names, missing
+
+
+def load_plan(options: argparse.Namespace, names: Sequence[str], rounds: int) -> load.Plan:
     wanted = options.only or [case.name for case in CASES if case.quick or not options.quick]
     return load.Plan(
         cases=[case for case in CASES if case.name in wanted],
-        peers=options.peers,
-        rounds=options.rounds or (3 if options.quick else 7),
-        seconds=options.seconds or (1 if options.quick else 2),
+        peers=names,
+        rounds=rounds,
+        seconds=options.seconds or (1 if options.quick else SECONDS),
+        chosen=bool(options.only),
     )
 
 
-def whole(options: argparse.Namespace) -> bool:
-    """Whether figures are fit to stand as the project's own."""
-    cut = options.quick or options.only or options.rounds or options.seconds
-    return not cut and set(options.peers) == set(NAMES)
-
-
-def keep(folder: Path, kind: str, result: dict[str, Any], complete: bool) -> None:
-    """Writes the raw result, then the page over it and the other kind's last one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    prefix = "" if complete else "partial-"
-    (folder / f"{prefix}{kind}.json").write_bytes(orjson.dumps(result, option=orjson.OPT_INDENT_2) + b"\n")
-    found = {}
-    for each in ("load", "micro"):
-        raw = folder / f"{prefix}{each}.json"
-        found[each] = orjson.loads(raw.read_bytes()) if raw.exists() else None
-    page = folder / ("latest.md" if complete else "partial.md")
-    page.write_text(report.page(found["load"], found["micro"], TITLES))
-    print(f"wrote {page}")
+def measure(kind: str, options: argparse.Namespace) -> dict[str, Any] | None:
+    """The raw result of one kind, or None when `--only` leaves nothing of it. Raises BenchError."""
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS).get(kind, 1)
+    seconds = options.seconds or (1 if options.quick else SECONDS)
+    only = options.only
+    if kind == "micro":
+        groups = micro.wanted(only)
+        return micro.run(groups, rounds) if groups else None
+    if only and kind not in ("load", "bodies"):
+        return None
+    if kind == "workers":
+        return workers.run(rounds, seconds)
+    if kind == "attribute":
+        return attribute.run(seconds)
+    names, missing = choose_peers(options.peers)
+    if kind == "load":
+        plan = load_plan(options, names, rounds)
+        found = load.run(plan) if plan.cases else None
+    elif kind == "bodies":
+        found = bodies.run(names, rounds, only) if not only or set(only) & set(bodies.TITLES) else None
+    elif kind == "pace":
+        found = pace.run(names, rounds, max(2, seconds))
+    else:
+        found = idle.run(names, 1_000 if options.quick else idle.CONNECTIONS)
+    if found is not None:
+        found["settings"]["missing"] = missing
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    kinds: list[str] = list(MEASURED) if options.what == "all" else [options.what]
     try:
-        if options.what in ("micro", "all") and (groups := micro.wanted(options.only)):
-            keep(options.out, "micro", micro.run(groups, options.rounds, quick=options.quick), whole(options))
-        if options.what in ("load", "all") and (plan := load_plan(options)).cases:
-            keep(options.out, "load", load.run(plan), whole(options))
+        for kind in kinds:
+            result = measure(kind, options)
+            if result is not None:
+                keep(options.out, kind, result, whole(options, kind))
     except BenchError as error:
         print(f"benchmark failed: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 1

@@ -10,10 +10,10 @@ from benchmarks.failure import BenchError
 from benchmarks.stats import Spread, round_ratios, spread
 
 Row = Mapping[str, Any]
+Page = Callable[[Row, Mapping[str, str]], str]
 OURS = "graylb"
 DISTURBED = 0.03
 """Share of the proxy's core beyond which other work makes the figures no good."""
-TITLES = {"graylb": "graylb", "nginx": "nginx", "haproxy": "HAProxy", "floor": "floor"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -31,6 +31,10 @@ def ratio(value: Spread) -> str:
     return f"**{value.median:.2f}** ({value.low:.2f}–{value.high:.2f})"
 
 
+def verdict(held: bool) -> str:
+    return "holds" if held else "**broken**"
+
+
 def by_round(runs: Sequence[Row], case: str, peer: str, figure: str) -> dict[int, float]:
     """round -> figure. Raises BenchError when a round stands twice."""
     found: dict[int, float] = {}
@@ -42,24 +46,30 @@ def by_round(runs: Sequence[Row], case: str, peer: str, figure: str) -> dict[int
     return found
 
 
+def median_of(runs: Sequence[Row], case: str, peer: str, figure: str) -> str:
+    """The median over rounds, or a dash where the peer has no part in the case."""
+    found = by_round(runs, case, peer, figure)
+    return number(spread(list(found.values()), f"{case}, {peer}, {figure}").median) if found else "–"
+
+
+def ratio_of(runs: Sequence[Row], case: str, other: str, figure: str, ours: str = OURS) -> str:
+    """`ours` to `other`, within rounds; a dash where one of them has no part in the case."""
+    mine, theirs = by_round(runs, case, ours, figure), by_round(runs, case, other, figure)
+    return ratio(round_ratios(mine, theirs, f"{case}, {ours}/{other}, {figure}")) if mine and theirs else "–"
+
+
 def figures(result: Row, titles: Mapping[str, str], figure: str, *, compare: bool) -> str:
-    """One table: medians of `figure` by case and peer, and with `compare` graylb's ratio to each other peer."""
+    """Medians of `figure` by case and peer; with `compare` a second table of graylb's ratio to each other peer."""
     settings, runs = result["settings"], result["runs"]
     names: list[str] = settings["peers"]
-    others = [name for name in names if name != OURS] if compare and OURS in names else []
-    rows = []
-    for case in settings["cases"]:
-        cells = [titles.get(case, case)]
-        found = {name: by_round(runs, case, name, figure) for name in names}
-        for name in names:
-            what = f"{case}, {name}, {figure}"
-            cells.append(number(spread(list(found[name].values()), what).median) if found[name] else "–")
-        for other in others:
-            what = f"{case}, graylb/{other}, {figure}"
-            cells.append(ratio(round_ratios(found[OURS], found[other], what)) if found[other] else "–")
-        rows.append(cells)
-    head = ["case", *(TITLES[name] for name in names), *(f"graylb / {TITLES[other]}" for other in others)]
-    return table(head, rows)
+    cases = settings["cases"]
+    rows = [[titles.get(case, case), *(median_of(runs, case, name, figure) for name in names)] for case in cases]
+    text = table(["case", *(titles.get(name, name) for name in names)], rows)
+    others = [name for name in names if name != OURS]
+    if not compare or OURS not in names or not others:
+        return text
+    ratios = [[titles.get(case, case), *(ratio_of(runs, case, other, figure) for other in others)] for case in cases]
+    return text + "\n" + table(["graylb to", *(titles.get(name, name) for name in others)], ratios)
 
 
 def latencies(result: Row, titles: Mapping[str, str]) -> str:
@@ -75,7 +85,7 @@ def latencies(result: Row, titles: Mapping[str, str]) -> str:
                     parts.append(number(spread(values, f"{case}, {name}, {figure}").median / 1000))
             cells.append(" / ".join(parts) or "–")
         rows.append(cells)
-    return table(["case", *(TITLES[name] for name in settings["peers"])], rows)
+    return table(["case", *(titles.get(name, name) for name in settings["peers"])], rows)
 
 
 def memories(result: Row, titles: Mapping[str, str]) -> str:
@@ -111,14 +121,19 @@ def load_page(result: Row, titles: Mapping[str, str]) -> str:
         ("Memory of the whole process tree under load", lambda: memories(result, titles)),
     ]
     text = f"## Load\n\n{stamp_lines(result)}- {length}; {cores}\n"
+    if settings.get("missing"):
+        text += (
+            f"- not installed, so not measured: {', '.join(titles.get(each, each) for each in settings['missing'])}\n"
+        )
     others = statistics.median(run["disturbance"] for run in result["runs"])
     if others > DISTURBED:
         text += f"- **disturbed**: others took {others:.0%} of the proxy's core in the median run\n"
     text += "\nMedians over rounds; a ratio is the median of the ratios within each round (lowest–highest).\n"
+    text += "A dash: no part of the case (slow peers run some cases only).\n"
     return text + "".join(f"\n### {title}\n\n{make()}" for title, make in parts)
 
 
-def micro_page(result: Row) -> str:
+def micro_page(result: Row, titles: Mapping[str, str]) -> str:
     settings, rows = result["settings"], []
     for name in settings["operations"]:
         values = [run["ns"] for run in result["runs"] if run["operation"] == name]
@@ -133,18 +148,14 @@ def micro_page(result: Row) -> str:
             for end in ("small", "large")
         )
         found = round_ratios(large, small, f"{law['large']} / {law['small']}")
-        verdict = "holds" if found.median < law["below"] else "**broken**"
-        growth.append([f"{law['large']} / {law['small']}", ratio(found), f"< {law['below']}", verdict])
+        held = verdict(found.median < law["below"])
+        growth.append([f"{law['large']} / {law['small']}", ratio(found), f"< {law['below']}", held])
     if growth:
         text += "\n" + table(["growth", "ratio", "law", "verdict"], growth)
     return text
 
 
-def page(load: Row | None, micro: Row | None, titles: Mapping[str, str]) -> str:
-    """The whole page. `titles`: case name -> what readers see."""
+def page(found: Mapping[str, Row], pages: Mapping[str, Page], titles: Mapping[str, str]) -> str:
+    """The whole page: what `pages` makes of each raw result, in their order. `titles`: name -> what readers see."""
     text = "# Benchmark results\n\nGenerated by `make bench`; how to read it: `docs/performance.md`.\n"
-    if load is not None:
-        text += "\n" + load_page(load, titles)
-    if micro is not None:
-        text += "\n" + micro_page(micro)
-    return text
+    return text + "".join("\n" + make(found[kind], titles) for kind, make in pages.items() if kind in found)

@@ -14,30 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import graylb
-from benchmarks.failure import BenchError, find_tool
+from benchmarks import programs
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PEERS = {  # name -> (program, Debian package, arguments that print the version)
-    "wrk": ("wrk", "wrk", ["-v"]),
-    "nginx": ("nginx", "nginx", ["-v"]),
-    "haproxy": ("haproxy", "haproxy", ["-v"]),
-    "cc": ("cc", "gcc", ["--version"]),
-}
 LIBRARIES = ("uvloop", "httptools", "google-re2", "cython")
-
-
-def first_version(text: str, what: str) -> str:
-    """The first dotted number of what a program says about itself. Raises BenchError if there is none."""
-    found = re.search(r"\d+\.\d[\w.+~:-]*", text)
-    if found is None:
-        raise BenchError(f"{what}: no version in {text[:80]!r}")
-    return found.group()
-
-
-def version_of(peer: str) -> str:
-    program, package, arguments = PEERS[peer]
-    done = subprocess.run([find_tool(program, package), *arguments], capture_output=True, text=True, check=False)
-    return first_version(done.stdout + done.stderr, peer)
 
 
 def commit_of(repository: Path) -> tuple[str, bool]:
@@ -72,8 +52,8 @@ def library_versions() -> Mapping[str, str]:
     return found
 
 
-def environment(peers: tuple[str, ...]) -> dict[str, Any]:
-    """The stamp of one run. `peers`: whose versions belong in it; a missing program raises BenchError."""
+def environment(names: tuple[str, ...]) -> dict[str, Any]:
+    """The stamp of one run. `names`: the programs whose versions belong in it; a missing one raises BenchError."""
     commit, dirty = commit_of(REPOSITORY)
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,6 +66,6 @@ def environment(peers: tuple[str, ...]) -> dict[str, Any]:
         "memory": key_value(Path("/proc/meminfo").read_text(), "MemTotal") or "unknown",
         "python": platform.python_version(),
         "libraries": library_versions(),
-        "versions": {peer: version_of(peer) for peer in peers},
+        "versions": {name: programs.version_of(name) for name in names},
         "load_average": os.getloadavg()[0],  # before the run: others at work on the machine
     }

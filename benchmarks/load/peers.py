@@ -1,4 +1,4 @@
-"""The proxies under test, each configured for the same canary job as well as we know how.
+"""The proxies under test, each configured for the same canary job as well as we know how (`configs/`).
 
 The job: `user-group: beta` or `x-service-version: v2` goes to v2, all else is split 95/5; keep-alive on both sides,
 pooled HTTP/1.1 connections upstream, X-Forwarded-For appended.
@@ -6,23 +6,26 @@ pooled HTTP/1.1 connections upstream, X-Forwarded-For appended.
 
 from __future__ import annotations
 
+import http.client
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from benchmarks.failure import BenchError, find_tool
-from benchmarks.load.cases import CASES
+from benchmarks import programs
+from benchmarks.failure import BenchError
+from benchmarks.load.cases import MANY_INSTANCES, MANY_RULES
 from benchmarks.load.process import running, wait_until
 
-SMALL = 16 << 10
-"""Bytes that fit nginx's small buffers."""
 NATIVE = Path(__file__).parent / "native"
+CONFIGS = Path(__file__).parent / "configs"
+SOURCES = ("upstream", "floor", "pace", "transfer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,109 +38,40 @@ class Upstreams:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A proxy that listens on 127.0.0.1:`port`; `pid` is the root of its process tree."""
+    """A proxy that listens on 127.0.0.1:`port`; `pid` is the root of its process tree, `admin` graylb's admin port."""
 
     name: str
     port: int
     pid: int
+    admin: int = 0
 
 
-# The split draws on three cheap variables: nginx's customary $request_id costs it 13 % in random bytes. Upstream
-# connections are never retired, a buffer holds a whole small answer, nothing is written to disk. Large bodies have
-# locations of their own, where one large buffer is passed on at once: half the cost of any number of smaller ones.
-NGINX = """
-daemon off;
-worker_processes 1;
-pid {work}/nginx.pid;
-error_log {work}/nginx-error.log error;
-worker_rlimit_nofile 16384;
-events {{ worker_connections 8192; multi_accept on; }}
-http {{
-    access_log off;
-    server_tokens off;
-    tcp_nodelay on;
-    keepalive_timeout 300s;
-    keepalive_requests 1000000000;
-    reset_timedout_connection off;
-    client_body_temp_path {work}/nginx-body;
-    proxy_temp_path {work}/nginx-proxy;
-    fastcgi_temp_path {work}/nginx-fastcgi;
-    uwsgi_temp_path {work}/nginx-uwsgi;
-    scgi_temp_path {work}/nginx-scgi;
-    client_body_buffer_size 128k;
-    client_max_body_size 0;
-    proxy_buffer_size 16k;
-    proxy_buffers 16 16k;
-    proxy_max_temp_file_size 0;
-    proxy_http_version 1.1;
-    proxy_set_header Connection "";
-    proxy_set_header Host $http_host;
-    proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-    split_clients "$remote_port$connection_requests$msec" $drawn {{ 5% v2; * v1; }}
-    map $http_user_group $by_group {{ beta v2; default $drawn; }}
-    map $http_x_service_version $version {{ v2 v2; default $by_group; }}
-    upstream v1 {{ server 127.0.0.1:{v1}; keepalive 1024; keepalive_requests 1000000000; keepalive_timeout 300s; }}
-    upstream v2 {{ server 127.0.0.1:{v2}; keepalive 1024; keepalive_requests 1000000000; keepalive_timeout 300s; }}
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        location / {{ proxy_pass http://$version; }}
-{large}    }}
-}}
-"""
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a proxy is started with. `connections`: how many clients it must take at once."""
 
-NGINX_LARGE = """\
-        location = /{size} {{
-            proxy_pass http://$version;
-            proxy_buffering off;
-            proxy_buffer_size 256k;
-            proxy_buffers 3 256k;  # unused, but nginx checks it against the size above
-            proxy_busy_buffers_size 256k;
-        }}
-"""
+    work: Path
+    cores: frozenset[int]
+    to: Upstreams
+    connections: int = 4096
+    workers: int = 1  # graylb alone
 
-# Splicing halves the cost of 1 MiB and leaves small answers alone; splice-auto never decides for it here.
-HAPROXY = """
-global
-    nbthread 1
-    maxconn 4096
-defaults
-    mode http
-    http-reuse always
-    option splice-response
-    timeout connect 5s
-    timeout client 300s
-    timeout server 300s
-    timeout http-keep-alive 300s
-frontend canary
-    bind 127.0.0.1:{port} backlog 4096
-    option forwardfor
-    acl beta req.hdr(user-group) -m str beta
-    acl pinned req.hdr(x-service-version) -m str v2
-    use_backend v2 if pinned or beta
-    use_backend v2 if {{ rand(100) lt 5 }}
-    default_backend v1
-backend v1
-    server a 127.0.0.1:{v1} pool-max-conn 1024
-backend v2
-    server a 127.0.0.1:{v2} pool-max-conn 1024
-"""
 
-GRAYLB = """
-listeners:
-  - {{address: 127.0.0.1:0}}
-services:
-  canary:
-    hosts: ["*"]
-    paths: [/]
-    stable: v1
-    split: {{v1: 95, v2: 5}}
-    rules:
-      - {{name: pinned, match: {{headers: {{x-service-version: v2}}}}, to: v2}}
-      - {{name: testers, match: {{headers: {{user-group: beta}}}}, to: v2}}
-    instances:
-      - {{address: "127.0.0.1:{v1}", version: v1}}
-      - {{address: "127.0.0.1:{v2}", version: v2}}
-"""
+def filled(text: str, **values: object) -> str:
+    """`text` with every @name@ replaced. Raises BenchError for one that has no value."""
+
+    def value(found: re.Match[str]) -> str:
+        if found.group(1) not in values:
+            raise BenchError(f"a configuration asks for @{found.group(1)}@, which has no value")
+        return str(values[found.group(1)])
+
+    return re.sub(r"@([a-z0-9_]+)@", value, text)
+
+
+def write_config(setting: Setting, template: str, to: Path, **values: object) -> Path:
+    text = (CONFIGS / template).read_text()
+    to.write_text(filled(text, work=setting.work, v1=setting.to.v1, v2=setting.to.v2, **values))
+    return to
 
 
 def free_port() -> int:
@@ -149,16 +83,22 @@ def free_port() -> int:
         return port
 
 
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def answers(port: int) -> bool:
+    """Whether a request gets through to an upstream: some proxies listen before they know their routes."""
+    probe = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        probe.request("GET", "/count")  # which the upstreams do not count
+        return probe.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        probe.close()
 
 
-def compile_native(work: Path) -> None:
-    """Builds `upstream` and `floor` in `work`. Raises BenchError with the compiler's words."""
-    compiler = find_tool("cc", "gcc")
-    for name in ("upstream", "floor"):
-        command = [compiler, "-O2", "-Wall", "-Wextra", "-o", str(work / name), str(NATIVE / f"{name}.c")]
+def compile_native(work: Path, names: Sequence[str] = SOURCES) -> None:
+    """Builds the native programs in `work`. Raises BenchError with the compiler's words."""
+    for name in names:
+        command = [programs.find("cc"), "-O2", "-Wall", "-Wextra", "-o", str(work / name), str(NATIVE / f"{name}.c")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"{name}.c does not compile:\n{done.stderr}")
@@ -182,57 +122,152 @@ def upstream(version: str, work: Path, cores: frozenset[int]) -> Iterator[int]:
 
 
 @contextmanager
-def floor(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
-    command = [str(work / "floor"), "20", str(to.v1), str(to.v2)]
-    with running("floor", command, cores, work / "floor.log", tells=True) as process:
+def listening(
+    setting: Setting, name: str, command: Sequence[str], port: int, variables: dict[str, str] | None = None
+) -> Iterator[Peer]:
+    """A proxy that was told its port."""
+    with running(name, command, setting.cores, setting.work / f"{name}.log", variables=variables) as process:
+        wait_until(lambda: answers(port), process, name)
+        yield Peer(name, port, process.pid)
+
+
+@contextmanager
+def floor(setting: Setting) -> Iterator[Peer]:
+    command = [str(setting.work / "floor"), "20", str(setting.to.v1), str(setting.to.v2)]
+    with running("floor", command, setting.cores, setting.work / "floor.log", tells=True) as process:
         yield Peer("floor", told_port(process, "floor"), process.pid)
 
 
-@contextmanager
-def nginx(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
-    port, config = free_port(), work / "nginx.conf"
-    large = "".join(NGINX_LARGE.format(size=case.size) for case in CASES if case.size > SMALL)
-    config.write_text(NGINX.format(work=work, port=port, v1=to.v1, v2=to.v2, large=large))
-    command = [find_tool("nginx", "nginx"), "-e", str(work / "nginx-error.log"), "-p", str(work), "-c", str(config)]
-    with running("nginx", command, cores, work / "nginx.log") as process:
-        wait_until(lambda: accepts(port), process, "nginx")
-        yield Peer("nginx", port, process.pid)
+def nginx(setting: Setting, name: str = "nginx") -> AbstractContextManager[Peer]:
+    port, work = free_port(), setting.work
+    write_config(setting, "nginx-large.conf", work / f"{name}-large.conf")
+    room = 2 * setting.connections + 200
+    config = write_config(setting, "nginx.conf", work / f"{name}.conf", name=name, port=port, descriptors=room)
+    command = [programs.find(name), "-e", str(work / f"{name}-error.log"), "-p", str(work), "-c", str(config)]
+    return listening(setting, name, command, port)
+
+
+def haproxy(setting: Setting, name: str = "haproxy") -> AbstractContextManager[Peer]:
+    port, program = free_port(), programs.find(name)
+    config = write_config(
+        setting, "haproxy.cfg", setting.work / f"{name}.cfg", port=port, connections=setting.connections
+    )
+    # the newer one brings its libraries along
+    variables = {"LD_LIBRARY_PATH": str(Path(program).parent / "lib")} if name == "haproxy-new" else None
+    return listening(setting, name, [program, "-db", "-f", str(config)], port, variables)
+
+
+def envoy(setting: Setting) -> AbstractContextManager[Peer]:
+    port = free_port()
+    config = write_config(setting, "envoy.yaml", setting.work / "envoy.yaml", port=port)
+    command = [programs.find("envoy"), "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
+    return listening(setting, "envoy", command, port)
+
+
+# One thread runs Go code, and the collector may let garbage grow to four times what is in use before it starts.
+GO = {"GOMAXPROCS": "1", "GOGC": "400"}
+
+
+def traefik(setting: Setting) -> AbstractContextManager[Peer]:
+    port = free_port()
+    write_config(setting, "traefik-routes.yaml", setting.work / "traefik-routes.yaml")
+    config = write_config(setting, "traefik.yaml", setting.work / "traefik.yaml", port=port)
+    return listening(setting, "traefik", [programs.find("traefik"), f"--configFile={config}"], port, GO)
+
+
+def caddy(setting: Setting) -> AbstractContextManager[Peer]:
+    port = free_port()
+    config = write_config(setting, "caddy.json", setting.work / "caddy.json", port=port)
+    variables = {**GO, "XDG_DATA_HOME": str(setting.work), "XDG_CONFIG_HOME": str(setting.work)}
+    return listening(setting, "caddy", [programs.find("caddy"), "run", "--config", str(config)], port, variables)
 
 
 @contextmanager
-def haproxy(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
-    port, config = free_port(), work / "haproxy.cfg"
-    config.write_text(HAPROXY.format(port=port, v1=to.v1, v2=to.v2))
-    command = [find_tool("haproxy", "haproxy"), "-db", "-f", str(config)]
-    with running("haproxy", command, cores, work / "haproxy.log") as process:
-        wait_until(lambda: accepts(port), process, "haproxy")
-        yield Peer("haproxy", port, process.pid)
-
-
-@contextmanager
-def graylb(work: Path, cores: frozenset[int], to: Upstreams) -> Iterator[Peer]:
-    config, ports = work / "graylb.yaml", work / "graylb-ports.json"
-    config.write_text(GRAYLB.format(v1=to.v1, v2=to.v2))
+def graylb(setting: Setting, name: str = "graylb", rules: str = "", instances: str = "") -> Iterator[Peer]:
+    """`rules` and `instances`: lines to add to the document."""
+    folder = setting.work / f"{name}-{setting.workers}"
+    folder.mkdir()
+    ports = folder / "ports.json"
+    more = {"rules": rules, "instances": instances, "workers": setting.workers}
+    config = write_config(setting, "graylb.yaml", folder / "graylb.yaml", **more)
     command = [sys.executable, "-m", "graylb.cli", "run", "-c", str(config), "--ports-file", str(ports)]
-    with running("graylb", command, cores, work / "graylb.log") as process:
-        wait_until(lambda: ports.exists(), process, "graylb")
-        port = first_port(ports.read_bytes())
-        wait_until(lambda: accepts(port), process, "graylb")
-        yield Peer("graylb", port, process.pid)
+    with running(name, command, setting.cores, folder / "graylb.log") as process:
+        wait_until(lambda: ports.exists(), process, name, seconds=30)
+        port, admin = told_ports(ports.read_bytes())
+        wait_until(lambda: answers(port), process, name)
+        yield Peer(name, port, process.pid, admin)
 
 
-def first_port(text: bytes) -> int:
-    """The first listener's port of graylb's ports file. Raises BenchError when it names none."""
-    listeners = orjson.loads(text).get("listeners")
-    if not listeners:
-        raise BenchError(f"graylb's ports file names no listener: {text.decode()}")
-    return int(listeners[0].rpartition(":")[2])
+def user_rule(user: str, version: str) -> str:
+    return f"      - {{name: {user}, match: {{headers: {{x-user-id: {user}}}}}, to: {version}}}\n"
 
 
-START: dict[str, Callable[[Path, frozenset[int], Upstreams], AbstractContextManager[Peer]]] = {
-    "graylb": graylb,
-    "nginx": nginx,
-    "haproxy": haproxy,
-    "floor": floor,
+def three_rules(setting: Setting) -> AbstractContextManager[Peer]:
+    return graylb(setting, rules=user_rule("nobody", "v2"))
+
+
+def many_rules(setting: Setting) -> AbstractContextManager[Peer]:
+    """A rule for each user, 5 % of which go to v2 as in the split, and a version of instances that nobody asks."""
+    rules = "".join(user_rule(f"u{each}", "v2" if each % 20 == 0 else "v1") for each in range(MANY_RULES))
+    addresses = (f"10.0.{each >> 8}.{each & 255}:80" for each in range(MANY_INSTANCES - 2))
+    instances = "".join(f'      - {{address: "{address}", version: v3}}\n' for address in addresses)
+    return graylb(setting, "graylb-10k", rules, instances)
+
+
+def told_ports(text: bytes) -> tuple[int, int]:
+    """The first listener's port and the admin port of graylb's ports file. Raises BenchError when one is missing."""
+    said = orjson.loads(text)
+    if not said.get("listeners") or not said.get("admin"):
+        raise BenchError(f"graylb's ports file names no listener or no admin address: {text.decode()}")
+    return int(said["listeners"][0].rpartition(":")[2]), int(said["admin"].rpartition(":")[2])
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A peer: what readers call it, how to start it, and whether it is part of a whole run.
+
+    `program` is the name in programs.PROGRAMS, empty for what is our own; `slow` ones run some of the cases only.
+    """
+
+    title: str
+    start: Callable[[Setting], AbstractContextManager[Peer]]
+    program: str = ""
+    standard: bool = True
+    slow: bool = False
+
+
+KINDS = {
+    "graylb": Kind("graylb", three_rules),
+    "graylb-10k": Kind("graylb, many rules", many_rules),
+    "nginx": Kind("nginx", nginx, "nginx"),
+    "haproxy": Kind("HAProxy", haproxy, "haproxy"),
+    "envoy": Kind("Envoy", envoy, "envoy", slow=True),
+    "traefik": Kind("Traefik", traefik, "traefik", slow=True),
+    "caddy": Kind("Caddy", caddy, "caddy", slow=True),
+    "floor": Kind("floor", floor),
+    "nginx-new": Kind("newer nginx", lambda s: nginx(s, "nginx-new"), "nginx-new", standard=False),
+    "haproxy-new": Kind("newer HAProxy", lambda s: haproxy(s, "haproxy-new"), "haproxy-new", standard=False),
 }
-NAMES = tuple(START)
+NAMES = tuple(KINDS)
+STANDARD = tuple(name for name, kind in KINDS.items() if kind.standard)
+NEEDED = ("graylb", "nginx", "haproxy")
+"""Without these a whole run is none; other peers may be missing from a machine."""
+
+
+def present(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(those whose program is there, the others). Raises BenchError for one of NEEDED that is missing."""
+    there: list[str] = []
+    missing: list[str] = []
+    for name in names:
+        program = KINDS[name].program
+        if program and program not in NEEDED and programs.look_up(program) is None:
+            missing.append(name)
+        else:
+            if program:
+                programs.find(program)
+            there.append(name)
+    return there, missing
+
+
+def programs_of(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(KINDS[name].program for name in names if KINDS[name].program)

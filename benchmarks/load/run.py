@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import stamp
 from benchmarks.failure import BenchError
 from benchmarks.load import peers, wrk
 from benchmarks.load.cases import Case
-from benchmarks.load.peers import Peer, Upstreams
-from benchmarks.load.process import check_idle, check_pinned, cpu_seconds, memory, tree
-from benchmarks.load.verify import check_share, count_at, verify
+from benchmarks.load.peers import KINDS, Peer, Upstreams
+from benchmarks.load.process import cpu_seconds, memory, tree
+from benchmarks.load.stage import Cores, all_up, busy_seconds, end, my_cores, spawn, stage
+from benchmarks.load.verify import check_share, count_at
 from benchmarks.stats import rotated
-
-
-@dataclass(frozen=True, slots=True)
-class Cores:
-    proxy: frozenset[int]
-    load: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,32 +47,20 @@ class Plan:
     peers: Sequence[str]
     rounds: int
     seconds: int
+    chosen: bool = False  # the cases were asked for by name: slow peers run them, too
 
 
-def choose_cores(available: frozenset[int]) -> Cores:
-    """The last core for the proxy, all others for load and upstreams. Raises BenchError with fewer than two."""
-    if len(available) < 2:
-        raise BenchError(f"{len(available)} core available, expected 2: one for the proxy, the others for the load")
-    proxy = max(available)
-    return Cores(frozenset({proxy}), available - {proxy})
+def participants(case: Case, names: Sequence[str], *, chosen: bool = False) -> list[str]:
+    """Which of the peers run a case."""
 
+    def takes_part(name: str) -> bool:
+        if case.many or name == "graylb-10k":
+            return case.many and name in ("graylb", "graylb-10k")
+        if name == "floor":
+            return case.floor
+        return case.slow or chosen or not KINDS[name].slow
 
-def participants(case: Case, names: Sequence[str]) -> list[str]:
-    return [name for name in names if name != "floor" or case.floor]
-
-
-@contextmanager
-def stage(names: Sequence[str], cores: Cores, work: Path) -> Iterator[tuple[Upstreams, dict[str, Peer]]]:
-    """Upstreams and proxies, all up, pinned and verified."""
-    with ExitStack() as stack:
-        peers.compile_native(work)
-        to = Upstreams(*(stack.enter_context(peers.upstream(each, work, cores.load)) for each in ("v1", "v2")))
-        up = {name: stack.enter_context(peers.START[name](work, cores.proxy, to)) for name in names}
-        for name, peer in up.items():
-            check_pinned(tree(peer.pid), cores.proxy, name)
-            verify(peer, to)
-        check_idle({name: tree(peer.pid) for name, peer in up.items()})
-        yield to, up
+    return [name for name in names if takes_part(name)]
 
 
 def measure(number: int, case: Case, peer: Peer, to: Upstreams, cores: Cores, seconds: int) -> Run:
@@ -90,13 +69,7 @@ def measure(number: int, case: Case, peer: Peer, to: Upstreams, cores: Cores, se
     processes = tree(peer.pid)
     seen = count_at(to.v1), count_at(to.v2)
     before, busy = cpu_seconds(processes), busy_seconds(cores.proxy)
-    load = subprocess.Popen(
-        wrk.command(case, peer.port, seconds),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores.load),
-    )
+    load = spawn(wrk.command(case, peer.port, seconds), cores.load)
     try:
         try:
             load.wait(seconds * 0.7)  # memory while all connections are in use
@@ -107,9 +80,7 @@ def measure(number: int, case: Case, peer: Peer, to: Upstreams, cores: Cores, se
             found = wrk.finish(load, case, seconds, what)
             raise BenchError(f"{what}: wrk ended early")
     finally:
-        if load.poll() is None:
-            load.kill()
-            load.communicate()
+        end(load)
     spent, busy = cpu_seconds(processes) - before, busy_seconds(cores.proxy) - busy
     if tree(peer.pid) != processes:
         raise BenchError(f"{what}: its processes changed while it was measured")
@@ -132,36 +103,18 @@ def check_served(served: Sequence[int], answered: int, case: Case, peer: str, wh
         check_share(served[1], total, case.v2_share, what)
 
 
-def core_ticks(stat: str, core: int) -> int:
-    """Clock ticks that a core was not idle, hypervisor's theft included, from a /proc/stat text."""
-    for line in stat.splitlines():
-        name, *values = line.split()
-        if name == f"cpu{core}":
-            return sum(map(int, values[:8])) - int(values[3]) - int(values[4])  # less idle and waiting for disks
-    raise BenchError(f"/proc/stat tells nothing of core {core}")
-
-
-def busy_seconds(cores: Iterable[int]) -> float:
-    stat = Path("/proc/stat").read_text()
-    return sum(core_ticks(stat, core) for core in cores) / os.sysconf("SC_CLK_TCK")
-
-
 def run(plan: Plan, *, tell: bool = True) -> dict[str, Any]:
     """All rounds of `plan`: the raw result, ready for JSON. Raises BenchError."""
-    cores = choose_cores(frozenset(os.sched_getaffinity(0)))
-    programs = tuple(name for name in ("nginx", "haproxy") if name in plan.peers)
-    environment = stamp.environment(("wrk", *programs, "cc"))
+    cores = my_cores()
+    environment = stamp.environment(("wrk", *peers.programs_of(plan.peers), "cc"))
     runs: list[Run] = []
-    with tempfile.TemporaryDirectory(prefix="graylb-bench-") as folder:
-        work = Path(folder)
-        work.chmod(0o755)  # nginx workers run as another user
-        with stage(plan.peers, cores, work) as (to, up):
-            for number in range(1, plan.rounds + 1):
-                for index, case in enumerate(plan.cases):
-                    for name in rotated(participants(case, plan.peers), number + index):
-                        runs.append(measure(number, case, up[name], to, cores, plan.seconds))
-                        if tell:
-                            print(line(runs[-1]), flush=True)
+    with stage(cores) as on, all_up(on, plan.peers) as up:
+        for number in range(1, plan.rounds + 1):
+            for index, case in enumerate(plan.cases):
+                for name in rotated(participants(case, plan.peers, chosen=plan.chosen), number + index):
+                    runs.append(measure(number, case, up[name], on.to, cores, plan.seconds))
+                    if tell:
+                        print(line(runs[-1]), flush=True)
     return {
         "kind": "load",
         "stamp": environment,
@@ -179,6 +132,6 @@ def run(plan: Plan, *, tell: bool = True) -> dict[str, Any]:
 
 def line(each: Run) -> str:
     return (
-        f"round {each.round} {each.case:13} {each.peer:8} {each.rps:9.0f} rq/s  cpu {each.cpu_us:7.2f} us"
+        f"round {each.round} {each.case:13} {each.peer:10} {each.rps:9.0f} rq/s  cpu {each.cpu_us:7.2f} us"
         f"  core {each.core_share:4.0%}  p50 {each.p50_us} p99 {each.p99_us} p99.9 {each.p999_us} us"
     )

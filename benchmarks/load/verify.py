@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.failure import BenchError
@@ -108,6 +108,13 @@ class Verifier:
             if versions != {"v2"}:
                 raise self.fail(f"{name}: {value} went to {sorted(versions)}, expected v2 alone")
 
+    def users(self, numbers: Iterable[int] = (0, 1, 19, 20, 9_980, 9_999)) -> None:
+        """The peer of many rules: a rule for each user, every twentieth goes to v2."""
+        for number in numbers:
+            version = ask(self.clients[0], "/128", {"x-user-id": f"u{number}"})[0]
+            if version != ("v2" if number % 20 == 0 else "v1"):
+                raise self.fail(f"user u{number} went to {version}")
+
     def split(self) -> None:
         versions = [ask(client, "/128")[0] for _ in range(REQUESTS_EACH) for client in self.clients]
         if set(versions) != {"v1", "v2"}:
@@ -121,7 +128,8 @@ class Verifier:
             raise self.fail("it closes a client's connection after one request")
         if " http/1.1\r\n" not in head or "connection: close" in head:
             raise self.fail(f"upstream it does not speak HTTP/1.1 with keep-alive: {head!r}")
-        if "x-forwarded-for: 127.0.0.1\r\n" not in head:
+        # Envoy puts the machine's own address in place of a loopback one
+        if not re.search(r"\r\nx-forwarded-for: [0-9.]+\r\n", head):
             raise self.fail(f"no X-Forwarded-For of the client arrives upstream: {head!r}")
 
     def pooling(self, before: int, to: Upstreams) -> None:
@@ -145,6 +153,8 @@ def verify(peer: Peer, to: Upstreams) -> None:
             verifier.split()
             verifier.forwarding()
             verifier.pooling(before, to)
+        if peer.name == "graylb-10k":
+            verifier.users()
     except BenchError as error:
         raise BenchError(f"{peer.name}: {error}") from error
     finally:

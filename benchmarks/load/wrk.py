@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from benchmarks.failure import BenchError, find_tool
+from benchmarks import programs
+from benchmarks.failure import BenchError
 from benchmarks.load.cases import Case
 from benchmarks.load.peers import NATIVE
 
@@ -33,17 +34,30 @@ def command(case: Case, port: int, seconds: float) -> list[str]:
     """The command line that measures `case` for `seconds` (whole ones: wrk knows no others) on one thread."""
     headers = [part for name, value in case.headers for part in ("-H", f"{name}: {value}")]
     return [
-        find_tool("wrk", "wrk"), "-t1", f"-c{case.connections}", f"-d{seconds:.0f}s", *headers,
-        "-s", str(NATIVE / "wrk.lua"), f"http://127.0.0.1:{port}/{case.size}", "--", case.method, str(case.body),
+        programs.find("wrk"), "-t1", f"-c{case.connections}", f"-d{seconds:.0f}s", *headers,
+        "-s", str(NATIVE / "wrk.lua"), f"http://127.0.0.1:{port}/{case.size}", "--",
+        case.method, str(case.body), str(case.users),
     ]  # fmt: skip
 
 
-def parse(output: str, size: int, what: str) -> Wrk:
-    """Reads wrk.lua's line. Raises BenchError for any error, no answers, or too few bytes for `size`-byte bodies."""
+def figures(output: str, what: str) -> Mapping[str, Any]:
+    """wrk.lua's line. Raises BenchError unless there is one."""
     lines = [line for line in output.splitlines() if line.startswith("{")]
     if len(lines) != 1:
         raise BenchError(f"{what}: wrk printed {len(lines)} lines of figures, expected 1: {output[-300:]!r}")
     found: Mapping[str, Any] = orjson.loads(lines[0])
+    return found
+
+
+def count(output: str, what: str) -> tuple[int, int]:
+    """(requests answered, failures of any kind). Raises BenchError when wrk told nothing."""
+    found = figures(output, what)
+    return int(found["requests"]), sum(int(found["errors"][kind]) for kind in ERRORS)
+
+
+def parse(output: str, size: int, what: str) -> Wrk:
+    """Reads wrk.lua's line. Raises BenchError for any error, no answers, or too few bytes for `size`-byte bodies."""
+    found = figures(output, what)
     failed = {kind: found["errors"][kind] for kind in ERRORS if found["errors"][kind]}
     if failed:
         raise BenchError(f"{what}: errors {failed} among {found['requests']} requests")

@@ -72,11 +72,10 @@ def measure(operations: Sequence[Operation], rounds: int, tell: Callable[[str], 
     return rows
 
 
-def run(groups: Sequence[str], rounds: int | None, *, quick: bool) -> dict[str, Any]:
-    """The raw result, ready for JSON. Raises BenchError."""
+def run(groups: Sequence[str], count: int) -> dict[str, Any]:
+    """`count` rounds: the raw result, ready for JSON. Raises BenchError."""
     environment = stamp.environment(())
     operations = build(groups)
-    count = rounds or (5 if quick else 15)
     rows = measure(operations, count, lambda text: print(text, flush=True))
     names = [each.name for each in operations]
     laws = [asdict(law) for law in LAWS if law.small in names and law.large in names]

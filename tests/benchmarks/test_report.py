@@ -9,11 +9,17 @@ import orjson
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import report, stamp
+from benchmarks import programs, report, stamp
 from benchmarks.failure import BenchError
+from benchmarks.keep import PAGES, TITLES, keep
+from benchmarks.load.peers import KINDS
 from benchmarks.micro import run as micro
 from benchmarks.micro import snapshots
 from benchmarks.micro.run import Operation
+
+
+def page(kind: str, result: dict[str, Any], titles: dict[str, str] | None = None) -> str:
+    return report.page({kind: result}, PAGES, titles or TITLES)
 
 
 def load_result(**figures: list[float]) -> dict[str, Any]:
@@ -58,41 +64,53 @@ def test_outside_of_git_the_commit_is_unknown(tmp_path: Path) -> None:
         ("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/", "2.6.12-1+deb12u4"),
         ("wrk debian/4.1.0-3+b2 [epoll] Copyright", "4.1.0-3+b2"),
         ("cc (Debian 12.2.0-14) 12.2.0", "12.2.0-14"),
+        ("envoy  version: 9e5580933739775e8bce/1.40.0/Clean/RELEASE/BoringSSL", "1.40.0"),
+        ("v2.11.7 h1:yj0Y4fYZGPkSvibBJ1sTWE33xC0fxztVyXEW5iIdUT4=", "2.11.7"),
     ],
 )
 def test_versions_are_found_in_what_programs_say(text: str, version: str) -> None:
-    assert stamp.first_version(text, "x") == version
+    assert programs.first_version(text, "x") == version
 
 
 def test_a_program_without_a_version_is_refused() -> None:
     with pytest.raises(BenchError, match="no version"):
-        stamp.first_version("hello", "x")
+        programs.first_version("hello", "x")
 
 
 def test_ratios_stand_in_the_page() -> None:
-    page = report.page(load_result(graylb=[10.0, 12.0, 11.0], nginx=[20.0, 20.0, 22.0]), None, {"get-128": "small"})
-    assert "| small | 11.0 | 20.0 | **0.50** (0.50–0.60) |" in page
-    assert "| small | 1.00 / 2.00 / 3.00 | 1.00 / 2.00 / 3.00 |" in page
-    assert "PSS in MiB" in page
-    assert "| small | 2.00 | 2.00 |" in page
+    text = page("load", load_result(graylb=[10.0, 12.0, 11.0], nginx=[20.0, 20.0, 22.0]), {"get-128": "small"})
+    assert "| small | 11.0 | 20.0 |" in text
+    assert "| small | **0.50** (0.50–0.60) |" in text
+    assert "| small | 1.00 / 2.00 / 3.00 | 1.00 / 2.00 / 3.00 |" in text
+    assert "PSS in MiB" in text
+    assert "| small | 2.00 | 2.00 |" in text
+
+
+def test_missing_peers_are_named() -> None:
+    result = load_result(graylb=[10.0])
+    assert "not installed" not in page("load", result)
+    result["settings"]["missing"] = ["envoy", "caddy"]
+    assert "not installed, so not measured: Envoy, Caddy" in page("load", result)
 
 
 def test_a_disturbed_run_says_so() -> None:
     result = load_result(graylb=[10.0, 11.0, 12.0])
-    assert "disturbed" not in report.page(result, None, {})
+    assert "disturbed" not in page("load", result)
     for run in result["runs"]:
         run["disturbance"] = 0.2
-    assert "**disturbed**: others took 20% of the proxy's core" in report.page(result, None, {})
+    assert "**disturbed**: others took 20% of the proxy's core" in page("load", result)
 
 
 def test_a_proxy_that_a_case_leaves_out_is_a_dash() -> None:
     result = load_result(graylb=[10.0], floor=[])
-    assert "| get-128 | 10.0 | – | – |" in report.page(result, None, {})
+    text = page("load", result, {"get-128": "small"})
+    assert "| small | 10.0 | – |" in text
+    assert "| small | – |" in text
 
 
 def test_a_zero_never_reaches_the_page() -> None:
     with pytest.raises(BenchError, match="not a positive number"):
-        report.page(load_result(graylb=[10.0, 0.5], nginx=[20.0, 20.0]) | {"runs": broken()}, None, {})
+        page("load", load_result(graylb=[10.0, 0.5], nginx=[20.0, 20.0]) | {"runs": broken()})
 
 
 def broken() -> list[dict[str, Any]]:
@@ -103,10 +121,10 @@ def broken() -> list[dict[str, Any]]:
 
 def test_a_lost_or_doubled_round_never_reaches_the_page() -> None:
     with pytest.raises(BenchError, match="cannot be compared"):
-        report.page(load_result(graylb=[10.0, 11.0], nginx=[20.0]), None, {})
+        page("load", load_result(graylb=[10.0, 11.0], nginx=[20.0]))
     result = load_result(graylb=[10.0])
     with pytest.raises(BenchError, match="stands twice"):
-        report.page(result | {"runs": result["runs"] * 2}, None, {})
+        page("load", result | {"runs": result["runs"] * 2})
 
 
 @pytest.mark.parametrize(("large", "verdict"), [(110.0, "holds"), (130.0, "**broken**")])
@@ -114,8 +132,8 @@ def test_growth_is_judged_by_its_law(large: float, verdict: str) -> None:
     law = {"small": "a", "large": "b", "below": 1.2}
     rows = [{"round": 1, "operation": "a", "ns": 100.0}, {"round": 1, "operation": "b", "ns": large}]
     settings = {"rounds": 1, "operations": ["a", "b"], "growth": [law]}
-    page = report.page(None, {"stamp": stamp.environment(()), "settings": settings, "runs": rows}, {})
-    assert f"| < 1.2 | {verdict} |" in page
+    text = page("micro", {"stamp": stamp.environment(()), "settings": settings, "runs": rows})
+    assert f"| < 1.2 | {verdict} |" in text
 
 
 def test_every_operation_runs_once_in_every_round() -> None:
@@ -161,18 +179,19 @@ def test_an_operation_without_a_figure_is_refused() -> None:
 
 def test_only_whole_runs_stand_as_the_projects_figures(tmp_path: Path) -> None:
     parse = command.parser().parse_args
-    assert command.whole(parse(["load"]))
+    for more in ([], ["--rounds", "9"], ["--peers", ",".join(KINDS)]):
+        assert command.whole(parse(["load", *more]), "load")
     for cut in (["--quick"], ["--rounds", "1"], ["--seconds", "1"], ["--only", "get-128"], ["--peers", "nginx"]):
-        assert not command.whole(parse(["load", *cut]))
-    command.keep(tmp_path, "load", load_result(graylb=[10.0]), complete=False)
+        assert not command.whole(parse(["load", *cut]), "load")
+    keep(tmp_path, "load", load_result(graylb=[10.0]), complete=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["partial-load.json", "partial.md"]
-    command.keep(tmp_path, "load", load_result(graylb=[10.0]), complete=True)
+    keep(tmp_path, "load", load_result(graylb=[10.0]), complete=True)
     assert orjson.loads((tmp_path / "load.json").read_bytes())["kind"] == "load"
     assert "# Benchmark results" in (tmp_path / "latest.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--peers", "envoy"], ["--peers", "nginx,nginx"], ["--rounds", "0"], ["--only", "x"]]
+    "wrong", [["--peers", "apache"], ["--peers", "nginx,nginx"], ["--rounds", "0"], ["--only", "x"]]
 )
 def test_wrong_usage_exits_with_status_2(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -183,9 +202,10 @@ def test_wrong_usage_exits_with_status_2(wrong: list[str], capsys: pytest.Captur
 
 def test_only_chooses_cases_and_groups() -> None:
     parse = command.parser().parse_args
-    plan = command.load_plan(parse(["--only", "get-1m", "--only", "pick"]))
+    plan = command.load_plan(parse(["--only", "get-1m", "--only", "pick"]), ["graylb"], 3)
+    assert plan.chosen
     assert [case.name for case in plan.cases] == ["get-1m"]
     assert micro.wanted(["get-1m", "pick"]) == ["pick"]
-    quick = command.load_plan(parse(["--quick"]))
+    quick = command.load_plan(parse(["--quick"]), ["graylb"], 3)
     assert quick.cases
     assert all(case.quick for case in quick.cases)

@@ -21,30 +21,30 @@
 
 #define BATCH 256
 
-static void die(const char *what) {
+static inline void die(const char *what) {
     fprintf(stderr, "%s: %s\n", what, errno ? strerror(errno) : "not supported");
     exit(1);
 }
 
-static void *take(size_t size) {
+static inline void *take(size_t size) {
     void *memory = malloc(size);
     if (!memory) die("malloc");
     return memory;
 }
 
-static struct sockaddr_in loopback(int port) {
+static inline struct sockaddr_in loopback(int port) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     return address;
 }
 
-static void no_delay(int fd) {
+static inline void no_delay(int fd) {
     int one = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
 
 /* Listens on a port of the kernel's choice and prints it, one line, so that the parent knows when to go on. */
-static int listen_and_tell(void) {
+static inline int listen_and_tell(void) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     signal(SIGPIPE, SIG_IGN);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -58,7 +58,7 @@ static int listen_and_tell(void) {
 }
 
 /* A non-blocking client socket, or -1 when nobody waits. */
-static int accept_one(int listener) {
+static inline int accept_one(int listener) {
     int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) no_delay(fd);
     else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) die("accept4");

@@ -12,21 +12,25 @@
 #include "common.h"
 
 #define HEAD_MAX 16384
-#define BODY_MAX (64 << 20)
-#define SCRATCH (256 << 10)
+#define WHOLE_MAX (4 << 20) /* bodies up to here are kept in one piece with their heads */
+#define BODY_MAX (64ull << 30)
+#define SCRATCH (1 << 20)
+#define BURST 8 /* sends in a row for one connection */
 
-struct reply {  /* head and body of /N in one piece */
+struct reply {  /* head of /N, with the body in one piece unless that is large */
     struct reply *next;
-    size_t body, length;
+    uint64_t body, more; /* `more`: bytes of the body that are not in `bytes` */
+    size_t length;
     char *bytes;
 };
 
 struct connection {
     int fd, writing;
     size_t held;         /* bytes of an incomplete head in `head` */
-    size_t body_left;    /* of the request that is arriving */
+    uint64_t body_left;  /* of the request that is arriving */
     const char *out;     /* of the answer that is leaving */
     size_t out_left;
+    uint64_t more;       /* bytes of a large body that follow `out` */
     char *own;           /* an answer made for this request only */
     const struct reply *next_reply;
     char head[HEAD_MAX];
@@ -36,26 +40,28 @@ static const char *version;
 static int poller;
 static struct reply *replies;
 static uint64_t requests, bodies, connections;
-static char scratch[SCRATCH];
+static char scratch[SCRATCH], block[WHOLE_MAX];
 
-static size_t render(char **to, const char *body, size_t length) {
+/* A head that announces `announced` bytes, and `length` of them behind it: those at `body`, or x's. */
+static size_t render(char **to, const char *body, size_t length, uint64_t announced) {
     char head[256];
     int size = snprintf(head, sizeof head,
-                        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %zu\r\n"
-                        "Cache-Control: no-store\r\nX-Version: %s\r\n\r\n", length, version);
+                        "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %llu\r\n"
+                        "Cache-Control: no-store\r\nX-Version: %s\r\n\r\n", (unsigned long long)announced, version);
     *to = take((size_t)size + length);
     memcpy(*to, head, (size_t)size);
-    if (body) memcpy(*to + size, body, length);
-    else memset(*to + size, 'x', length);
+    memcpy(*to + size, body, length);
     return (size_t)size + length;
 }
 
-static const struct reply *reply_of(size_t body) {
+static const struct reply *reply_of(uint64_t body) {
     for (struct reply *each = replies; each; each = each->next)
         if (each->body == body) return each;
     struct reply *made = take(sizeof *made);
+    size_t whole = body <= WHOLE_MAX ? (size_t)body : 0;
     made->body = body;
-    made->length = render(&made->bytes, NULL, body);
+    made->more = body - whole;
+    made->length = render(&made->bytes, block, whole, body);
     made->next = replies;
     return replies = made;
 }
@@ -74,9 +80,17 @@ static void drop(struct connection *c) {
 
 /* 0 when the connection is gone. */
 static int flush_out(struct connection *c) {
-    ssize_t sent = send(c->fd, c->out, c->out_left, MSG_NOSIGNAL);
-    if (sent < 0 && errno != EAGAIN) return drop(c), 0;
-    if (sent > 0) c->out += sent, c->out_left -= (size_t)sent;
+    for (int burst = 0; c->out_left && burst < BURST; burst++) {
+        ssize_t sent = send(c->fd, c->out, c->out_left, MSG_NOSIGNAL | (c->more ? MSG_MORE : 0));
+        if (sent < 0 && errno != EAGAIN) return drop(c), 0;
+        if (sent < 0) break;
+        c->out += sent;
+        c->out_left -= (size_t)sent;
+        if (c->out_left || !c->more) break;
+        c->out = block;
+        c->out_left = c->more < WHOLE_MAX ? (size_t)c->more : WHOLE_MAX;
+        c->more -= c->out_left;
+    }
     if (!c->out_left) free(c->own), c->own = NULL;
     if (c->writing != (c->out_left > 0)) watch(c, c->out_left > 0);
     return 1;
@@ -89,6 +103,7 @@ static int answer(struct connection *c) {
         requests++;
         c->out = c->next_reply->bytes;
         c->out_left = c->next_reply->length;
+        c->more = c->next_reply->more;
     }
     return flush_out(c);
 }
@@ -99,15 +114,15 @@ static void plan(struct connection *c, const char *head, size_t length) {
     path++;
     if (!strncmp(path, "/head ", 6)) {
         requests++;
-        c->out_left = render(&c->own, head, length);
+        c->out_left = render(&c->own, head, length, length);
     } else if (!strncmp(path, "/count ", 7)) {
         char text[128];
         int size = snprintf(text, sizeof text, "requests %llu bodies %llu connections %llu\n",
                             (unsigned long long)requests, (unsigned long long)bodies, (unsigned long long)connections);
-        c->out_left = render(&c->own, text, (size_t)size);
+        c->out_left = render(&c->own, text, (size_t)size, (uint64_t)size);
     } else {
         char *end;
-        unsigned long body = *path == '/' ? strtoul(path + 1, &end, 10) : BODY_MAX + 1ul;
+        uint64_t body = *path == '/' ? strtoull(path + 1, &end, 10) : BODY_MAX + 1;
         if (body > BODY_MAX || end == path + 1 || (*end != ' ' && *end != '?')) die("path");
         c->next_reply = reply_of(body);
     }
@@ -117,14 +132,14 @@ static void plan(struct connection *c, const char *head, size_t length) {
 /* Length of the complete head at `data`, 0 when its end is not there yet; sets body_left. */
 static size_t scan(struct connection *c, const char *data, size_t length) {
     const char *line = data, *end = data + length, *newline;
-    size_t body = 0;
+    uint64_t body = 0;
     while ((newline = memchr(line, '\n', (size_t)(end - line)))) {
         if (newline == line || (newline == line + 1 && *line == '\r')) {
             c->body_left = body;
             return (size_t)(newline + 1 - data);
         }
         if ((*line | 32) == 'c' && newline - line > 15 && !strncasecmp(line, "content-length:", 15))
-            body = strtoul(line + 15, NULL, 10);
+            body = strtoull(line + 15, NULL, 10);
         if ((*line | 32) == 't' && newline - line > 18 && !strncasecmp(line, "transfer-encoding:", 18))
             errno = 0, die("a request with a transfer coding");
         line = newline + 1;
@@ -165,7 +180,8 @@ static void serve(struct connection *c, uint32_t events) {
         if (flush_out(c) && events & (EPOLLERR | EPOLLHUP)) drop(c);
         return;
     }
-    ssize_t got = recv(c->fd, scratch, SCRATCH, 0);
+    /* what is body and nothing else is dropped in the kernel, uncopied */
+    ssize_t got = recv(c->fd, scratch, SCRATCH, c->body_left > SCRATCH ? MSG_TRUNC : 0);
     if (got > 0) feed(c, scratch, (size_t)got);
     else if (got == 0 || errno != EAGAIN) drop(c);
 }
@@ -173,6 +189,7 @@ static void serve(struct connection *c, uint32_t events) {
 int main(int count, char **arguments) {
     if (count != 2) return fprintf(stderr, "usage: upstream VERSION\n"), 2;
     version = arguments[1];
+    memset(block, 'x', sizeof block);
     poller = epoll_create1(EPOLL_CLOEXEC);
     int listener = listen_and_tell();
     struct epoll_event batch[BATCH], event = {.events = EPOLLIN, .data.ptr = NULL};

@@ -1,11 +1,23 @@
--- Request of one case, and exact figures as one JSON line: wrk keeps every latency in its own microsecond.
--- Arguments after `--`: METHOD BODY_BYTES. Without a `request` function wrk renders the request once.
+-- Requests of one case, and exact figures as one JSON line: wrk keeps every latency in its own microsecond.
+-- Arguments after `--`: METHOD BODY_BYTES USERS. With USERS each request names the next one in x-user-id: u0, u1, …
+local prepared, turn = {}, 0
+
 function init(arguments)
    wrk.method = arguments[1]
-   local size = tonumber(arguments[2])
+   local size, users = tonumber(arguments[2]), tonumber(arguments[3])
    if size > 0 then
       wrk.body = string.rep("b", size)
       wrk.headers["Content-Type"] = "application/octet-stream"
+   end
+   for each = 0, users - 1 do
+      wrk.headers["X-User-Id"] = "u" .. each
+      prepared[each] = wrk.format()
+   end
+   if users > 0 then
+      request = function() -- without this function wrk renders the request once
+         turn = (turn + 1) % users
+         return prepared[turn]
+      end
    end
 end
 

@@ -1,0 +1,1 @@
+"""A long mixed load: what grows, what leaks, what breaks. `python -m benchmarks.soak`."""

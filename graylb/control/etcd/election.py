@@ -17,7 +17,7 @@ from typing import Final, Self
 from graylb.control.etcd import values
 from graylb.control.etcd.backoff import Backoff
 from graylb.control.etcd.client import Client
-from graylb.control.etcd.errors import EtcdError, Unavailable
+from graylb.control.etcd.errors import EtcdError, LeaseLost, Unavailable
 from graylb.control.etcd.lease import Lease
 from graylb.control.etcd.values import Compare, Delete, Get, KeyValue, Put
 from graylb.control.etcd.watch import watch
@@ -114,6 +114,8 @@ class Election:
                 self._backoff.reset()
             except EtcdError as error:
                 self.problem = error
+                if isinstance(error, LeaseLost):
+                    self._lease.check()
                 await asyncio.sleep(self._backoff.next())
 
     async def _campaign(self, lease_id: int) -> tuple[KeyValue, int]:

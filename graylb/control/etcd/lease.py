@@ -82,6 +82,11 @@ class Lease:
         if self._wanted.get(key) is not None:
             self._want(key, None)
 
+    def check(self) -> None:
+        """Ask etcd now whether it still is there; somebody has reason to doubt it."""
+        self._due = 0.0
+        self._wake.set()
+
     async def settled(self) -> None:
         """Waits until every key is as wanted."""
         await self._settled.wait()

@@ -55,6 +55,7 @@ async def watch(
     async with client.stream() as (link, metadata):
         call = link.watch.Watch(metadata=metadata)
         try:
+            await _create(client, call, request, link.endpoint)
             async with aclosing(_responses(call, request, link.endpoint, client.options.timeout)) as responses:
                 async for response in responses:
                     _check(response, start, cluster_id, link.endpoint)
@@ -71,16 +72,26 @@ def _check(response: Any, start: int, cluster_id: int, endpoint: str) -> None:
         raise Diverged(f"etcd at {endpoint} is at revision {revision}, expected {start - 1} or later")
 
 
+async def _create(client: Client, call: Any, request: Any, endpoint: str) -> None:
+    """Raises EtcdError."""
+    try:
+        async with asyncio.timeout(client.options.timeout):
+            await call.write(request)
+    except TimeoutError as error:
+        raise Unavailable(f"etcd at {endpoint}: no watch within {client.options.timeout:g} s") from error
+    except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+        # etcd ended the stream before it was asked anything, and gRPC forgets why; a plain question gets the reason
+        await client.get(values.decode(request.create_request.key))
+        raise Unavailable(f"etcd at {endpoint} refused the watch") from error
+
+
 async def _responses(call: Any, request: Any, endpoint: str, patience: float) -> AsyncGenerator[Any, None]:
     """Responses with the events of fragments joined, the one that creates the watch first. Raises EtcdError."""
     try:
         async with asyncio.timeout(patience):
-            await call.write(request)
             created = await _read(call, endpoint)
     except TimeoutError as error:
         raise Unavailable(f"etcd at {endpoint}: no watch within {patience:g} s") from error
-    except asyncio.InvalidStateError as error:  # the stream ended before the request was written
-        raise Unavailable(f"etcd at {endpoint}: {await call.details() or 'the stream ended'}") from error
     yield created
     whole = None
     while True:

@@ -139,8 +139,13 @@ class Node:
         return False
 
     def channel(self) -> Any:
-        """A plain channel past the wire, for what a test does behind graylb's back."""
-        return grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)])
+        """A channel past the wire, for what a test does behind graylb's back."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        if self.tls is None:
+            return grpc.insecure_channel(self.address, options)
+        # the server's pair serves as a client's: it is signed by the same CA
+        ca, key, cert = (path.read_bytes() for path in (self.tls.ca, self.tls.key, self.tls.cert))
+        return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(ca, key, cert), options)
 
     @contextlib.contextmanager
     def store(self, **options: Any) -> Iterator[Any]:

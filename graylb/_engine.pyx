@@ -18,9 +18,9 @@ from graylb._gate cimport Gate
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line,
                             reset_head, same_name, scan_request, scan_response, start_body, write_request, write_response)
-from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, S_BODY, S_HEAD, S_LINGER, S_PROXY, S_TUNNEL, S_WAIT, U_BODY, U_HEAD, U_IDLE,
+from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_LINGER, S_PROXY, S_TUNNEL, S_WAIT, U_BODY, U_HEAD, U_IDLE,
                            UPSTREAM, Conn, Counter, Exchange, Peer, Series, TableState, Upstream, record)
-from graylb._pools cimport Pools
+from graylb._pools cimport WARM_EVERY_MS, Pools, may_repeat
 from graylb._proxy cimport ProxyInfo, read_proxy
 from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SMALL, WHEEL, accept_from, close,
                               gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
@@ -39,13 +39,11 @@ cdef extern from * nogil:
 cdef enum:
     FAIR = 524288          # bytes one connection may move before others have their turn
     MAX_ATTEMPTS = 4
-    SAVED_MAX = 65536      # a request longer than this is not kept for another attempt
     LINGER_MS = 2000
     ACCEPT_BATCH = 256
     ACCEPT_PAUSE_MS = 100
     MARGIN = 16384         # room for what heads gain
     SHED_LOOKS = 64        # connections that are looked at for an idle one when there is no room for another
-    WARM_EVERY_MS = 1000
     MAX_LISTENERS = 256
 
 # errors by code, see graylb.errors
@@ -100,7 +98,6 @@ cdef class Engine(Pools):
     cdef Gate gate
     cdef Head head
     cdef Context context
-    cdef uint64_t warmed           # ms
     cdef bint draining
     cdef readonly int exchanges
     cdef readonly int tunnels
@@ -156,11 +153,12 @@ cdef class Engine(Pools):
         before = self.upstreams
         named = {}
         instances = []
-        for service, address, version, _ in table.instance_list():
+        for service, address, version, weight in table.instance_list():
             u = before.get((service, address))
             if u is None or u.version != version:
                 u = Upstream(service, address, version, self._series(service, version))
             u.configure(settings[service]["connections"])
+            if weight == 0: u.warm = 0
             named[service, address] = u
             instances.append(u)
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
@@ -170,8 +168,7 @@ cdef class Engine(Pools):
         self.warm = [u for u in named.values() if u.warm]
         for u in before.values():
             if named.get((u.service, u.address)) is not u: self._retire(u)
-            else:
-                while u.n_waiting and self._has_room(u): self._call(u)      # its maximum may be higher now
+            else: self._fit(u)
         self.series = {key: found for key, found in self.series.items() if key[0] in settings}
         if former is not None: self._judge_tunnels(former)
         self._warm_up()
@@ -409,6 +406,7 @@ cdef class Engine(Pools):
         if c.side == UPSTREAM: self._lost(c)
 
     cdef void _batch_done(self) noexcept:
+        if self.warm and self.now >= self.warmed + WARM_EVERY_MS and not self.closed: self._warm_up()
         if self.draining: self._quiet()
 
     cdef _quiet(self):
@@ -460,7 +458,11 @@ cdef class Engine(Pools):
 
     cdef void _drop_exchange(self, Exchange* x) noexcept:
         """Unties both sides; connections are dealt with by the caller."""
-        if x.waiting: self._leave_queue(<Upstream>(<TableState>x.state).upstreams[x.d.instance], x)
+        cdef Upstream up
+        if x.waiting:
+            up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
+            self._leave_queue(up, x)
+            self._call_all(up)
         if x.client != NULL: x.client.x = NULL
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
         if x.status and x.upstream != NULL: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
@@ -576,11 +578,11 @@ cdef class Engine(Pools):
             if c.state == S_HEAD and x == NULL:
                 if c.held_len: self._fail(c, E_HEADER_TIMEOUT)
                 else: self._kill(c)
-            elif c.state == S_BODY and x != NULL and not x.response_begun and not x.request_done:
+            elif x != NULL and x.waiting and not c.shut: self._fail(c, E_OVERLOADED)
+            elif c.state == S_BODY and x != NULL and not x.waiting and not x.response_begun and not x.request_done:
                 if x.upstream != NULL and x.upstream.out_len:      # it is the upstream that does not read
                     self._set_deadline(c, self.now + self.state.body_ms)
                 else: self._fail(c, E_BODY_TIMEOUT)
-            elif x != NULL and x.waiting and not c.shut: self._fail(c, E_OVERLOADED)
             elif c.state == S_WAIT and x != NULL and x.response_begun: self._place(c)
             else: self._abort(c)
         elif c.state == U_IDLE: self._expired_idle(c)
@@ -819,17 +821,17 @@ cdef class Engine(Pools):
         c.deadline = 0
         # only what may be repeated after it was sent needs a copy; what could not be sent at all is still here
         if x.request_done and x.safe: self._save(x, self.heads, size, piece.data, piece.length)
-        if not self._acquire(x, False):
-            if c.x == x and x.waiting and self._keep_request(x, self.heads, size, piece.data, piece.length) < 0: self._abort(c)
-            return
-        while self._send_two(x.upstream, self.heads, size, piece.data, piece.length) < 0:
+        while True:
+            if not self._acquire(x, x.attempts > 0):
+                if c.x == x and self._keep_request(x, self.heads, size, piece.data, piece.length) < 0: self._abort(c)
+                return
+            if self._send_two(x.upstream, self.heads, size, piece.data, piece.length) >= 0: break
             # the kernel took nothing: a pooled connection was closed under us, and nobody has seen this request
             self._leave(x)
             if x.attempts >= MAX_ATTEMPTS:
                 self._fail(c, E_UPSTREAM_RESET)
                 return
             self.retries += 1
-            if not self._acquire(x, True): return
         self._await(x)
 
     cdef void _leave(self, Exchange* x) noexcept:
@@ -866,7 +868,11 @@ cdef class Engine(Pools):
     cdef void _serve(self, Exchange* x) noexcept:
         """It has waited for a connection, and one is kept for it."""
         cdef Conn* c = x.client
-        self._leave_queue(<Upstream>(<TableState>x.state).upstreams[x.d.instance], x)
+        cdef Upstream up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
+        if up.max and up.n_open + up.n_called > up.n_idle + up.max:
+            self._leave_queue(up, x)                 # the maximum was lowered in between
+            self._wait(up, x)
+            return
         c.deadline = 0
         if not self._acquire(x, False): return
         while self._send(x.upstream, x.saved, x.saved_len) < 0:
@@ -877,7 +883,7 @@ cdef class Engine(Pools):
             self.retries += 1
             if not self._acquire(x, True): return
         # only what may be repeated after it was sent stays
-        if not (x.request_done and x.safe and x.saved_len <= SAVED_MAX): x.saved_len = 0
+        if not may_repeat(x): x.saved_len = 0
         self._await(x)
         if c.state == S_BODY and (c.readable or c.held_len): self._again(c)
 
@@ -915,21 +921,25 @@ cdef class Engine(Pools):
 
     # ---- the upstream side -----------------------------------------------------------------------------------------
 
-    cdef bint _acquire(self, Exchange* x, bint fresh) noexcept:
+    cdef bint _acquire(self, Exchange* x, bint fresh, int failed=-1) noexcept:
         """An idle connection to the chosen instance (last in, first out), else a new one; where instances are full, a place
-        in the queue of the one first chosen. False: failed and answered, or x.waiting."""
+        in the queue of the one first chosen. A request that was called has room at the first. failed: the instance that
+        this attempt is not to meet again. False: failed and answered, or x.waiting."""
         cdef TableState state = <TableState>x.state
         cdef Upstream up
         cdef Conn* u
         cdef int tries, full = -1, first = x.d.instance
+        cdef bint called
         for tries in range(MAX_ATTEMPTS):
             up = <Upstream>state.upstreams[x.d.instance]
-            if not self._has_room(up):
+            called = x.waiting == CALLED
+            if not called and not self._has_room(up):
                 if full < 0: full = x.d.instance
-            else:
+            elif x.d.instance != failed:
                 x.attempts += 1
                 u = NULL if fresh else self._idle(up, x)
                 if u == NULL: u = self._connect(up, x)
+                if called: self._leave_queue(up, x)  # not before: what these two close is room for nobody else
                 if u != NULL:
                     u.state = U_HEAD
                     u.x = x
@@ -939,6 +949,7 @@ cdef class Engine(Pools):
                     return True
                 up.failures += 1
                 self.retries += 1
+                if called: self._call_all(up)
             if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first): break
         if full >= 0:
             x.d.instance = full
@@ -958,6 +969,9 @@ cdef class Engine(Pools):
             return False
         u.connecting = 0
         if x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
+        elif (<Upstream>u.upstream).retired:
+            self._kill(u)
+            return False
         else: self._pool(u)                          # opened in advance
         return True
 
@@ -1006,7 +1020,7 @@ cdef class Engine(Pools):
             free(unsent)
             self._fail(c, code)
             return
-        if not self._acquire(x, True):
+        if not self._acquire(x, True, -1 if stale else failed):
             if c.x == x and x.waiting and unsent != NULL and self._keep_request(x, unsent + off, n, NULL, 0) < 0: self._abort(c)
         else:
             if unsent != NULL: ok = self._send(x.upstream, unsent + off, n) >= 0
@@ -1187,7 +1201,10 @@ cdef class Engine(Pools):
         while x != NULL:
             following = x.next
             policy, seconds = self._verdict(x, former)
-            if policy == "keep": x.cut_ms = 0
+            if policy == "keep":
+                if x.cut_ms:
+                    x.cut_ms = 0
+                    self._set_deadline(x.upstream, self._idle_deadline(x))
             elif policy == "cut": self._cut(x)
             elif x.cut_ms == 0:
                 x.cut_ms = self.now + <uint64_t>(seconds * 1000)
@@ -1294,7 +1311,7 @@ cdef class Engine(Pools):
         cdef bint whole = x.request_done
         cdef bint close_client = x.close_client or not whole
         cdef bint reuse = open_ and whole and not u.no_reuse and not u.shut and u.out_len == 0 and not up.retired \
-            and up.n_idle < up.max_idle
+            and up.n_idle < up.max_idle and (up.max == 0 or up.n_open <= up.max)
         self._drop_exchange(x)
         if reuse: self._pool(u)
         else: self._kill(u)

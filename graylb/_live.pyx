@@ -116,7 +116,7 @@ cdef class Upstream:
         """Counters as a dict."""
         return {"service": self.service, "address": self.address, "version": self.version, "requests": self.requests,
                 "failures": self.failures, "connects": self.connects, "in_flight": self.in_flight, "idle": self.n_idle,
-                "open": self.n_open, "waiting": self.n_waiting}
+                "open": self.n_open, "waiting": self.n_waiting + self.n_called}
 
 
 cdef class TableState:

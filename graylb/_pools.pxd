@@ -1,11 +1,13 @@
 """Connections to instances: see _pools.pyx."""
 
+from libc.stdint cimport uint64_t
 from graylb._live cimport Conn, Exchange, Upstream
 from graylb._sockets cimport Sockets
 
 cdef class Pools(Sockets):
     cdef dict upstreams            # (service, address) -> Upstream of the current table
     cdef list warm                 # those that keep connections open in advance
+    cdef uint64_t warmed           # ms
     cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept
     cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept
     cdef Conn* _open_to(self, Upstream up) noexcept
@@ -15,7 +17,14 @@ cdef class Pools(Sockets):
     cdef void _wait(self, Upstream up, Exchange* x) noexcept
     cdef void _leave_queue(self, Upstream up, Exchange* x) noexcept
     cdef void _call(self, Upstream up) noexcept
+    cdef void _call_all(self, Upstream up) noexcept
     cdef void _lost(self, Conn* u) noexcept
     cdef void _retire(self, Upstream up) noexcept
+    cdef void _fit(self, Upstream up) noexcept
     cdef void _warm_up(self) noexcept
     cdef bint _expired_idle(self, Conn* u) noexcept
+
+cdef enum:
+    WARM_EVERY_MS = 1000
+
+cdef bint may_repeat(Exchange* x) noexcept

@@ -8,7 +8,7 @@ from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp
 from cpython.ref cimport Py_INCREF, PyObject
-from graylb._live cimport CALLED, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
+from graylb._live cimport CALLED, SAVED_MAX, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
 from graylb._proxy cimport write_proxy
 from graylb._sockets cimport MSG_PEEK, Sockets, connect_to, local_address, recv
 
@@ -31,7 +31,7 @@ cdef class Pools(Sockets):
             following = u.next
             looked += 1
             if up.proxy and not _same_peer(&u.peer, &x.client.peer): u = following
-            elif x.safe or (recv(u.fd, &probe, 1, MSG_PEEK) < 0 and errno == EAGAIN):
+            elif may_repeat(x) or (recv(u.fd, &probe, 1, MSG_PEEK) < 0 and errno == EAGAIN):
                 self._unpool(u)
                 return u
             else:
@@ -45,13 +45,16 @@ cdef class Pools(Sockets):
         cdef uint8_t ours[16]
         cdef uint16_t port
         cdef size_t n
-        cdef Conn* u = self._open_to(up)
+        cdef Conn* u
+        # idle ones that were of no use to this request are room all the same
+        if up.max and up.n_open >= up.max and up.idle != NULL: self._kill(up.idle)
+        u = self._open_to(up)
         if u == NULL: return NULL
         self._set_deadline(u, self.now + x.connect_ms)
         if up.proxy:
             u.peer = x.client.peer
             local_address(x.client.fd, ours, &port)
-            n = write_proxy(up.proxy, u.peer.address, ours, u.peer.v4, u.peer.port, port, u.peer.text_len == 0, header)
+            n = write_proxy(up.proxy, u.peer.address, ours, 0, u.peer.port, port, u.peer.text_len == 0, header)
             if self._keep(u, header, n) < 0:
                 self._kill(u)
                 return NULL
@@ -83,7 +86,7 @@ cdef class Pools(Sockets):
         up.idle = u
         up.n_idle += 1
         self._set_deadline(u, self.now + up.idle_ms)
-        if up.n_waiting: self._call(up)
+        self._call_all(up)
 
     cdef void _unpool(self, Conn* u) noexcept:
         cdef Upstream up = <Upstream>u.upstream
@@ -119,11 +122,10 @@ cdef class Pools(Sockets):
         up.n_waiting += 1
 
     cdef void _leave_queue(self, Upstream up, Exchange* x) noexcept:
-        """It need not wait any more, for whatever reason; room that was kept for it is there for the next one."""
+        """It need not wait any more, for whatever reason. Room that was kept for it is its own, or `_call_all` gives it on."""
         if x.waiting == CALLED:
             up.n_called -= 1
             x.waiting = 0
-            if up.n_waiting and self._has_room(up): self._call(up)
             return
         if x.previous != NULL: x.previous.next = x.next
         else: up.first = x.next
@@ -141,13 +143,17 @@ cdef class Pools(Sockets):
         up.n_called += 1
         self._again(x.client)
 
+    cdef void _call_all(self, Upstream up) noexcept:
+        """As many as there is room for: nobody waits beside room."""
+        while up.n_waiting and self._has_room(up): self._call(up)
+
     cdef void _lost(self, Conn* u) noexcept:
         """A connection to an instance is about to be closed."""
         cdef Upstream up = <Upstream>u.upstream
         if up is None: return
         if u.state == U_IDLE: self._unpool(u)
         up.n_open -= 1
-        if up.n_waiting and self._has_room(up): self._call(up)
+        self._call_all(up)
 
     # ---- tables ----------------------------------------------------------------------------------------------------
 
@@ -156,16 +162,27 @@ cdef class Pools(Sockets):
         up.retired = True
         while up.idle != NULL: self._kill(up.idle)
 
+    cdef void _fit(self, Upstream up) noexcept:
+        """Its settings are new: unused connections above the maximum go, who waits may have room now."""
+        while up.max and up.n_open > up.max and up.idle != NULL: self._kill(up.idle)
+        self._call_all(up)
+
     cdef void _warm_up(self) noexcept:
-        """Opens what is missing of the connections that are to be open in advance."""
+        """Opens what is missing of the connections that are to be open in advance. Called once in WARM_EVERY_MS, so that an
+        instance that is down, or closes them, is not tried in a loop."""
         cdef Upstream up
         cdef Conn* u
-        if self.warm is None: return
+        self.warmed = self.now
         for up in self.warm:
             while not up.retired and up.n_open < up.warm and (up.max == 0 or up.n_open < up.max):
                 u = self._open_to(up)
                 if u == NULL: break
                 self._set_deadline(u, self.now + WARM_CONNECT_MS)
+
+
+cdef bint may_repeat(Exchange* x) noexcept:
+    """Whether the request may be sent once more on another connection, and is kept for that."""
+    return x.safe and x.request_done and 0 < x.saved_len <= SAVED_MAX
 
 
 cdef bint _same_peer(Peer* a, Peer* b) noexcept:

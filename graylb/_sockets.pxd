@@ -64,7 +64,8 @@ cdef class Sockets:
     cdef char* buf                 # behind its headroom
     cdef Block* blocks             # spare ones
     cdef int n_blocks
-    cdef Conn* again
+    cdef Conn* again               # first come, first served
+    cdef Conn* again_last
     cdef Conn* dead
     cdef Conn wheel[WHEEL]         # list heads
     cdef uint64_t now              # ms

@@ -149,6 +149,7 @@ cdef class Sockets:
         cdef uint32_t ev
         cdef Conn* c
         cdef Conn* batch
+        if self.closed: return
         self.kicked = False
         self.in_batch = True
         self.now = gl_now_ms()
@@ -273,8 +274,10 @@ cdef class Sockets:
         """Reads this connection once more at the end of the batch."""
         if c.queued or c.dead: return
         c.queued = 1
-        c.after = self.again
-        self.again = c
+        c.after = NULL
+        if self.again == NULL: self.again = c
+        else: self.again_last.after = c
+        self.again_last = c
         if not self.in_batch: self._kick()
 
     # ---- sending ---------------------------------------------------------------------------------------------------

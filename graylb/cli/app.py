@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from graylb.cli import documents, explain, lint, processes, releases, running
+from graylb.cli import diff, documents, explain, lint, processes, releases, running
 
 app = typer.Typer(
     name="graylb",
@@ -26,4 +26,5 @@ app.command()(explain.explain)
 app.command()(releases.split)
 app.command()(releases.rollback)
 app.command()(releases.history)
+app.command()(diff.diff)
 app.command()(documents.version)

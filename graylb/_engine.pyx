@@ -22,8 +22,8 @@ from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, 
                            UPSTREAM, Conn, Counter, Exchange, Peer, Series, TableState, Upstream, record)
 from graylb._pools cimport WARM_EVERY_MS, Pools, may_repeat
 from graylb._proxy cimport ProxyInfo, read_proxy
-from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SMALL, WHEEL, accept_from, close,
-                              gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
+from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, LITTLE, MSG_NOSIGNAL, MSG_PEEK, RECEIVE, SHUT_WR, SMALL, SPLICE_FROM,
+                              WHEEL, accept_from, close, gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
 
 import ipaddress
 import resource
@@ -606,6 +606,12 @@ cdef class Engine(Pools):
             if moved >= FAIR:
                 self._again(c)
                 return
+            if c.state == S_BODY and c.x.request.kind == BODY_LENGTH and self._can_splice(c, c.x.upstream, c.x.request.left):
+                n = self._splice_request(c)
+                if n == 0: return
+                if n > 0:
+                    moved += n
+                    continue
             if c.state == S_HEAD and c.partial:
                 if not self._more_of_head(c):
                     if c.dead or not c.readable: return
@@ -615,7 +621,7 @@ cdef class Engine(Pools):
                 have = c.held_len
                 memcpy(self.buf, c.held, have)
                 c.held_len = 0
-            else: n = self._receive(c, &have)
+            else: n = self._receive(c, &have, RECEIVE)
             if n == -2:
                 self._abort(c)
                 return
@@ -1047,7 +1053,13 @@ cdef class Engine(Pools):
             if moved >= FAIR:
                 self._again(u)
                 return
-            n = self._receive(u, &have)
+            if u.state == U_BODY and x.response.kind == BODY_LENGTH and self._can_splice(u, x.client, x.response.left):
+                n = self._splice_response(u)
+                if n == 0: return
+                if n > 0:
+                    moved += n
+                    continue
+            n = self._receive(u, &have, LITTLE if u.state == U_HEAD and (<Upstream>u.upstream).large else RECEIVE)
             if n == -1 and have == 0: return
             moved += have
             if n == -2 or n == 0:
@@ -1057,6 +1069,43 @@ cdef class Engine(Pools):
                 if not self._response_head(u, have): return
             elif not self._response_bytes(u, self.buf, have): return
             if not u.readable and u.held_len == 0: return
+
+    cdef ssize_t _splice_response(self, Conn* u) noexcept:
+        """Moves on a piece of a large body; both sides have it by its length. Bytes moved; 0: no more for now; -1: copy."""
+        cdef Exchange* x = u.x
+        cdef ssize_t n = self._splice(u, x.client, x.response.left)
+        if n == -4: return -1
+        if n == -1: return 0
+        if n == 0 or n == -2: self._upstream_end(u, 0, n)
+        elif n == -3: self._abort(x.client)
+        else:
+            x.response.left -= n
+            x.bytes_out += n
+            self._set_deadline(u, self._idle_deadline(x))
+            if x.response.left: return n
+            x.response.kind = BODY_NONE
+            self._finish(x, True)
+        return 0
+
+    cdef ssize_t _splice_request(self, Conn* c) noexcept:
+        """The same for a request's body."""
+        cdef Exchange* x = c.x
+        cdef ssize_t n = self._splice(c, x.upstream, x.request.left)
+        if n == -4: return -1
+        if n == -1: return 0
+        if n == 0 or n == -2: self._abort(c)             # gone in the middle of its request
+        elif n == -3: self._broken(x.upstream)
+        else:
+            x.request.left -= n
+            x.bytes_in += n
+            if x.request.left == 0:
+                x.request.kind = BODY_NONE
+                x.request_done = 1
+                c.state = S_WAIT
+                c.deadline = 0
+            self._await(x)
+            if x.request.left: return n
+        return 0
 
     cdef void _upstream_end(self, Conn* u, size_t have, ssize_t n) noexcept:
         """The instance closed (0) or reset (-2)."""
@@ -1147,7 +1196,7 @@ cdef class Engine(Pools):
             if moved >= FAIR:
                 self._again(a)
                 return
-            n = self._receive(a, &have)
+            n = self._receive(a, &have, RECEIVE)
             if n == -2:
                 self._abort(a)
                 return
@@ -1247,6 +1296,7 @@ cdef class Engine(Pools):
         x.response_begun = 1
         u.state = U_BODY
         x.status = h.status
+        (<Upstream>u.upstream).large = x.response.kind == BODY_LENGTH and x.response.left >= SPLICE_FROM
         self.statuses[h.status // 100] += 1
         c.deadline = 0
         self._set_deadline(u, self.now + x.idle_ms)

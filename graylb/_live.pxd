@@ -38,6 +38,12 @@ cdef enum State:
     U_BODY
     U_IDLE                 # in the pool
 
+cdef struct Pipe:
+    # body bytes on their way through the kernel
+    int into
+    int out
+    Pipe* next
+
 cdef struct Conn:
     int fd
     uint8_t side
@@ -55,6 +61,7 @@ cdef struct Conn:
     uint8_t partial        # client: part of a head is held
     uint8_t listener       # client: which one it came by
     uint8_t preface        # upstream: this many of the pending bytes are its PROXY header
+    Pipe* pipe             # not NULL: what is pending to send lies in there
     char* out              # pending to send: out_len bytes at out + out_off
     size_t out_off
     size_t out_len
@@ -134,6 +141,7 @@ cdef class Upstream:
     cdef uint32_t sa_len   # 0: the name is not resolved (yet)
     cdef uint32_t in_flight
     cdef bint retired
+    cdef bint large        # its last answer was: of the next one little is read with the head, the rest goes uncopied
     # settings, see snapshot.Connections
     cdef uint32_t max      # 0: no limit
     cdef uint32_t queue

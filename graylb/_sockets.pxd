@@ -1,7 +1,7 @@
 """The floor under the engine: see _sockets.pyx."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from graylb._live cimport Conn, Peer, sockaddr_storage
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from graylb._live cimport Conn, Peer, Pipe, sockaddr_storage
 
 cdef extern from * nogil:
     """
@@ -50,6 +50,8 @@ cdef enum:
     SMALL = 8192           # a body piece up to this long is copied behind its head: one buffer, one send
     TICK_MS = 100
     WHEEL = 1024           # slots; later deadlines go round again
+    LITTLE = 16384         # read with the head of an answer whose body will likely be spliced
+    SPLICE_FROM = 49152    # so many bytes of a body still to come go through a pipe, uncopied
 
 cdef struct Block:
     Block* next
@@ -64,6 +66,8 @@ cdef class Sockets:
     cdef char* buf                 # behind its headroom
     cdef Block* blocks             # spare ones
     cdef int n_blocks
+    cdef Pipe* pipes               # spare ones
+    cdef int n_pipes               # spare ones and those in use
     cdef Conn* again               # first come, first served
     cdef Conn* again_last
     cdef Conn* dead
@@ -91,10 +95,14 @@ cdef class Sockets:
     cdef int _rest_of(self, Conn* c, const char* p, size_t n) noexcept
     cdef void _forget(self, Conn* c) noexcept
     cdef char* _block(self) noexcept
+    cdef Pipe* _pipe(self) noexcept
+    cdef void _drop_pipe(self, Pipe* p, bint clean) noexcept
+    cdef bint _can_splice(self, Conn* a, Conn* b, int64_t left) noexcept
+    cdef ssize_t _splice(self, Conn* a, Conn* b, int64_t left) noexcept
     cdef int _send(self, Conn* c, const char* p, size_t n) noexcept
     cdef int _send_two(self, Conn* c, char* a, size_t an, const char* b, size_t bn) noexcept
     cdef void _writable(self, Conn* c) noexcept
-    cdef ssize_t _receive(self, Conn* c, size_t* have) noexcept
+    cdef ssize_t _receive(self, Conn* c, size_t* have, size_t most) noexcept
     cdef int _hold(self, Conn* c, const char* p, size_t n) noexcept
     # what happens to connections is for the floors above to say
     cdef void _event(self, Conn* c, uint32_t ev) noexcept

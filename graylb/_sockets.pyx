@@ -10,17 +10,18 @@ not take at once stays in it, and the buffer goes to the connection.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove
 from cpython.ref cimport Py_DECREF
-from graylb._live cimport CLIENT, Conn, Peer, sockaddr_storage
+from graylb._live cimport CLIENT, Conn, Peer, Pipe, sockaddr_storage
 
 cdef extern from * nogil:
     """
     #include <arpa/inet.h>
     #include <netinet/in.h>
     #include <netinet/tcp.h>
+    #include <fcntl.h>
     #include <stddef.h>
     static int gl_accept(int listener, uint8_t *packed, char *text, uint16_t *port, uint8_t *v4) {
       struct sockaddr_storage a; socklen_t n = sizeof a; int one = 1;
@@ -59,6 +60,12 @@ cdef extern from * nogil:
       int e = 0; socklen_t n = sizeof e; if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) < 0) return errno; return e; }
     static void gl_reset_on_close(int fd) {
       struct linger l = {1, 0}; setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l); }
+    static int gl_pipe(int *ends, int size) {
+      if (pipe2(ends, O_NONBLOCK | O_CLOEXEC) < 0) return -1;
+      if (fcntl(ends[1], F_SETPIPE_SZ, size) < size) { close(ends[0]); close(ends[1]); return -1; }
+      return 0; }
+    static ssize_t gl_splice(int from, int to, size_t n) {
+      return splice(from, NULL, to, NULL, n, SPLICE_F_MOVE | SPLICE_F_NONBLOCK); }
     static int gl_watch(int ep, int fd, void *p) {
       struct epoll_event e; e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET; e.data.ptr = p;
       return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e); }
@@ -68,11 +75,16 @@ cdef extern from * nogil:
     int gl_connect(const sockaddr_storage*, uint32_t)
     int gl_socket_error(int)
     void gl_reset_on_close(int)
+    int gl_pipe(int*, int)
+    ssize_t gl_splice(int, int, size_t)
     int gl_watch(int, int, void*)
 
 cdef enum:
     EVENTS = 512
     SPARE_BLOCKS = 16
+    PIPE = 1048576         # bytes that a pipe holds
+    MAX_PIPES = 64
+    SPARE_PIPES = 16
     HANDED = 32768         # a rest this long is worth a block of its own; a shorter one is copied
 
 
@@ -135,10 +147,15 @@ cdef class Sockets:
 
     def __dealloc__(self):
         cdef Block* b
+        cdef Pipe* p
         while self.blocks != NULL:
             b = self.blocks
             self.blocks = b.next
             free(b)
+        while self.pipes != NULL:
+            p = self.pipes
+            self.pipes = p.next
+            self._drop_pipe(p, False)
         free(self.memory)
         free(self.events)
 
@@ -283,9 +300,10 @@ cdef class Sockets:
     # ---- sending ---------------------------------------------------------------------------------------------------
 
     cdef int _keep(self, Conn* c, const char* p, size_t n) noexcept:
-        """Adds to what is pending; -1 out of memory."""
+        """Adds to what is pending; -1 out of memory, or what is pending lies in a pipe."""
         cdef size_t need = c.out_len + n
         cdef char* q
+        if c.pipe != NULL: return -1
         if c.out_off and c.out_off + need > c.out_cap:
             memmove(c.out, c.out + c.out_off, c.out_len)
             c.out_off = 0
@@ -322,6 +340,11 @@ cdef class Sockets:
     cdef void _forget(self, Conn* c) noexcept:
         """Gives back the memory of what was pending."""
         cdef Block* b
+        if c.pipe != NULL:
+            self._drop_pipe(c.pipe, c.out_len == 0)
+            c.pipe = NULL
+            c.out_len = 0
+            return
         if c.out_cap == BLOCK and self.n_blocks < SPARE_BLOCKS:
             b = <Block*>c.out
             b.next = self.blocks
@@ -363,7 +386,8 @@ cdef class Sockets:
         cdef ssize_t w
         if c.connecting and not self._connected(c): return
         while c.out_len:
-            w = send(c.fd, c.out + c.out_off, c.out_len, MSG_NOSIGNAL)
+            if c.pipe != NULL: w = gl_splice(c.pipe.out, c.fd, c.out_len)
+            else: w = send(c.fd, c.out + c.out_off, c.out_len, MSG_NOSIGNAL)
             if w < 0:
                 if errno == EAGAIN: return
                 if errno == EINTR: continue
@@ -377,18 +401,22 @@ cdef class Sockets:
 
     # ---- receiving -------------------------------------------------------------------------------------------------
 
-    cdef ssize_t _receive(self, Conn* c, size_t* have) noexcept:
-        """Held bytes, then what the kernel has, into the shared buffer. >0 something is there, 0 end, -1 nothing, -2 broken."""
+    cdef ssize_t _receive(self, Conn* c, size_t* have, size_t most) noexcept:
+        """Held bytes, then what the kernel has, up to `most` in all, into the shared buffer, which holds RECEIVE.
+
+        >0: something is there; 0: the end; -1: nothing; -2: broken.
+        """
         cdef ssize_t n
         have[0] = c.held_len
         if c.held_len:
             memcpy(self.buf, c.held, c.held_len)
             c.held_len = 0
         if not c.readable: return 1 if have[0] else -1
-        n = recv(c.fd, self.buf + have[0], RECEIVE - have[0], 0)
+        if most <= have[0]: most = RECEIVE
+        n = recv(c.fd, self.buf + have[0], most - have[0], 0)
         if n > 0:
             # a short read has drained the socket, but behind a shut the end itself is still to be read
-            if <size_t>n < RECEIVE - have[0] and not c.shut: c.readable = 0
+            if <size_t>n < most - have[0] and not c.shut: c.readable = 0
             have[0] += n
             return n
         if n == 0:
@@ -411,6 +439,76 @@ cdef class Sockets:
         memcpy(c.held, p, n)
         c.held_len = n
         return 0
+
+    # ---- large bodies ----------------------------------------------------------------------------------------------
+
+    cdef Pipe* _pipe(self) noexcept:
+        """An empty pipe; NULL when there are enough of them, or the system gives none."""
+        cdef int ends[2]
+        cdef Pipe* p = self.pipes
+        if p != NULL:
+            self.pipes = p.next
+            return p
+        if self.n_pipes >= MAX_PIPES or gl_pipe(ends, PIPE) < 0: return NULL
+        p = <Pipe*>malloc(sizeof(Pipe))
+        if p == NULL:
+            close(ends[0])
+            close(ends[1])
+            return NULL
+        p.out = ends[0]
+        p.into = ends[1]
+        self.n_pipes += 1
+        return p
+
+    cdef void _drop_pipe(self, Pipe* p, bint clean) noexcept:
+        """Keeps an empty pipe for the next body; one with bytes in it can only be closed."""
+        cdef int spare = 0
+        cdef Pipe* q = self.pipes
+        while q != NULL and spare < SPARE_PIPES:
+            spare += 1
+            q = q.next
+        if clean and spare < SPARE_PIPES:
+            p.next = self.pipes
+            self.pipes = p
+            return
+        close(p.into)
+        close(p.out)
+        free(p)
+        self.n_pipes -= 1
+
+    cdef bint _can_splice(self, Conn* a, Conn* b, int64_t left) noexcept:
+        """Whether the rest of a body, `left` bytes, is to go from a to b inside the kernel."""
+        return left >= SPLICE_FROM and a.held_len == 0 and a.readable and b.out_len == 0 and not b.connecting
+
+    cdef ssize_t _splice(self, Conn* a, Conn* b, int64_t left) noexcept:
+        """Moves body bytes from a to b through a pipe, without copying them; what b does not take is pending in the pipe.
+
+        Bytes moved, at most `left`; 0: a has ended; -1: nothing is there; -2: a is broken; -3: b is; -4: no pipe to be had.
+        """
+        cdef ssize_t n, w
+        cdef Pipe* p = self._pipe()
+        if p == NULL: return -4
+        n = gl_splice(a.fd, p.into, left if left < PIPE else PIPE)
+        if n <= 0:
+            if n < 0:
+                if errno == EAGAIN: a.readable = 0
+                n = -1 if errno == EAGAIN or errno == EINTR else -2
+            else:
+                a.shut = 1
+                a.readable = 0
+            self._drop_pipe(p, True)
+            return n
+        w = gl_splice(p.out, b.fd, n)
+        if w < 0:
+            if errno != EAGAIN and errno != EINTR:
+                self._drop_pipe(p, False)
+                return -3
+            w = 0
+        if w == n: self._drop_pipe(p, True)
+        else:
+            b.pipe = p
+            b.out_len = n - w
+        return n
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
 

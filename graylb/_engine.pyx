@@ -1150,6 +1150,7 @@ cdef class Engine(Pools):
     cdef bint _interim(self, Exchange* x) noexcept:
         """1xx: passed on to clients that can read it (RFC 9110 15.2). False: the client is gone."""
         cdef char* e
+        x.upstream.reused = 0                        # not stale: it has this request, which is not asked once more
         if x.minor == 0: return True
         _drop_length(&self.head)
         e = write_response(&self.head, self.heads, BODY_NONE, 0, False, NULL, 0)

@@ -20,7 +20,9 @@ from tests.integration import wire
 from tests.proxy_reader import obvious
 
 FRAMING_LINE = re.compile(rb"(?i)\n(content-length|transfer-encoding):")
-"""In a trailer: it is nothing to us, but h11 validates it."""
+"""In a trailer it is nothing to us, but h11 validates it."""
+LONG_SIZE = re.compile(rb"[0-9a-fA-F]{21}")
+"""Leading zeros of a length or size: h11 takes 20 digits, we as many as a line may have, and write the number anew."""
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -134,7 +136,7 @@ def body(data: bytes) -> None:
         # of extensions and trailers llhttp refuses some bytes that it need not; h11 reads framing even in trailers
         if reading is None and name == "llhttp" and (b";" in data or b"\r\n0" in b"\r\n" + data):
             continue
-        if reading is None and name == "h11" and FRAMING_LINE.search(data):
+        if reading is None and name == "h11" and (FRAMING_LINE.search(data) or LONG_SIZE.search(data)):
             continue
         assert reading is not None, name
         assert (reading.body, reading.ended) == (out, done), name
@@ -192,7 +194,7 @@ class Message:
 def stream(data: bytes) -> None:
     """A client's bytes as the engine would forward them: a strict reader finds in them the requests that we saw.
 
-    h11, which reads the client's bytes itself, sees the same ones, up to a trailer that it takes for framing.
+    h11, which reads the client's bytes itself, sees the same ones, up to what it alone refuses (below).
     """
     seen, sent = forwarded(data)
     assert list(strictly(sent)) == seen
@@ -248,23 +250,26 @@ def h11_stream(data: bytes, most: int) -> Iterator[Message]:
     """The first `most` requests of a connection, each answered at once."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
     connection.receive_data(data)
-    for _ in range(most):
-        content = b""
-        request = connection.next_event()
-        assert isinstance(request, h11.Request), request
-        try:
-            while isinstance(event := connection.next_event(), h11.Data):
-                content += bytes(event.data)
-        except h11.RemoteProtocolError:
-            if FRAMING_LINE.search(data):
-                return
+    try:
+        for _ in range(most):
+            yield h11_request_of(connection)
+            connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+            connection.send(h11.EndOfMessage())
+            if connection.our_state is h11.DONE and connection.their_state is h11.DONE:
+                connection.start_next_cycle()
+    except h11.RemoteProtocolError:
+        if not (FRAMING_LINE.search(data) or LONG_SIZE.search(data)):
             raise
-        assert isinstance(event, h11.EndOfMessage), event
-        yield Message(request.method, request.target, content)
-        connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
-        connection.send(h11.EndOfMessage())
-        if connection.our_state is h11.DONE and connection.their_state is h11.DONE:
-            connection.start_next_cycle()
+
+
+def h11_request_of(connection: h11.Connection) -> Message:
+    request = connection.next_event()
+    assert isinstance(request, h11.Request), request
+    content = b""
+    while isinstance(event := connection.next_event(), h11.Data):
+        content += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage), event
+    return Message(request.method, request.target, content)
 
 
 # ---- the PROXY protocol

@@ -249,3 +249,12 @@ def test_many_clients_at_once(site: Site) -> None:
     assert not wrong
     assert len(site.requests) == 16 * 30
     assert len(site.upstream.connections) <= 16
+
+
+def test_a_connection_that_dies_behind_an_interim_answer_was_not_stale(site: Site) -> None:
+    """The GET was repeated, and the client got the instance's 103 twice."""
+    assert site.ask().body == b"hello"
+    site.on("/hint", lambda call: (call.send(b"HTTP/1.1 103 Early Hints\r\n\r\n"), call.close()))
+    answer = site.ask(target="/hint")
+    assert (answer.status, answer.error, answer.interim) == (502, "upstream-reset", [103])
+    assert [request.connection for request in site.requests] == [1, 1]

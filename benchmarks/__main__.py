@@ -22,7 +22,7 @@ from benchmarks.load.cases import CASES
 from benchmarks.load.peers import NAMES, STANDARD, present
 from benchmarks.micro import run as micro
 
-MEASURED = ("load", "bodies", "pace", "workers", "idle", "attribute", "micro")
+MEASURED = ("micro", "load", "bodies", "pace", "workers", "idle", "attribute")
 ROUNDS = {"load": 5, "bodies": 3, "pace": 5, "workers": 5, "micro": 15}
 QUICK_ROUNDS = {"load": 3, "bodies": 1, "pace": 2, "workers": 2, "micro": 5}
 SECONDS = 2

@@ -60,3 +60,18 @@ cdef class Gate:
         cdef const char* p = PyBytes_AS_STRING(data)
         if scan_request(&h, p, p + PyBytes_GET_SIZE(data), 100) != 1: return None
         return self.admits(&h)
+
+
+def bench_admits(bytes data, int n):
+    """Nanoseconds that the second parser takes over this request head, over n times."""
+    import time
+    cdef Head h
+    cdef const char* p = PyBytes_AS_STRING(data)
+    cdef Gate gate = Gate()
+    cdef int i, ok = 0
+    if scan_request(&h, p, p + PyBytes_GET_SIZE(data), 100) != 1: raise ValueError("not a request head")
+    begin = time.perf_counter_ns()
+    for i in range(n): ok += gate.admits(&h)
+    took = time.perf_counter_ns() - begin
+    if ok != n: raise ValueError("not admitted")
+    return took / n

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from benchmarks.failure import BenchError
 from benchmarks.micro import snapshots
 from benchmarks.micro.sizes import HEADS, INSTANCES, RULES
-from graylb import _fast, _http1, table
+from graylb import _fast, _gate, _http1, table
 from graylb.model.snapshot import Snapshot, StickyKey
 
 CLIENT = "127.0.0.1"
@@ -68,6 +69,11 @@ def sticky() -> Iterator[Named]:
     yield "match, sticky split, no rules", over_heads(loaded, heads), 500
 
 
-def scans() -> Iterator[Named]:
-    head = snapshots.head("u1")
-    yield f"scan of a {len(head)}-byte head", lambda n: _http1.bench_scan(head, n), 100_000
+def heads() -> Iterator[Named]:
+    """What a request's head and its answer's go through, for the head of a bare client and of a browser."""
+    for head in (snapshots.BARE, snapshots.head("u1")):
+        size = f"{len(head)}-byte head"
+        yield f"scan of a {size}", partial(_http1.bench_scan, head), 100_000
+        yield f"second parser, {size}", partial(_gate.bench_admits, head), 50_000
+        yield f"writing of a {size}", partial(_http1.bench_write, head), 100_000
+    yield "answer's head, read and written", partial(_http1.bench_answer, snapshots.ANSWER), 100_000

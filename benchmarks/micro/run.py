@@ -10,7 +10,7 @@ from benchmarks import stamp
 from benchmarks.failure import BenchError
 from benchmarks.stats import rotated, spread
 
-GROUPS = ("match", "pick", "sticky", "scan")
+GROUPS = ("match", "pick", "sticky", "heads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def build(groups: Sequence[str]) -> list[Operation]:
         "match": operations.matches,
         "pick": operations.picks,
         "sticky": operations.sticky,
-        "scan": operations.scans,
+        "heads": operations.heads,
     }
     return [Operation(*each) for group in groups for each in makers[group]()]
 

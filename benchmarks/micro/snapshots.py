@@ -8,6 +8,11 @@ from graylb.release.slots import allocate
 
 SERVICE = "bench"
 WEIGHTS = {"v1": 95.0, "v2": 5.0}
+BARE = b"GET /128 HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n"
+ANSWER = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 128\r\n"
+    b"Cache-Control: no-store\r\nX-Version: v1\r\n\r\n"
+)
 
 
 def exact_rules(count: int) -> tuple[Rule, ...]:

@@ -71,6 +71,7 @@ cdef struct Listening:
     int fd
     uint8_t proxy                  # its connections begin with a PROXY header
     uint8_t all_trusted            # whoever they are from; else those of `trusted`, see `_is_trusted`
+    uint32_t bit                   # of its name in the current table; 0: no route names it
 
 cdef class Engine(Pools):
     """Serves clients by the current table. One engine a worker, on one event loop.
@@ -165,6 +166,7 @@ cdef class Engine(Pools):
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
         self.state = TableState(table, instances, counters, pick)
         self.upstreams, self.counters = named, counters
+        self._name_listeners()
         self.warm = [u for u in named.values() if u.warm]
         for u in before.values():
             if named.get((u.service, u.address)) is not u: self._retire(u)
@@ -192,7 +194,13 @@ cdef class Engine(Pools):
         l.all_trusted = not trusted
         self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted]))
         self.n_listening += 1
+        self._name_listeners()
         self.loop.add_reader(fd, self._on_accept, self.n_listening - 1)
+
+    cdef _name_listeners(self):
+        cdef int i
+        bits = self.state.table.meta["listener_bits"] if self.state is not None else {}
+        for i in range(self.n_listening): self.listening[i].bit = bits.get(self.listeners[i][0], 0)
 
     def unlisten(self):
         """Accepts what is in the backlogs, then no more. The caller may close the sockets."""
@@ -738,7 +746,7 @@ cdef class Engine(Pools):
         q.ip = c.peer.text
         q.ip_len = c.peer.text_len
         q.v4 = c.peer.v4
-        q.listener = 0
+        q.listener = self.listening[c.listener].bit
         memcpy(q.address, c.peer.address, 16)
         decide(state.table, &q, &self.context, &state.live, &x.d)
         if x.d.fell_back: self._count_fallback(x)

@@ -73,16 +73,18 @@ def chunked(pieces: Iterable[bytes]) -> bytes:
 
 
 class Client:
-    """One connection to `address` ("host:port")."""
+    """One connection to `address` ("host:port" or "unix:/path")."""
 
     def __init__(self, address: str, *, receive_buffer: int = 0, patience: float = PATIENCE) -> None:
         host, _, port = address.rpartition(":")
-        self.sock = socket.socket()
+        local = host == "unix"
+        self.sock = socket.socket(socket.AF_UNIX if local else socket.AF_INET)
         if receive_buffer:  # before connecting, or the window is already announced
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(patience)
-        self.sock.connect((host, int(port)))
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.connect(port if local else (host, int(port)))
+        if not local:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.pending = b""
         self.ended = False
 

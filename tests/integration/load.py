@@ -15,10 +15,21 @@ class Load:
 
     A connection that graylb closes without having said so is a failure, like any status but 200. Threads pause a little
     between requests, for they share the interpreter with the test.
+    keep_alive: else each request has a connection of its own. address: instead of the proxy's first listener.
     """
 
-    def __init__(self, proxy: Proxy, threads: int = 2, body: bytes | None = None, pause: float = 0.005) -> None:
-        self.proxy, self.body, self.pause = proxy, body, pause
+    def __init__(
+        self,
+        proxy: Proxy,
+        threads: int = 2,
+        body: bytes | None = None,
+        pause: float = 0.005,
+        *,
+        keep_alive: bool = True,
+        address: str = "",
+    ) -> None:
+        self.body, self.pause, self.keep_alive = body, pause, keep_alive
+        self.address = address or proxy.address
         self.failures: list[str] = []
         self.versions: Counter[str | None] = Counter()
         self.revisions: Counter[str | None] = Counter()
@@ -52,7 +63,7 @@ class Load:
         assert self.count > 0
 
     def _work(self, name: int) -> None:
-        client = self.proxy.client()
+        client = Client(self.address)
         turn = 0
         while not self.done.wait(self.pause):
             turn += 1
@@ -61,18 +72,19 @@ class Load:
                 self._note(answer)
                 if answer.get("connection") == "close":
                     client.close()
-                    client = self.proxy.client()
+                    client = Client(self.address)
                 elif client.ended:
                     raise AssertionError("the connection was closed unasked")
             except Exception as error:
                 self.failures.append(repr(error))
                 client.close()
-                client = self.proxy.client()
+                client = Client(self.address)
         client.close()
 
     def _ask(self, client: Client, name: int, turn: int) -> Response:
         method = "GET" if self.body is None else "POST"
-        return client.ask(method, f"/load/{name}/{turn}", headers=[f"X-User-Id: {name}-{turn % 50}"], body=self.body)
+        headers = [f"X-User-Id: {name}-{turn % 50}", *([] if self.keep_alive else ["Connection: close"])]
+        return client.ask(method, f"/load/{name}/{turn}", headers=headers, body=self.body)
 
     def _note(self, answer: Response) -> None:
         if answer.status != 200:

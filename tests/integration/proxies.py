@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,9 +69,23 @@ def cli(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProc
 
 
 class Proxy:
-    """`graylb run -c FILE` in `folder`. `address` is its first listener, `pid` the supervisor's."""
+    """`graylb run -c FILE OPTIONS…` in `folder`. `address` is its first listener, `pid` the supervisor's.
 
-    def __init__(self, folder: Path, doc: Document, *, start: bool = True) -> None:
+    launcher: a command that runs the one behind it, with `fds` open. environment: in addition to this process's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        doc: Document,
+        *options: str | Path,
+        start: bool = True,
+        launcher: Sequence[str] = (),
+        fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.options, self.launcher, self.fds = list(map(str, options)), list(launcher), fds
+        self.environment = {**os.environ, **(environment or {})}
         self.folder = folder
         self.file = folder / "graylb.yaml"
         self.ports_file = folder / "ports.json"
@@ -87,19 +101,17 @@ class Proxy:
 
     def start(self) -> Proxy:
         self.ports_file.unlink(missing_ok=True)
-        command = [
-            sys.executable,
-            "-m",
-            "graylb.cli",
-            "run",
-            "-c",
-            str(self.file),
-            "--ports-file",
-            str(self.ports_file),
-        ]
+        command = [sys.executable, "-m", "graylb.cli", "run", "-c", str(self.file), *self.options]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*self.launcher, *command, "--ports-file", str(self.ports_file)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=self.fds,
+                env=self.environment,
             )
         RUNNING.append(self)
         try:
@@ -156,6 +168,9 @@ class Proxy:
 
     def log(self, lines: int = 60) -> str:
         return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+
+    def wait_for_log(self, text: str) -> None:
+        until(lambda: text in self.log(), f"{text!r} in the log")
 
     # -- talking to it -------------------------------------------------------------------------------------------
 

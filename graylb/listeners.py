@@ -21,7 +21,7 @@ from graylb.model.snapshot import Listener
 BACKLOG: Final = 4096
 UNIX: Final = "unix:"
 PROBE_PATIENCE: Final = 1.0
-"""Seconds that whoever listens on a Unix socket may take to accept; a full backlog counts as alive."""
+"""Seconds to find out whether somebody listens on a Unix socket."""
 
 Origin = Literal["made", "activated"]
 
@@ -130,10 +130,11 @@ def activated(fd: int, name: str) -> Given:
     """A socket that systemd opened. Raises ListenError for one that does not listen for streams."""
     try:
         made = _own(fd)
-        if made.type != socket.SOCK_STREAM or not _listens(made):
-            raise ListenError(f"the socket {name!r} from systemd is no listening stream socket; expected ListenStream=")
     except OSError as error:
         raise ListenError(f"descriptor {fd} ({name!r}) from systemd is no socket: {error.strerror}") from error
+    if made.type != socket.SOCK_STREAM or not _listens(made):
+        made.close()
+        raise ListenError(f"the socket {name!r} from systemd is no listening stream socket; expected ListenStream=")
     return Given(address_of(made), [made], "activated", name)
 
 
@@ -248,14 +249,16 @@ def _clear(path: str, address: str) -> None:
         except ConnectionRefusedError:
             file.unlink()
             return
-        except TimeoutError:
-            pass
+        except (BlockingIOError, TimeoutError):
+            pass  # its backlog is full
     raise ListenError(f"cannot listen on {address}: another process listens there")
 
 
 def _resolve(address: str) -> tuple[int, Any]:
     host, _, port = address.rpartition(":")
     try:
+        if not 0 <= int(port) <= 65535:
+            raise ValueError("expected a port from 0 to 65535")
         family, _, _, _, target = socket.getaddrinfo(
             host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]

@@ -222,10 +222,10 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def running(folder: Path, doc: Document) -> Iterator[Proxy]:
+def running(folder: Path, doc: Document, *options: str | Path, **more: Any) -> Iterator[Proxy]:
     """A proxy for the block; stopped cleanly at its end, killed after a failure."""
     folder.mkdir(parents=True, exist_ok=True)
-    proxy = Proxy(folder, doc)
+    proxy = Proxy(folder, doc, *options, **more)
     try:
         yield proxy
     except BaseException:

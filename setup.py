@@ -50,7 +50,7 @@ extensions = [
         extra_link_args=ldflags,
         define_macros=macros,
     )
-    for name in ("_http1", "_fast", "_gate", "_proxy", "_live", "_sockets", "_pools", "_engine")
+    for name in ("_http1", "_fast", "_link", "_gate", "_proxy", "_live", "_sockets", "_pools", "_engine")
 ]
 
 setup(

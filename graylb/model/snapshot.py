@@ -7,7 +7,8 @@ Plain frozen dataclasses: no pydantic, so every floor may read them. `graylb.mod
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import orjson
@@ -241,5 +242,16 @@ class Snapshot:
         return orjson.dumps(self, option=orjson.OPT_SORT_KEYS)
 
     def digest(self) -> str:
-        """Hex SHA-256 of the canonical form."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
+        """Hex SHA-256 over the canonical forms of the services and of all else."""
+        return digest_of(self, [service_digest(service) for service in self.services])
+
+
+def service_digest(service: Service) -> bytes:
+    """SHA-256 of the canonical form."""
+    return hashlib.sha256(orjson.dumps(service, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def digest_of(snapshot: Snapshot, services: Sequence[bytes]) -> str:
+    """`Snapshot.digest` when the digests of its services are known."""
+    rest = orjson.dumps(replace(snapshot, services=()), option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(b"".join([hashlib.sha256(rest).digest(), *services])).hexdigest()

@@ -1,0 +1,148 @@
+"""Puts a service's block into a table image: its offsets and numbers become those of the image (see graylb.blocks).
+
+Every record is visited once. A set of strings may serve several conditions, so those seen are remembered.
+"""
+
+from libc.stdint cimport uint32_t
+from libc.string cimport memcpy
+from cpython.bytes cimport PyBytes_AS_STRING
+from graylb._fast cimport Cond, Entry, Field, FieldSet, Group, Instance, Rule, Service, SetEntry, SplitItem, Str, Target, VersionBound
+
+# places in graylb.blocks.OPS
+cdef enum:
+    EXACT = 0
+    PREFIX = 1
+    SUFFIX = 2
+    REGEX = 3
+    PRESENT = 4
+    IN = 5
+    PATH_PREFIX = 6
+    CIDR = 7
+    NUMBER = 8
+    SEMVER = 9
+
+
+cdef class Placing:
+    cdef char* base                # of the image
+    cdef uint32_t at               # where the block begins
+    cdef uint32_t first_instance
+    cdef uint32_t first_split
+    cdef list patterns
+    cdef set seen
+
+    cdef inline uint32_t _to(self, uint32_t off) noexcept:
+        return off + self.at if off else 0
+
+    cdef void _text(self, Str* s) noexcept:
+        s.off = self._to(s.off)
+
+    cdef _fields(self, uint32_t off):
+        cdef FieldSet* f = <FieldSet*>(self.base + off)
+        cdef Field* field
+        cdef uint32_t i
+        f.fields = self._to(f.fields)
+        f.names = self._to(f.names)
+        field = <Field*>(self.base + f.fields)
+        for i in range(f.n): self._text(&field[i].name)
+
+    cdef _conds(self, uint32_t off, uint32_t n):
+        cdef Cond* x = <Cond*>(self.base + off)
+        cdef VersionBound* w
+        cdef uint32_t i, k
+        for i in range(n):
+            if x[i].op == REGEX: x[i].a = self.patterns[x[i].a]
+            elif x[i].op != PRESENT: x[i].a = self._to(x[i].a)
+            if x[i].op == IN: self._strings(x[i].a, x[i].b)
+            elif x[i].op == SEMVER:
+                w = <VersionBound*>(self.base + x[i].a)
+                for k in range(x[i].b): self._text(&w[k].pre)
+
+    cdef _strings(self, uint32_t off, uint32_t mask):
+        cdef SetEntry* s = <SetEntry*>(self.base + off)
+        cdef uint32_t i
+        if off in self.seen: return
+        self.seen.add(off)
+        for i in range(mask + 1):
+            if s[i].used: s[i].off += self.at
+
+    cdef _rules(self, uint32_t off, uint32_t n):
+        cdef Rule* r = <Rule*>(self.base + off)
+        cdef Group* g
+        cdef uint32_t i, k
+        for i in range(n):
+            r[i].conds = self._to(r[i].conds)
+            r[i].groups = self._to(r[i].groups)
+            self._text(&r[i].name)
+            self._conds(r[i].conds, r[i].n_conds)
+            g = <Group*>(self.base + r[i].groups)
+            for k in range(r[i].n_groups):
+                g[k].conds = self._to(g[k].conds)
+                self._conds(g[k].conds, g[k].n)
+
+    cdef _index(self, uint32_t off, uint32_t mask):
+        """An entry of several rules points at their list; one of a single rule is that rule's number."""
+        cdef Entry* e = <Entry*>(self.base + off)
+        cdef uint32_t i
+        if mask == 0: return
+        for i in range(mask + 1):
+            if e[i].n > 1: e[i].value = self._to(e[i].value)
+
+    cdef _targets(self, uint32_t off, uint32_t n):
+        cdef Target* t = <Target*>(self.base + off)
+        cdef uint32_t* members
+        cdef uint32_t i, k
+        for i in range(n):
+            t[i].items = self._to(t[i].items)
+            t[i].cells = self._to(t[i].cells)
+            t[i].owners = self._to(t[i].owners)
+            self._text(&t[i].label)
+            if t[i].is_split: t[i].split_id += self.first_split
+            else:
+                t[i].first += self.first_instance
+                if t[i].items:
+                    members = <uint32_t*>(self.base + t[i].items)
+                    for k in range(t[i].n): members[k] += self.first_instance
+
+    cdef _service(self, Service* s):
+        cdef Str* versions
+        cdef uint32_t i
+        self._text(&s.name)
+        s.fields = self._to(s.fields)
+        s.rules = self._to(s.rules)
+        s.index = self._to(s.index)
+        s.rest = self._to(s.rest)
+        s.targets = self._to(s.targets)
+        s.sticky = self._to(s.sticky)
+        s.versions = self._to(s.versions)
+        self._fields(s.fields)
+        self._rules(s.rules, s.n_rules)
+        self._index(s.index, s.index_mask)
+        self._targets(s.targets, s.n_targets)
+        versions = <Str*>(self.base + s.versions)
+        for i in range(s.n_versions): self._text(&versions[i])
+
+
+def place(bytearray image, uint32_t at, uint32_t number, bytes record, bytes instances, uint32_t first_instance,
+          uint32_t first_split, list patterns):
+    """Fits the block that lies at `at` of the image to its place: (record of the service, records of its instances).
+
+    number: of the service. patterns: the image's number of each pattern of the block.
+    """
+    cdef Placing p = Placing()
+    cdef bytearray whole = bytearray(record)
+    cdef bytearray members = bytearray(instances)
+    cdef char* raw = members
+    cdef Instance* each = <Instance*>raw
+    cdef char* own = whole
+    cdef Py_ssize_t i
+    p.base = image
+    p.at = at
+    p.first_instance = first_instance
+    p.first_split = first_split
+    p.patterns = patterns
+    p.seen = set()
+    p._service(<Service*>own)
+    for i in range(len(members) // <Py_ssize_t>sizeof(Instance)):
+        p._text(&each[i].address)
+        each[i].service = number
+    return bytes(whole), bytes(members)

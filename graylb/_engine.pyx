@@ -64,6 +64,8 @@ cdef int E_BAD_PROXY = BY_REASON["bad-proxy-header"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 
 
+cdef const uint8_t* MAPPED = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
+
 cdef enum:
     N_CODES = 32
 
@@ -367,7 +369,7 @@ cdef class Engine(Pools):
             memcpy(c.peer.text, info.source_text, 48)
             c.peer.text_len = info.source_text_len
             c.peer.port = info.source_port
-            c.peer.v4 = info.v4
+            c.peer.v4 = memcmp(info.source, MAPPED, 12) == 0   # of the source alone; info.v4 is of both
         c.state = S_HEAD
         if <size_t>used < have and self._hold(c, self.buf + used, have - used) < 0:
             self._kill(c)
@@ -639,8 +641,8 @@ cdef class Engine(Pools):
             elif c.state == S_BODY:
                 if not self._body_bytes(c, have, n): return
             elif c.state == S_PROXY:
-                if not self._proxy_header(c, have, n): return
-                if c.held_len == 0 and not c.readable: return
+                if not self._proxy_header(c, have, n) or c.held_len == 0:
+                    if c.dead or not c.readable: return
             else:
                 # lingering: thrown away
                 if n == 0 and c.out_len == 0: self._kill(c)
@@ -888,7 +890,12 @@ cdef class Engine(Pools):
             self._wait(up, x)
             return
         c.deadline = 0
-        if not self._acquire(x, False): return
+        self._send_kept(x, False, -1)
+
+    cdef void _send_kept(self, Exchange* x, bint fresh, int failed) noexcept:
+        """Sends a request that is kept, on the connection that `_acquire` finds, or has it wait."""
+        cdef Conn* c = x.client
+        if not self._acquire(x, fresh, failed): return
         while self._send(x.upstream, x.saved, x.saved_len) < 0:
             self._leave(x)
             if x.attempts >= MAX_ATTEMPTS:
@@ -1016,34 +1023,16 @@ cdef class Engine(Pools):
 
     cdef void _repeat(self, Exchange* x, Conn* u, bint stale, int code) noexcept:
         """One more attempt: a fresh connection to the same instance if the old one was stale, else another instance."""
-        cdef TableState state = <TableState>x.state
-        cdef Conn* c = x.client
-        cdef char* unsent = NULL
-        cdef size_t off = 0, n = 0
         cdef int failed = x.d.instance
-        cdef bint ok
-        if x.saved_len == 0:
-            unsent = u.out
-            off = u.out_off + u.preface
-            n = u.out_len - u.preface
-            u.out = NULL
-            u.out_len = u.out_off = u.out_cap = 0
+        # nobody kept it: what is pending behind a PROXY header is the whole request so far
+        if x.saved_len == 0 and self._keep_request(x, u.out + u.out_off + u.preface, u.out_len - u.preface, NULL, 0) < 0:
+            self._abort(u)
+            return
         self._leave(x)
         self.retries += 1
-        if not stale and not pick_other(state.table, &state.live, &x.d, failed):
-            free(unsent)
-            self._fail(c, code)
-            return
-        if not self._acquire(x, True, -1 if stale else failed):
-            if c.x == x and x.waiting and unsent != NULL and self._keep_request(x, unsent + off, n, NULL, 0) < 0: self._abort(c)
-        else:
-            if unsent != NULL: ok = self._send(x.upstream, unsent + off, n) >= 0
-            else: ok = self._send(x.upstream, x.saved, x.saved_len) >= 0
-            if not ok: self._fail(c, E_UPSTREAM_RESET)
-            else:
-                self._await(x)
-                if c.state == S_BODY and (c.readable or c.held_len): self._again(c)
-        free(unsent)
+        if stale: self._send_kept(x, True, -1)
+        elif pick_other((<TableState>x.state).table, &(<TableState>x.state).live, &x.d, failed): self._send_kept(x, False, failed)
+        else: self._fail(x.client, code)
 
     cdef void _upstream_readable(self, Conn* u) noexcept:
         cdef size_t have, moved = 0

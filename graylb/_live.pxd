@@ -42,6 +42,7 @@ cdef struct Pipe:
     # body bytes on their way through the kernel
     int into
     int out
+    size_t filled          # bytes in it
     Pipe* next
 
 cdef struct Conn:

@@ -96,7 +96,8 @@ cdef class Sockets:
     cdef void _forget(self, Conn* c) noexcept
     cdef char* _block(self) noexcept
     cdef Pipe* _pipe(self) noexcept
-    cdef void _drop_pipe(self, Pipe* p, bint clean) noexcept
+    cdef void _drop_pipe(self, Pipe* p) noexcept
+    cdef void _close_pipe(self, Pipe* p) noexcept
     cdef bint _can_splice(self, Conn* a, Conn* b, int64_t left) noexcept
     cdef ssize_t _splice(self, Conn* a, Conn* b, int64_t left) noexcept
     cdef int _send(self, Conn* c, const char* p, size_t n) noexcept

@@ -136,6 +136,7 @@ cdef class Sockets:
     cdef _shut(self):
         """No more events; every connection is gone by now."""
         cdef Conn* c
+        cdef Pipe* p
         self.ticker.cancel()
         self.loop.remove_reader(self.ep)
         while self.again != NULL:
@@ -143,19 +144,18 @@ cdef class Sockets:
             self.again = c.after
             self._bury(c)
         self._reap()
+        while self.pipes != NULL:
+            p = self.pipes
+            self.pipes = p.next
+            self._close_pipe(p)
         close(self.ep)
 
     def __dealloc__(self):
         cdef Block* b
-        cdef Pipe* p
         while self.blocks != NULL:
             b = self.blocks
             self.blocks = b.next
             free(b)
-        while self.pipes != NULL:
-            p = self.pipes
-            self.pipes = p.next
-            self._drop_pipe(p, False)
         free(self.memory)
         free(self.events)
 
@@ -341,9 +341,9 @@ cdef class Sockets:
         """Gives back the memory of what was pending."""
         cdef Block* b
         if c.pipe != NULL:
-            self._drop_pipe(c.pipe, c.out_len == 0)
+            self._drop_pipe(c.pipe)
             c.pipe = NULL
-            c.out_len = 0
+            c.out_len = c.out_off = 0
             return
         if c.out_cap == BLOCK and self.n_blocks < SPARE_BLOCKS:
             b = <Block*>c.out
@@ -386,7 +386,9 @@ cdef class Sockets:
         cdef ssize_t w
         if c.connecting and not self._connected(c): return
         while c.out_len:
-            if c.pipe != NULL: w = gl_splice(c.pipe.out, c.fd, c.out_len)
+            if c.pipe != NULL:
+                w = gl_splice(c.pipe.out, c.fd, c.out_len)
+                if w > 0: c.pipe.filled -= w
             else: w = send(c.fd, c.out + c.out_off, c.out_len, MSG_NOSIGNAL)
             if w < 0:
                 if errno == EAGAIN: return
@@ -457,20 +459,23 @@ cdef class Sockets:
             return NULL
         p.out = ends[0]
         p.into = ends[1]
+        p.filled = 0
         self.n_pipes += 1
         return p
 
-    cdef void _drop_pipe(self, Pipe* p, bint clean) noexcept:
-        """Keeps an empty pipe for the next body; one with bytes in it can only be closed."""
+    cdef void _drop_pipe(self, Pipe* p) noexcept:
+        """Keeps an empty pipe for the next body. One with bytes in it can only be closed: they are somebody's."""
         cdef int spare = 0
         cdef Pipe* q = self.pipes
         while q != NULL and spare < SPARE_PIPES:
             spare += 1
             q = q.next
-        if clean and spare < SPARE_PIPES:
+        if p.filled == 0 and spare < SPARE_PIPES:
             p.next = self.pipes
             self.pipes = p
-            return
+        else: self._close_pipe(p)
+
+    cdef void _close_pipe(self, Pipe* p) noexcept:
         close(p.into)
         close(p.out)
         free(p)
@@ -496,18 +501,20 @@ cdef class Sockets:
             else:
                 a.shut = 1
                 a.readable = 0
-            self._drop_pipe(p, True)
+            self._drop_pipe(p)
             return n
-        w = gl_splice(p.out, b.fd, n)
-        if w < 0:
-            if errno != EAGAIN and errno != EINTR:
-                self._drop_pipe(p, False)
+        p.filled = n
+        while p.filled:                              # up to EAGAIN: only that promises an event
+            w = gl_splice(p.out, b.fd, p.filled)
+            if w > 0: p.filled -= w
+            elif w < 0 and errno == EAGAIN: break
+            elif w == 0 or errno != EINTR:
+                self._drop_pipe(p)
                 return -3
-            w = 0
-        if w == n: self._drop_pipe(p, True)
+        if p.filled == 0: self._drop_pipe(p)
         else:
             b.pipe = p
-            b.out_len = n - w
+            b.out_len = p.filled
         return n
 
     # ---- hooks -----------------------------------------------------------------------------------------------------

@@ -398,7 +398,7 @@ def test_an_ipv4_client_of_a_proxy_that_came_over_ipv6() -> None:
         rig.swap(proxied(origin, version="v2"))
         caller = await rig.send(LINE_4)
         assert (await caller.ask()).status == 200
-        assert source(origin.links[0]) == ("::ffff:203.0.113.7", 56324)
+        assert source(origin.links[0]) == (str(ipaddress.ip_address("::ffff:203.0.113.7")), 56324)
         assert destination(origin.links[0]) == rig.address
 
     run_bare(test)
@@ -410,7 +410,7 @@ def test_another_attempt_tells_it_once(version: str) -> None:
 
     async def test(rig: Rig) -> None:
         origin = await rig.origin(proxied=True)
-        rig.swap(proxied(rig.refusing(), rig.refusing(), origin, version=version))
+        rig.swap(proxied(rig.refusing(), origin, version=version))
         caller = await rig.caller()
         for number in range(20):
             body = bytes([number]) * number * 100

@@ -88,6 +88,7 @@ cdef class Engine(Pools):
     cdef Exchange* spare
     cdef Exchange* tunnel_list     # open tunnels
     cdef TableState state
+    cdef dict members              # service -> (its digest, its instances in the table's order)
     cdef dict counters
     cdef dict series               # (service, version) -> Series
     cdef list listeners            # (name, trusted networks) by number
@@ -125,7 +126,8 @@ cdef class Engine(Pools):
         self.series = {}
         self.listeners = []
         self.fallbacks = {}
-        self.warm = []
+        self.warm = set()
+        self.members = {}
         self.gate = Gate()
         # answers[code][json][close]; HEAD cuts the body off
         self.answers = [[[kind.response(json=json, close=close) for close in (False, True)] for json in (False, True)]
@@ -150,33 +152,50 @@ cdef class Engine(Pools):
 
     def swap(self, Table table):
         """Requests whose head completes from now on are decided by this table. Live state is carried over by identity."""
-        cdef Upstream u
         cdef TableState former = self.state
-        settings = {each["name"]: each for each in table.meta["services"]}
-        before = self.upstreams
-        named = {}
-        instances = []
-        for service, address, version, weight in table.instance_list():
-            u = before.get((service, address))
-            if u is None or u.version != version:
-                u = Upstream(service, address, version, self._series(service, version))
-            u.configure(settings[service]["connections"])
-            if weight == 0: u.warm = 0
-            named[service, address] = u
-            instances.append(u)
+        before, self.members = self.members, {}
+        instances, retired = [], []
+        for service in table.meta["services"]:
+            known = before.pop(service["name"], ("", []))
+            if known[0] != service["digest"]:
+                known = service["digest"], self._instances_of(service, table, len(instances), known[1], retired)
+            self.members[service["name"]] = known
+            instances += known[1]
+        for name, (_, gone) in before.items():
+            retired += gone
+            self.series = {key: found for key, found in self.series.items() if key[0] != name}
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
         self.state = TableState(table, instances, counters, pick)
-        self.upstreams, self.counters = named, counters
+        self.counters = counters
         self._name_listeners()
-        self.warm = [u for u in named.values() if u.warm]
-        for u in before.values():
-            if named.get((u.service, u.address)) is not u: self._retire(u)
-            else: self._fit(u)
-        self.series = {key: found for key, found in self.series.items() if key[0] in settings}
+        for u in retired: self._retire_instance(u)
         if former is not None: self._judge_tunnels(former)
         self._warm_up()
         self._reap()
+
+    cdef list _instances_of(self, dict service, Table table, int first, list former, list retired):
+        """The instances of a service that is new or changed; former ones that it has no more are added to `retired`."""
+        cdef Upstream u
+        found = []
+        for name, address, version, weight in table.instance_list(first, service["instances"]):
+            u = self.upstreams.get((name, address))
+            if u is None or u.version != version:
+                u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
+            u.configure(service["connections"])
+            if weight == 0: u.warm = 0
+            if u.warm: self.warm.add(u)
+            else: self.warm.discard(u)
+            self._fit(u)
+            found.append(u)
+        retired += set(former).difference(found)
+        return found
+
+    cdef _retire_instance(self, Upstream u):
+        """No table names it any more; another version may have taken its address."""
+        if self.upstreams.get((u.service, u.address)) is u: del self.upstreams[u.service, u.address]
+        self.warm.discard(u)
+        self._retire(u)
 
     def _series(self, str service, str version):
         found = self.series.get((service, version))

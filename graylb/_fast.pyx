@@ -1078,11 +1078,12 @@ cdef class Table:
         """Names by service number."""
         return [self._str(self.services[i].name) for i in range(self.header.n_services)]
 
-    def instance_list(self):
-        """(service, address, version, weight) by instance number."""
+    def instance_list(self, int first=0, int n=-1):
+        """(service, address, version, weight) by instance number: of n instances (-1: all) from the first on."""
+        if n < 0: n = self.header.n_instances
         return [(self._str(self.services[self.instances[i].service].name), self._str(self.instances[i].address),
                  self._version(&self.services[self.instances[i].service], self.instances[i].version),
-                 self.instances[i].weight) for i in range(self.header.n_instances)]
+                 self.instances[i].weight) for i in range(first, first + n)]
 
     def decide(self, bytes head, str client_ip="127.0.0.1", uint64_t draw=0, uint64_t pick=0, uint32_t listener=0):
         """The decision for one request head as a dict; ValueError when the head is not a whole valid one.

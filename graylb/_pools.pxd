@@ -6,7 +6,7 @@ from graylb._sockets cimport Sockets
 
 cdef class Pools(Sockets):
     cdef dict upstreams            # (service, address) -> Upstream of the current table
-    cdef list warm                 # those that keep connections open in advance
+    cdef set warm                 # those that keep connections open in advance
     cdef uint64_t warmed           # ms
     cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept
     cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept

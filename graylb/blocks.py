@@ -355,7 +355,7 @@ class Block:
     n_instances: int
     splits: tuple[str, ...]  # names
     patterns: tuple[str, ...]
-    settings: orjson.Fragment  # its entry of the table's meta
+    settings: orjson.Fragment  # its entry of the table's meta: connections, tunnels, digest, number of instances
     digest: bytes  # of the service
 
 
@@ -394,6 +394,7 @@ class ServiceCompiler:
             for each in targets.instances
         )
         versions = b"".join(GROUP.pack(*self.arena.text(name)) for name in targets.versions)
+        digest = service_digest(x)
         record = SERVICE.pack(
             *self.arena.text(x.name), fields.write(self.arena), len(x.rules), self.arena.add(rules), *index,
             self.arena.u32(rest), len(rest), len(targets.records), self.arena.add(b"".join(targets.records)),
@@ -410,8 +411,8 @@ class ServiceCompiler:
             len(targets.instances),
             tuple(self.splits),
             tuple(self.patterns.numbers),
-            orjson.Fragment(orjson.dumps(settings(x))),
-            service_digest(x),
+            orjson.Fragment(orjson.dumps(settings(x) | {"digest": digest.hex(), "instances": len(targets.instances)})),
+            digest,
         )
 
     def rule(self, rule: Rule, conditions: Conditions, targets: Targets) -> bytes:

@@ -472,7 +472,7 @@ cdef int _fill(Table t, const FieldSet* f, Query* q, Context* c) noexcept:
         elif kind == K_CLIENT_IP:
             v.p = q.ip
             v.n = q.ip_len
-            v.count = 1
+            v.count = q.ip_len > 0                   # a client of a Unix socket has none
         elif kind == K_GRPC_SERVICE or kind == K_GRPC_METHOD: _grpc(q, kind == K_GRPC_METHOD, v)
         elif kind == K_API_VERSION: _api_version(q, v)
         elif kind == K_DEVICE: _device(q, v)

@@ -76,14 +76,15 @@ class Client:
     """One connection to `address` ("host:port" or "unix:/path")."""
 
     def __init__(self, address: str, *, receive_buffer: int = 0, patience: float = PATIENCE) -> None:
+        unix = address.startswith("unix:")
         host, _, port = address.rpartition(":")
-        local = host == "unix"
-        self.sock = socket.socket(socket.AF_UNIX if local else socket.AF_INET)
+        family = socket.AF_UNIX if unix else socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.sock = socket.socket(family)
         if receive_buffer:  # before connecting, or the window is already announced
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.settimeout(patience)
-        self.sock.connect(port if local else (host, int(port)))
-        if not local:
+        self.sock.connect(address[5:] if unix else (host.strip("[]"), int(port)))
+        if not unix:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.pending = b""
         self.ended = False

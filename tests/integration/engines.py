@@ -427,7 +427,7 @@ class Rig:
         )
         self.engine.swap(_fast.Table(table.compile(made)))
 
-    def listen(self, host: str = "127.0.0.1", *, path: str | None = None, **more: Any) -> str:
+    def listen(self, host: str = "127.0.0.1", *, path: str | None = None, dual: bool = False, **more: Any) -> str:
         if path is not None:
             made = socket.socket(socket.AF_UNIX)
             made.bind(path)
@@ -435,7 +435,7 @@ class Rig:
             address = f"unix:{path}"
         else:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            made = socket.create_server((host, 0), family=family, backlog=2048)
+            made = socket.create_server((host, 0), family=family, backlog=2048, dualstack_ipv6=dual)
             port = made.getsockname()[1]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         made.setblocking(False)

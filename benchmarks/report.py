@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.failure import BenchError
+from benchmarks.load.cases import CASES, LAWS
 from benchmarks.stats import Spread, round_ratios, spread
 
 Row = Mapping[str, Any]
@@ -110,15 +111,38 @@ def stamp_lines(result: Row) -> str:
     return "".join(f"- {line}\n" for line in lines)
 
 
+def load_laws(result: Row, titles: Mapping[str, str]) -> str:
+    """What is promised of the CPU per request, of the cases and peers that were measured."""
+    runs, rows = result["runs"], []
+    for law in LAWS:
+        mine, theirs = (by_round(runs, law.case, name, "cpu_us") for name in (law.ours, law.other))
+        if mine and theirs:
+            names = f"{titles.get(law.ours, law.ours)} / {titles.get(law.other, law.other)}"
+            found = round_ratios(mine, theirs, f"{law.case}, {names}")
+            held = verdict(found.median <= law.bound)
+            rows.append([titles.get(law.case, law.case), names, ratio(found), f"≤ {law.bound:.2f}", held])
+    return table(["case", "CPU µs per request", "ratio", "bound", "verdict"], rows) if rows else "None was measured.\n"
+
+
+def without_many(result: Row) -> Row:
+    """The comparison of many rules has a case and a peer of its own, which stand among the laws only."""
+    settings, many = result["settings"], {case.name for case in CASES if case.many}
+    cases = [case for case in settings["cases"] if case not in many]
+    names = [name for name in settings["peers"] if name != "graylb-10k"]
+    return {**result, "settings": {**settings, "cases": cases, "peers": names}}
+
+
 def load_page(result: Row, titles: Mapping[str, str]) -> str:
     settings = result["settings"]
     length = f"{settings['rounds']} rounds of {settings['seconds']} s for each case and proxy"
     cores = f"proxy on core {settings['proxy_cores']}, load and upstreams on {settings['load_cores']}"
+    shown = without_many(result)
     parts: list[tuple[str, Callable[[], str]]] = [
-        ("CPU µs per request (whole process tree)", lambda: figures(result, titles, "cpu_us", compare=True)),
-        ("Requests per second", lambda: figures(result, titles, "rps", compare=True)),
-        ("Latency p50 / p99 / p99.9 in ms", lambda: latencies(result, titles)),
-        ("Memory of the whole process tree under load", lambda: memories(result, titles)),
+        ("Laws", lambda: load_laws(result, titles)),
+        ("CPU µs per request (whole process tree)", lambda: figures(shown, titles, "cpu_us", compare=True)),
+        ("Requests per second", lambda: figures(shown, titles, "rps", compare=True)),
+        ("Latency p50 / p99 / p99.9 in ms", lambda: latencies(shown, titles)),
+        ("Memory of the whole process tree under load", lambda: memories(shown, titles)),
     ]
     text = f"## Load\n\n{stamp_lines(result)}- {length}; {cores}\n"
     if settings.get("missing"):

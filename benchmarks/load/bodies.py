@@ -102,7 +102,7 @@ def run(names: Sequence[str], rounds: int, only: Sequence[str] | None = None) ->
 def page(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     titles = {**titles, **TITLES}
     return (
-        f"## Large bodies\n\n{report.stamp_lines(result)}- {result['settings']['rounds']} rounds\n"
+        f"## Large bodies\n\n{report.stamp_lines(result)}- rounds: {result['settings']['rounds']}\n"
         + "\n### MiB per second\n\n"
         + report.figures(result, titles, "mib_s", compare=True)
         + "\n### CPU µs per MiB (whole process tree)\n\n"

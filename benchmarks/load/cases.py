@@ -57,3 +57,26 @@ CASES = (
     Case("get-1m", "1 MiB", 1 << 20),
     Case("close-128", "128 B, new connection per request", 128, headers=(("Connection", "close"),), floor=False),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """A promise: in `case` the CPU per request of `ours` is at most `bound` times that of `other`."""
+
+    case: str
+    other: str
+    bound: float
+    ours: str = "graylb"
+
+
+LAWS = (
+    Law("get-128", "nginx", 0.80),
+    Law("get-128", "haproxy", 0.85),
+    Law("get-128", "envoy", 0.35),
+    Law("get-128", "floor", 1.30),
+    Law("get-128-c512", "nginx", 0.65),
+    Law("get-128-c512", "haproxy", 0.70),
+    *(Law(case, other, 0.85) for case in ("get-10k", "post-10k") for other in ("nginx", "haproxy")),
+    *(Law(case, other, 1.0) for case in ("get-100k", "get-1m", "close-128") for other in ("nginx", "haproxy")),
+    Law("users-128", "graylb", 1.05, ours="graylb-10k"),
+)

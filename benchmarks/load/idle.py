@@ -62,7 +62,7 @@ def raise_limit(wanted: int) -> None:
 def run(names: Sequence[str], count: int = CONNECTIONS) -> dict[str, Any]:
     """The raw result, ready for JSON; proxies run one after the other. Raises BenchError."""
     names = [name for name in names if name not in ("graylb-10k", "floor") and not KINDS[name].slow]
-    raise_limit(2 * count + 4_000)
+    raise_limit(count + 2_000)
     environment = stamp.environment(peers.programs_of(names))
     runs = []
     with stage(my_cores(), connections=count + 1_000) as on:

@@ -117,7 +117,8 @@ def test_a_proxy_that_cannot_keep_up_has_no_latency() -> None:
     ("two", "spread", "verdicts"), [(10.9, [250, 262], 2), (11.2, [250, 262], 1), (10.9, [200, 312], 1)]
 )
 def test_two_workers_are_judged(two: float, spread: list[int], verdicts: int) -> None:
-    runs = [{"round": 1, "case": "steady", "peer": peer, "cpu_us": cpu} for peer, cpu in (("1", 10.0), ("2", two))]
+    costs = {"one": 10.0, "two": 19.0, "two-twice": two}
+    runs = [{"round": 1, "case": "steady", "peer": step, "cpu_us": cpu} for step, cpu in costs.items()]
     settings = {"rounds": 1, "seconds": 1, "rate": 1000.0, "connections": sum(spread)}
     text = page("workers", {"settings": settings, "runs": runs, "spreads": [[256, 256], spread]})
     assert text.count("holds") == verdicts

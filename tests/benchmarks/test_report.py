@@ -12,7 +12,9 @@ from benchmarks import __main__ as command
 from benchmarks import programs, report, stamp
 from benchmarks.failure import BenchError
 from benchmarks.keep import PAGES, TITLES, keep
+from benchmarks.load.cases import CASES, LAWS
 from benchmarks.load.peers import KINDS
+from benchmarks.load.run import participants
 from benchmarks.micro import run as micro
 from benchmarks.micro import snapshots
 from benchmarks.micro.run import Operation
@@ -84,6 +86,30 @@ def test_ratios_stand_in_the_page() -> None:
     assert "| small | 1.00 / 2.00 / 3.00 | 1.00 / 2.00 / 3.00 |" in text
     assert "PSS in MiB" in text
     assert "| small | 2.00 | 2.00 |" in text
+
+
+def test_laws_of_the_load_are_judged() -> None:
+    text = page("load", load_result(graylb=[10.0], nginx=[20.0], haproxy=[11.0]))
+    assert "| graylb / nginx | **0.50** (0.50–0.50) | ≤ 0.80 | holds |" in text
+    assert "| graylb / HAProxy | **0.91** (0.91–0.91) | ≤ 0.85 | **broken** |" in text
+
+
+def test_many_rules_stand_among_the_laws_alone() -> None:
+    result = load_result(**{"graylb": [10.0], "graylb-10k": [10.4]})
+    result["settings"]["cases"] = ["users-128"]
+    for run in result["runs"]:
+        run["case"] = "users-128"
+    text = page("load", result)
+    assert (
+        "| 128 B, 10,000 users in turn | graylb, many rules / graylb | **1.04** (1.04–1.04) | ≤ 1.05 | holds |" in text
+    )
+    assert text.count("10,000 users") == 1
+
+
+def test_every_law_names_a_case_and_peers_that_meet_in_it() -> None:
+    for law in LAWS:
+        case = next(case for case in CASES if case.name == law.case)
+        assert participants(case, [law.ours, law.other]) == [law.ours, law.other]
 
 
 def test_missing_peers_are_named() -> None:

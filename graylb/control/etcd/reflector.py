@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from graylb.control.etcd.backoff import Backoff
 from graylb.control.etcd.client import Client
-from graylb.control.etcd.errors import Compacted, Diverged, EtcdError, Unauthorised, Unavailable
+from graylb.control.etcd.errors import Compacted, Diverged, EtcdError, Unavailable
 from graylb.control.etcd.mailbox import Changed, Event, Loaded, Lost, Mailbox, Restored
 from graylb.control.etcd.values import KeyValue
 from graylb.control.etcd.watch import Batch, watch
@@ -120,8 +120,7 @@ class Reflector:
                 async with aclosing(watch(self.client, self.prefix, prefix=True, **self._from())) as batches:
                     async for batch in batches:
                         self._take(batch)
-            except (Compacted, Diverged, Unauthorised) as error:
-                # an expired token ends a watch like a missing permission; a listing tells them apart
+            except (Compacted, Diverged) as error:
                 self._must_list = True
                 await self._pause(error)
             except EtcdError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 
 class Wire:
@@ -20,11 +21,16 @@ class Wire:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.accepted = 0
+        self._moved = time.monotonic()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    def quiet_for(self) -> float:
+        """Seconds since anything was relayed."""
+        return time.monotonic() - self._moved
 
     def stall(self) -> None:
         """Connections stay and carry nothing, as when packets are dropped."""
@@ -85,6 +91,7 @@ class Wire:
             while data := here.recv(65536):
                 self._flows.wait()
                 there.sendall(data)
+                self._moved = time.monotonic()
         for each in (here, there):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -12,16 +12,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
-
-# before gRPC is loaded: what it has to say reaches us as errors, and forked children never speak gRPC
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 

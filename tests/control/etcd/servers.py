@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from graylb.control.etcd.messages import rpc, stubs  # isort: skip  before gRPC, which reads its environment once
+
 import grpc
 
-from graylb.control.etcd.messages import rpc, stubs
 from tests.control.etcd.wire import Wire
 
 T = TypeVar("T")

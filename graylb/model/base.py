@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -18,6 +18,11 @@ class Part(BaseModel):
         """The keys that were written, by their names in the document."""
         fields = type(self).model_fields
         return {fields[name].alias or name: getattr(self, name) for name in fields if name in self.model_fields_set}
+
+    def filled(self, defaults: Self) -> Self:
+        """With the settings of `defaults` that were not written here."""
+        missing = defaults.model_fields_set - self.model_fields_set
+        return self.model_copy(update={name: getattr(defaults, name) for name in missing})
 
 
 class OneKey(Part):

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import ConfigDict, Field, PlainValidator, PrivateAttr, ValidationError, WithJsonSchema
 
-from graylb.model import references, source_map, translate, values
+from graylb.model import presets, references, source_map, translate, values
 from graylb.model.base import Part
-from graylb.model.problems import ConfigError, ConfigErrors
+from graylb.model.problems import ConfigError, ConfigErrors, Path
 from graylb.model.routes import RoutePart
 from graylb.model.services import ReadFile, ServicePart
-from graylb.model.settings import AdminPart, ForwardingPart, LimitsPart, ListenerPart
+from graylb.model.settings import AdminPart, ForwardingPart, LimitsPart, ListenerPart, SidecarPart
 
 PartType = TypeVar("PartType", bound=Part)
+PresetName = Annotated[
+    Literal["edge", "sidecar"],
+    PlainValidator(values.choice("edge", "sidecar")),
+    WithJsonSchema({"enum": ["edge", "sidecar"]}),
+]
 
 
 class Document(Part):
     """One whole configuration."""
 
-    listeners: Annotated[tuple[ListenerPart, ...], values.AT_LEAST_ONE] = Field(description="Where clients connect.")
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["listeners"]}, {"required": ["preset"]}, {"required": ["sidecar"]}]}
+    )
+
+    preset: PresetName | None = Field(
+        default=None,
+        description="Fills in what the document leaves out: see Presets. `--edge` and `--sidecar` ask for it, too. "
+        "Default: none, or `sidecar` where that part is.",
+    )
+    sidecar: SidecarPart | None = Field(default=None, description="The short form of a sidecar.")
+    listeners: Annotated[tuple[ListenerPart, ...], values.AT_LEAST_ONE] = Field(
+        default=(), description="Where clients connect. Required, unless a preset brings them."
+    )
     services: dict[values.NameKey, ServicePart] = Field(default={}, description="Service name to its settings.")
     routes: tuple[RoutePart, ...] = Field(
         default=(), description="Routes beyond the short form (`hosts` and `paths` of a service)."
@@ -59,40 +78,82 @@ class Document(Part):
         return data
 
 
-def load(text: str | bytes, name: str, read_file: ReadFile | None = None) -> Document:
-    """The document in a YAML or JSON text; `name` stands for it in errors.
+def load(
+    text: str | bytes, name: str, read_file: ReadFile | None = None, preset: presets.Name | None = None
+) -> Document:
+    """The document in a YAML or JSON text, with what its preset fills in; `name` stands for it in errors.
 
     read_file: gives the text of a list file, by its path as the document has it (relative to the document); it may
-    raise OSError or ValueError. Raises ConfigErrors with every error of the text, sorted by position, and nothing else.
+    raise OSError or ValueError. preset: asked for outside the text. Raises ConfigErrors with every error of the text,
+    sorted by position, and nothing else.
     """
     source = source_map.parse(text, name)
     if not isinstance(source.data, dict):
         raise ConfigErrors([translate.problem(source, (), expected="a mapping with listeners and services")])
     context = {"read_file": read_file}
     errors: list[ConfigError] = []
-    document = None
     try:
-        document = Document.model_validate(source.data, context=context)
-        parts = references.Parts(
-            frozenset(document.services),
-            document.services,
-            dict(enumerate(document.routes)),
-            dict(enumerate(document.listeners)),
-            document.admin,
-            document.limits,
-        )
+        read = _whole(Document.model_validate(source.data, context=context))
     except ValidationError as error:
         errors = translate.from_validation(source, error, Document)
-        parts = _sound_parts(source.data, context)
+        read = _sound(source.data, context)
     errors += translate.nulls(source, errors)
-    found, warnings = references.check(source, parts)
-    if errors or found or document is None:
+    if any(key in source.data and getattr(read.document, key) is None for key in ("preset", "sidecar")):
+        raise ConfigErrors(errors)  # what else the document says has no meaning before these are right
+    try:
+        resolved = presets.resolve(read.document, preset)
+    except presets.Unresolved as error:
+        # what is wrong in shape may be all that keeps the preset from being applied
+        raise ConfigErrors(errors or [_fault(source, each) for each in error.faults]) from None
+    document = resolved.document
+    meant = any(error.suggestion == "listeners" for error in errors)
+    if not document.listeners and "listeners" not in source.data and not meant:
+        errors.append(translate.missing(source, ("listeners",), _LISTENERS))
+    found, warnings = references.check(source, read.parts(resolved, source.data))
+    if errors or found:
         raise ConfigErrors([*errors, *found])
     document._warnings = warnings
     return document
 
 
-def _sound_parts(data: dict[str, Any], context: dict[str, Any]) -> references.Parts:
+_LISTENERS = "a list of at least one, such as [{address: 127.0.0.1:8080}], or preset: edge or sidecar"
+
+
+def _fault(source: source_map.Source, fault: presets.Fault) -> ConfigError:
+    if fault.missing:
+        return translate.missing(source, fault.path, fault.expected)
+    return translate.problem(source, fault.path, fault.expected, fault.message, key=fault.key)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a text has of a document: all of it, or the parts that are well-formed; and their indices in the text."""
+
+    document: Document
+    listeners: Sequence[int]
+    routes: Sequence[int]
+    limits: bool = True
+
+    def parts(self, resolved: presets.Resolved, data: dict[str, Any]) -> references.Parts:
+        """Of the resolved document, by where the text has them."""
+        document = resolved.document
+        written = data.get("services")
+        places: list[Path] = [*(("listeners", index) for index in self.listeners), *resolved.added]
+        return references.Parts(
+            frozenset(document.services) | frozenset(written if isinstance(written, dict) else ()),
+            document.services,
+            dict(zip(self.routes, document.routes, strict=True)),
+            dict(zip(places, document.listeners, strict=True)),
+            document.admin,
+            document.limits if self.limits else None,
+        )
+
+
+def _whole(document: Document) -> _Read:
+    return _Read(document, range(len(document.listeners)), range(len(document.routes)))
+
+
+def _sound(data: dict[str, Any], context: dict[str, Any]) -> _Read:
     """What is well-formed in a document that as a whole is not, so that its references are checked all the same."""
 
     def sound(part: type[PartType], raw: Any) -> PartType | None:
@@ -107,12 +168,18 @@ def _sound_parts(data: dict[str, Any], context: dict[str, Any]) -> references.Pa
         found = ((key, sound(part, value)) for key, value in pairs if not isinstance(key, str) or values.is_name(key))
         return {key: value for key, value in found if value is not None}
 
-    services = data.get("services")
-    return references.Parts(
-        frozenset(services if isinstance(services, dict) else ()),
-        each(ServicePart, "services"),
-        each(RoutePart, "routes"),
-        each(ListenerPart, "listeners"),
-        sound(AdminPart, data.get("admin")),
-        sound(LimitsPart, data.get("limits", {})),
+    listeners, routes = each(ListenerPart, "listeners"), each(RoutePart, "routes")
+    single: dict[str, Any] = {
+        "admin": sound(AdminPart, data.get("admin")),
+        "limits": sound(LimitsPart, data.get("limits", {})),
+        "sidecar": sound(SidecarPart, data.get("sidecar")),
+        "preset": data.get("preset") if data.get("preset") in ("edge", "sidecar") else None,
+    }
+    document = Document.model_construct(
+        None,
+        listeners=tuple(listeners.values()),
+        routes=tuple(routes.values()),
+        services=each(ServicePart, "services"),
+        **{name: value for name, value in single.items() if value is not None},
     )
+    return _Read(document, tuple(listeners), tuple(routes), limits=single["limits"] is not None)

@@ -22,12 +22,15 @@ MAX_LISTENERS = 32
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The well-formed parts of a document. names: of all services, well-formed or not; so are listeners' names."""
+    """The well-formed parts of a document. names: of all services, well-formed or not.
+
+    listeners: by where the text asks for them, which a preset may do elsewhere than in `listeners`.
+    """
 
     names: frozenset[str]
     services: dict[str, ServicePart]
     routes: dict[int, RoutePart]
-    listeners: dict[int, ListenerPart]
+    listeners: dict[Path, ListenerPart]
     admin: AdminPart | None
     limits: LimitsPart | None
 
@@ -45,9 +48,10 @@ def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[Config
 
 def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
     """Two sockets cannot share an address, unless the system chooses the port."""
-    owned: list[tuple[Path, str]] = [(("listeners", i, "address"), each.address) for i, each in parts.listeners.items()]
+    owned: list[tuple[Path, str]] = [((*at, "address"), each.address) for at, each in parts.listeners.items()]
     if parts.admin is not None:
         owned.append((("admin", "address"), parts.admin.address))
+    owned.sort(key=lambda pair: pair[0][0] in source.data)  # what is written stands corrected, not what a preset adds
     owned = [(path, address) for path, address in owned if address.startswith("unix:") or not address.endswith(":0")]
     yield from _repeated(source, owned, "addresses that differ")
 
@@ -55,10 +59,10 @@ def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
 def _listeners(source: Source, parts: Parts) -> Iterator[ConfigError]:
     """Names that routes refer to; a table tells that many apart."""
     seen: set[str] = set()
-    for index, listener in parts.listeners.items():
+    for at, listener in parts.listeners.items():
         if listener.called not in seen and len(seen) == MAX_LISTENERS:
             got = f"{shown(listener.called)} is one more"
-            yield problem(source, ("listeners", index, "name"), f"at most {MAX_LISTENERS} names of listeners", got)
+            yield problem(source, (*at, "name"), f"at most {MAX_LISTENERS} names of listeners", got)
             return
         seen.add(listener.called)
     known = seen | set(_called(source.data.get("listeners")))
@@ -86,7 +90,7 @@ def _repeated(source: Source, owned: Iterable[tuple[Path, str]], expected: str) 
 
 
 def _routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
-    if source.data.get("services", {}) == {} and source.data.get("routes", []) == []:
+    if source.data.get("services", {}) == {} and source.data.get("routes", []) == [] and not parts.services:
         yield problem(source, (), "at least one service or route", "nothing is routed")
     named = ((("routes", index, "name"), route.name) for index, route in parts.routes.items())
     yield from _repeated(source, ((path, name) for path, name in named if name is not None), "names that differ")
@@ -108,6 +112,8 @@ def _same_routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
     before: dict[object, list[tuple[Path, snapshot.Route]]] = {}
     told: set[tuple[Path, Path]] = set()
     for path, route in expand(parts.services, parts.routes):
+        if path[0] == "services" and path[1] not in source.data.get("services", {}):
+            path = ("sidecar",)  # which has brought this service
         key = (route.host, route.path_kind, route.path, frozenset(route.match.all))
         others = before.setdefault(key, [])
         for other, first in others:

@@ -86,7 +86,7 @@ def expand(
         for each in _product(_full(route, route.name or f"route-{index + 1}"), route.hosts, route.paths):
             yield ("routes", index), each
     for name, service in sorted(services.items()):
-        if name not in named or (service.hosts, service.paths, service.listeners) != (None, None, None):
+        if name not in named or service.has_route:
             short = snapshot.Route(name, "*", "prefix", "/", service=name, listeners=_listeners(service))
             for each in _product(short, service.hosts or ("*",), service.paths or (ROOT,)):
                 yield ("services", name), each

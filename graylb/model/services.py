@@ -403,6 +403,11 @@ class ServicePart(Part):
         json_schema_extra={"default": "keep"},
     )
 
+    @property
+    def has_route(self) -> bool:
+        """It is written to have a route of its own."""
+        return not (self.hosts is None and self.paths is None and self.listeners is None)
+
     def stable_version(self) -> str | None:
         """As given, else the heaviest version of the split (the first of equals), else the instances' only version."""
         if self.stable is not None:

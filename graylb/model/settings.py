@@ -93,6 +93,38 @@ class ListenerPart(Part):
         return self
 
 
+class SidecarPart(Part):
+    """One instance of a service and its two sides: all that `preset: sidecar` has to know. Implies that preset."""
+
+    service: values.Name = Field(description="The local service.")
+    version: values.Version = Field(description="The version of the local app.")
+    app: values.InstanceAddress = Field(description="Where the local app listens: address and port, or `unix:/path`.")
+    inbound: values.SocketAddress = Field(
+        default="0.0.0.0:15006", description="Where others call the local app: the listener `inbound`."
+    )
+    outbound: values.SocketAddress = Field(
+        default="127.0.0.1:15001", description="Where the local app calls other services: the listener `outbound`."
+    )
+    namespace: values.HostName | None = Field(
+        default=None,
+        description="Of Kubernetes: other services then also answer to `NAME.NAMESPACE`, `NAME.NAMESPACE.svc` and "
+        "`NAME.NAMESPACE.svc.DOMAIN`. Default: to `NAME` only.",
+    )
+    domain: values.HostName = Field(default="cluster.local", description="The cluster's, for those names.")
+
+    @property
+    def local(self) -> str:
+        """The name of the service that stands in front of the local app."""
+        return f"{self.service}-local"
+
+    @model_validator(mode="after")
+    def _short_name(self) -> Self:
+        if not values.is_name(self.local):
+            with deeper("service"):
+                raise fault("a name of at most 122 characters")
+        return self
+
+
 class AdminPart(Part):
     """The administration interface."""
 

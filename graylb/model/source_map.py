@@ -306,11 +306,11 @@ class _Builder:
 
     def scalar(self, event: ScalarEvent) -> Any:
         if event.implicit[0] and event.tag != "!":
-            return _resolved(event.value)
+            return plain_scalar(event.value)
         if event.tag in (None, "!", _TAG + "str"):
             return event.value
         kind = event.tag.removeprefix(_TAG)
-        value = _resolved(event.value)
+        value = plain_scalar(event.value)
         kinds: dict[str, type | tuple[type, ...]] = {
             "int": int,
             "float": (int, float),
@@ -345,7 +345,7 @@ def _mark(event: Event) -> Position:
     return mark.line + 1, mark.column + 1
 
 
-def _resolved(text: str) -> Any:
+def plain_scalar(text: str) -> Any:
     """A plain scalar by the core schema of YAML 1.2.2, section 10.3.2."""
     if text[:1] not in _NUMBER_START:
         return _WORDS.get(text, text)

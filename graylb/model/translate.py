@@ -20,10 +20,11 @@ _EXPECTED = {
 }
 _REQUIRED = {
     "address": "ADDRESS:PORT",
-    "listeners": "a list of at least one, such as [{address: 127.0.0.1:8080}]",
+    "app": "the address of the local app, such as 127.0.0.1:8000",
     "match": "a mapping of conditions; {} for every request",
     "name": "a name for the rule",
     "prefix": "the path that takes the prefix's place",
+    "service": "the name of the local service",
     "trusted": "a list of networks; or true, to believe everybody",
     "version": "the instance's version",
     "weights": "a mapping of versions to weights",
@@ -44,6 +45,13 @@ def problem(
     line, column = source.position(path, key=key)
     value = shown(found)
     return ConfigError(source.name, line, column, json_path(path), value, expected, message, suggestion)
+
+
+def missing(source: Source, location: Path, expected: str) -> ConfigError:
+    """The last key of the location is not there."""
+    path, _ = _resolve(source.data, location)
+    line, column = source.position(path)
+    return ConfigError(source.name, line, column, json_path((*path, location[-1])), "", expected, "missing")
 
 
 def from_validation(source: Source, error: ValidationError, root: type[Part]) -> list[ConfigError]:
@@ -84,10 +92,7 @@ def _from_details(source: Source, details: ErrorDetails, root: type[Part]) -> Co
         path = (*location, *told["at"])
         return problem(source, path, told["expected"], told["message"], told["suggestion"], key=key)
     if kind == "missing":
-        path, _ = _resolve(source.data, location)
-        line, column = source.position(path)
-        key_path = json_path((*path, location[-1]))
-        return ConfigError(source.name, line, column, key_path, "", _REQUIRED[str(location[-1])], "missing")
+        return missing(source, location, _REQUIRED[str(location[-1])])
     if kind == "extra_forbidden":
         known = list(_keys(_part_at(root, location[:-1])))
         meant = near(location[-1], known)

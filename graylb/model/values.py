@@ -395,6 +395,14 @@ def host_pattern(value: Any) -> str:
         raise fault(expected) from None
 
 
+def host_name(value: Any) -> str:
+    """Lower case, without wildcard."""
+    found = host_pattern(value)
+    if "*" in found or "[" in found:
+        raise fault("a host name without port")
+    return found
+
+
 def redirect_host(value: Any) -> str:
     """A host name or address, with or without port."""
     expected = "a host name, with or without a port"
@@ -531,6 +539,7 @@ Mode = Annotated[
 Network = Annotated[str, PlainValidator(network), WithJsonSchema(_TEXT)]
 InstanceAddress = Annotated[str, PlainValidator(instance_address), WithJsonSchema(_TEXT)]
 HostPattern = Annotated[str, PlainValidator(host_pattern), WithJsonSchema(_TEXT)]
+HostName = Annotated[str, PlainValidator(host_name), WithJsonSchema(_TEXT)]
 RedirectHost = Annotated[str, PlainValidator(redirect_host), WithJsonSchema(_TEXT)]
 Scheme = Annotated[str, PlainValidator(scheme), WithJsonSchema({"enum": ["http", "https"]})]
 RedirectStatus = Annotated[int, PlainValidator(redirect_status), WithJsonSchema({"enum": [301, 302, 303, 307, 308]})]

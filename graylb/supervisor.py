@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import orjson
 
@@ -48,6 +48,7 @@ class Options:
     pid_file: Path | None = None
     roll_timeout: float = 60.0  # seconds that a successor has to be ready
     spare: bool = True  # keep a worker process in advance
+    preset: Literal["edge", "sidecar"] | None = None  # fills in what the document leaves out
 
 
 class StartError(Exception):
@@ -70,7 +71,7 @@ class Supervisor:
         self.options = options
         self.on_ready = on_ready
         store = Store(options.state or state_path(options.document))
-        self.plane = Plane(options.document, store)
+        self.plane = Plane(options.document, store, options.preset)
         self.workers: list[Worker] = []
         self.listeners: list[Bound] = []
         self.draining = False

@@ -8,7 +8,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import orjson
 import typer
@@ -37,6 +37,12 @@ AdminOption = Annotated[
         help=f"The admin address of the proxy which runs. Default: the document's, else {DEFAULT_ADMIN}.",
     ),
 ]
+SidecarOption = Annotated[
+    bool, typer.Option("--sidecar", help="Fill in what the document leaves out, for a sidecar: preset sidecar.")
+]
+EdgeOption = Annotated[
+    bool, typer.Option("--edge", help="Fill in what the document leaves out, for an edge: preset edge.")
+]
 Reason = Annotated[str, typer.Option("--reason", "-m", metavar="TEXT", help="Why, for the history.")]
 
 
@@ -44,6 +50,12 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """One message on stderr, and the exit status: 2 for bad input, 1 for everything else."""
     print(f"graylb: {message}", file=sys.stderr)
     raise typer.Exit(status)
+
+
+def preset_of(sidecar: bool, edge: bool) -> Literal["sidecar", "edge"] | None:
+    if sidecar and edge:
+        fail("--sidecar --edge: expected one of them")
+    return "sidecar" if sidecar else "edge" if edge else None
 
 
 def console() -> Console:
@@ -98,11 +110,12 @@ class _UnixConnection(http.client.HTTPConnection):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The document and state that a command is about; `admin` when a proxy runs on them."""
+    """The document and state that a command is about; `admin` and `preset` of the proxy when one runs on them."""
 
     document: Path
     state: Path
     admin: str | None
+    preset: Literal["sidecar", "edge"] | None = None
 
 
 def locate(document: Path | None, state: Path | None, admin: str | None) -> Target:
@@ -113,32 +126,39 @@ def locate(document: Path | None, state: Path | None, admin: str | None) -> Targ
         address = admin or DEFAULT_ADMIN
         try:
             status = ask(address, "/status")
-            return Target(Path(status["document"]), Path(status["state"]), address)
+            return Target(Path(status["document"]), Path(status["state"]), address, status["preset"])
         except NotRunning as error:
             fail(f"{error}; name the document with -c FILE, or the proxy with --admin ADDRESS", 1)
     if not document.is_file():
         fail(f"{document}: no such file")
     state = state or state_path(document)
     address = admin or _admin_of(document)
-    return Target(document, state, address if _runs_on(address, state) else None)
+    status = _status_on(address, state)
+    return Target(document, state, None) if status is None else Target(document, state, address, status["preset"])
 
 
 def _admin_of(document: Path) -> str:
     """What the document says, as far as it can be read at all."""
     import yaml
 
+    from graylb.model import presets
+
     try:
         data = yaml.load(document.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if "admin" not in data and "sidecar" in data:
+            return presets.SIDECAR_ADMIN
         return str(data["admin"]["address"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return DEFAULT_ADMIN
 
 
-def _runs_on(address: str, state: Path) -> bool:
+def _status_on(address: str, state: Path) -> dict[str, Any] | None:
+    """Of the proxy there, if it runs on that state."""
     try:
-        return bool(os.path.realpath(ask(address, "/status")["state"]) == os.path.realpath(state))
+        status: dict[str, Any] = ask(address, "/status")
+        return status if os.path.realpath(status["state"]) == os.path.realpath(state) else None
     except (NotRunning, KeyError, TypeError):
-        return False
+        return None
 
 
 def user() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,13 +10,19 @@ from graylb.cli.common import (
     AdminOption,
     AsJson,
     DocumentOption,
+    EdgeOption,
+    SidecarOption,
     StateOption,
     Target,
     console,
     fail,
     locate,
+    preset_of,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from graylb.model.presets import Name
 
 
 def explain(
@@ -32,6 +38,8 @@ def explain(
     draw: Annotated[int, typer.Option(min=0, help="Which draw of a split without a sticky key.")] = 0,
     pick: Annotated[int, typer.Option(min=0, help="Which pick among the instances of the version.")] = 0,
     document: DocumentOption = None,
+    sidecar: SidecarOption = False,
+    edge: EdgeOption = False,
     state: StateOption = None,
     admin: AdminOption = None,
     as_json: AsJson = False,
@@ -46,9 +54,10 @@ def explain(
         fail(f"--client-ip {client_ip!r}: expected an IP address")
     if not path.startswith("/"):
         fail(f"--path {path!r}: expected a path that begins with /")
+    preset = preset_of(sidecar, edge)
     target = locate(document, state, admin)
     request = {"method": method, "path": path, "headers": headers, "client_ip": client_ip, "draw": draw, "pick": pick}
-    found = _explain(target, listener, **request)
+    found = _explain(target, preset or target.preset, listener, **request)
     if as_json:
         print_json(found)
     else:
@@ -62,7 +71,7 @@ def _parse_header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _explain(target: Target, listener: str | None, **request: Any) -> dict[str, Any]:
+def _explain(target: Target, preset: Name | None, listener: str | None, **request: Any) -> dict[str, Any]:
     """By the document and state as they are now; nothing is written."""
     from graylb import table
     from graylb.control import prepare
@@ -72,7 +81,7 @@ def _explain(target: Target, listener: str | None, **request: Any) -> dict[str, 
     from graylb.model.problems import ConfigErrors
 
     try:
-        document = prepare.read(target.document)
+        document = prepare.read(target.document, preset)
         _, snapshot = prepare.prepare(document, Store(target.state).read(), at=prepare.now())
     except (ConfigErrors, StoreError) as error:
         fail(str(error), 1)

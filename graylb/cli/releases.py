@@ -65,7 +65,7 @@ def split(
 
     parsed = _parse_weights(weights)
     target = locate(document, state, admin)
-    change = commands.Command(target.document, target.state, user(), reason, expect)
+    change = commands.Command(target.document, target.state, user(), reason, expect, target.preset)
     _report(lambda: change.set_split(service, parsed), target, as_json)
 
 
@@ -86,7 +86,7 @@ def rollback(
     from graylb.control import commands
 
     target = locate(document, state, admin)
-    change = commands.Command(target.document, target.state, user(), reason, expect)
+    change = commands.Command(target.document, target.state, user(), reason, expect, target.preset)
     _report(lambda: change.rollback(service, to), target, as_json)
 
 

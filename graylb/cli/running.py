@@ -11,11 +11,14 @@ from graylb.cli.common import (
     DEFAULT_ADMIN,
     AdminOption,
     AsJson,
+    EdgeOption,
     NotRunning,
+    SidecarOption,
     StateOption,
     ask,
     console,
     fail,
+    preset_of,
     print_json,
 )
 
@@ -46,6 +49,8 @@ def run(
     spare: Annotated[
         bool, typer.Option(help="Keep a worker process in advance, to replace one that dies at once.")
     ] = True,
+    sidecar: SidecarOption = False,
+    edge: EdgeOption = False,
 ) -> None:
     """Serve a document until SIGTERM or Ctrl-C; SIGHUP reads it again, SIGUSR2 hands over to a new process."""
     from graylb.listeners import is_address
@@ -69,6 +74,7 @@ def run(
         pid_file,
         roll_timeout,
         spare,
+        preset_of(sidecar, edge),
     )
     try:
         status = serve(options)

@@ -13,6 +13,7 @@ from graylb.control import prepare
 from graylb.control import state as states
 from graylb.control.state import SERVICE_SPLIT, State, UnknownTarget
 from graylb.control.store import Conflict, Store, StoreError, weights_text
+from graylb.model import presets
 from graylb.model.documents import Document
 from graylb.model.problems import ConfigErrors
 
@@ -45,13 +46,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """Who does something to which document, and why. `expected`: the revision that this person looked at."""
+    """Who does something to which document, and why. `expected`: the revision that this person looked at.
+
+    `preset`: what the proxy was told to fill in.
+    """
 
     document: Path
     state: Path
     who: str
     why: str = ""
     expected: int | None = None
+    preset: presets.Name | None = None
 
     def set_split(self, service: str, weights: Mapping[str, float]) -> Outcome:
         """Raises UnknownTarget, ValueError, ConfigErrors (versions without instances), StoreError, Conflict."""
@@ -85,7 +90,7 @@ class Command:
         document: Document | None = None
         base, note = start, ""
         try:
-            document = prepare.read(self.document)
+            document = prepare.read(self.document, self.preset)
             base = prepare.prepare(document, start, at=at)[0].state
         except ConfigErrors as error:
             if not start.services:

@@ -14,6 +14,7 @@ from graylb.control.file_source import FileSource
 from graylb.control.logs import log
 from graylb.control.prepare import Applied
 from graylb.control.store import Conflict, Store, StoreError
+from graylb.model import presets
 from graylb.model.documents import Document
 from graylb.model.problems import ConfigErrors
 
@@ -42,8 +43,9 @@ class Refusal:
 class Plane:
     """`applied` is what the workers serve, `refusal` why something newer is not served."""
 
-    def __init__(self, document: Path, store: Store) -> None:
+    def __init__(self, document: Path, store: Store, preset: presets.Name | None = None) -> None:
         self.path = document
+        self.preset = preset
         self.store = store
         self.source = FileSource([document, store.path])
         self.applied: Applied | None = None
@@ -114,6 +116,7 @@ class Plane:
         assert applied is not None
         return {
             "document": str(self.path.absolute()),
+            "preset": self.preset,
             "state": str(self.store.path.absolute()),
             "revision": applied.revision,
             "digest": applied.digest,
@@ -151,7 +154,7 @@ class Plane:
         Raises ConfigErrors when there is no good one, StoreError.
         """
         try:
-            document = await asyncio.to_thread(prepare.read, self.path)
+            document = await asyncio.to_thread(prepare.read, self.path, self.preset)
             self.source.watch_also([self.path, self.store.path, *prepare.list_files(self.path, document)])
             return await self._apply(document), None
         except ConfigErrors as error:

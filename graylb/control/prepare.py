@@ -16,6 +16,7 @@ from graylb.model.snapshot import Split
 
 if TYPE_CHECKING:
     from graylb.control.state import Completion, State
+    from graylb.model import presets
     from graylb.model.documents import Document
     from graylb.model.snapshot import Snapshot
 
@@ -41,14 +42,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def read(path: Path) -> Document:
-    """The document in a file with the list files that it names. Raises ConfigErrors, also when it cannot be read."""
+def read(path: Path, preset: presets.Name | None = None) -> Document:
+    """The document in a file with the list files that it names, and with what its preset fills in.
+
+    preset: one that the command line asks for. Raises ConfigErrors, also when the file cannot be read.
+    """
     try:
         text = path.read_bytes()
     except OSError as error:
         why = f"the document cannot be read: {error.strerror}"
         raise ConfigErrors([ConfigError(str(path), 1, 1, "", message=why, expected="a readable file")]) from error
-    return documents.load(text, str(path), lambda name: (path.parent / name).read_text(encoding="utf-8"))
+    return documents.load(text, str(path), lambda name: (path.parent / name).read_text(encoding="utf-8"), preset)
 
 
 def list_files(path: Path, document: Document) -> list[Path]:

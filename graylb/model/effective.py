@@ -85,7 +85,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _fits_a_line(values: list[Any]) -> bool:
-    return not any(isinstance(each, dict | list) for each in values) and sum(len(str(v)) + 2 for v in values) < ONE_LINE
+    return (
+        not any(isinstance(each, dict | list) and each for each in values)
+        and sum(len(str(v)) + 2 for v in values) < ONE_LINE
+    )
 
 
 def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:

@@ -51,9 +51,18 @@ def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
     owned: list[tuple[Path, str]] = [((*at, "address"), each.address) for at, each in parts.listeners.items()]
     if parts.admin is not None:
         owned.append((("admin", "address"), parts.admin.address))
-    owned.sort(key=lambda pair: pair[0][0] in source.data)  # what is written stands corrected, not what a preset adds
+    owned.sort(key=lambda pair: _is_written(source, pair[0][:-1]))  # to be told of, rather than what a preset adds
     owned = [(path, address) for path, address in owned if address.startswith("unix:") or not address.endswith(":0")]
     yield from _repeated(source, owned, "addresses that differ")
+
+
+def _is_written(source: Source, path: Path) -> bool:
+    data = source.data
+    for key in path:
+        if isinstance(data, dict) and key not in data:
+            return False
+        data = data[key]
+    return True
 
 
 def _listeners(source: Source, parts: Parts) -> Iterator[ConfigError]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from graylb.model import presets
 from graylb.model.base import OneKey, Part
 from graylb.model.conditions import Group
 from graylb.model.documents import Document
@@ -66,7 +67,13 @@ def reference_markdown() -> str:
     parts = [_INTRODUCTION]
     for path, part in _sections(Document, "", set()):
         parts.append(_section(path, part, schema))
-    return "\n".join(parts)
+    rows = [f"| `{path}` | `{_flow(value)}` | {_cell(why)} |" for path, value, why in presets.EDGE]
+    return "\n".join([*parts, _PRESETS.replace("EDGE_ROWS", "\n".join(rows))])
+
+
+def _flow(value: Any) -> str:
+    """As in YAML."""
+    return json.dumps(value).replace('"', "")
 
 
 _INTRODUCTION = """\
@@ -83,6 +90,42 @@ Where a text is wanted, numbers stand for themselves as written: version `1.10` 
 
 A condition compares with a **value**: a bare one must be equal, a list must contain it, and a mapping of one operator
 says otherwise (see Operators). An absent value satisfies no operator, and so every negated one.
+"""
+
+
+_PRESETS = f"""\
+## Presets
+
+A preset fills in what a document leaves out; what the document says wins, setting by setting. `preset: edge` or
+`preset: sidecar` in the document asks for it, and so does `graylb run --edge` or `--sidecar` (likewise `check` and
+`explain`). `graylb check --explain FILE` prints the whole document that comes of it.
+
+### `preset: edge`
+
+For a proxy that faces strangers.
+
+| setting | value | why |
+| --- | --- | --- |
+EDGE_ROWS
+
+### `preset: sidecar`
+
+For a proxy beside one instance of a service, in the same pod or on the same host. The `sidecar` part names that
+instance; with it there, `preset: sidecar` goes without saying.
+
+* Listener `{presets.INBOUND}`, role `{presets.INBOUND}`, on `sidecar.inbound`: all of its requests go to the local
+  app, whatever their Host. It is a service of its own, called `NAME{presets.LOCAL}` after `sidecar.service`. Its host
+  is `*`, its one listener `{presets.INBOUND}`, its one instance `sidecar.app` with `sidecar.version`. Other settings
+  of it, such as `timeouts`, `connections` or `rules`, may stand under that name in `services`.
+* Listener `{presets.OUTBOUND}`, role `{presets.OUTBOUND}`, on `sidecar.outbound`: the app's own calls go by their Host
+  (or the authority of an absolute target, as with `http_proxy`) to the other services of the document. A service that
+  gives no `hosts` answers to its name; with `sidecar.namespace` also to what Kubernetes calls it: `cart`, `cart.shop`,
+  `cart.shop.svc` and `cart.shop.svc.cluster.local`. A Host that no service has gets 404: nothing is passed through.
+* Services and `routes` that give no `listeners` are for `{presets.OUTBOUND}` only, so they never answer on the inbound
+  side. The local service may be among them, with its other versions and its split: calls of the app to it go there,
+  requests from outside go to the local app.
+* A listener of the document that has one of the two names takes its place; others are there beside them.
+* `admin` is on `{presets.SIDECAR_ADMIN}`.
 """
 
 

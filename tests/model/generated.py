@@ -165,11 +165,34 @@ DOCUMENTS = optional(
         idle_timeout=DURATIONS,
     ),
 )
+SIDECAR = optional(
+    {"service": st.sampled_from(["s0", "s9"]), "version": VERSIONS, "app": st.just("127.0.0.1:81")},
+    inbound=st.sampled_from(["0.0.0.0:82", "unix:/run/in"]),
+    outbound=st.just("127.0.0.1:83"),
+    namespace=st.just("shop"),
+    domain=st.just("corp.example"),
+)
+PRESETS = st.just({"preset": "edge"}) | optional({"sidecar": SIDECAR}, preset=st.just("sidecar"))
+
+
+def leaving_out(data: dict[str, Any], preset: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """A document that leaves to its preset what it need not say; `hosts`: of all services of a sidecar."""
+    parts: list[dict[str, Any]] = [*data["services"].values(), *data["routes"]]
+    for part in parts if "sidecar" in preset else ():
+        if "listeners" in keys:
+            part.pop("listeners", None)  # only the document's own are called edge
+        if "hosts" in keys and "instances" in part:
+            part.pop("hosts")
+    return {**preset, **{key: value for key, value in data.items() if key not in keys}}
+
+
+LEFT_OUT = st.sets(st.sampled_from(["listeners", "admin", "workers", "forwarding", "limits", "hosts"]))
+PRESET_DOCUMENTS = st.builds(leaving_out, DOCUMENTS, PRESETS, LEFT_OUT)
 WORDS_OF_DOCUMENTS = """
 listeners services routes admin workers limits forwarding address users hosts paths sticky stable split weights salt
 slots rules name match to headers not in regex path exact prefix client_ip lists file instances version metadata weight
 redirect rewrite service methods header present number semver grpc role mode proxy_protocol trusted connections max warm
-idle tunnels drain
+idle tunnels drain preset sidecar edge inbound service app
 """
 KEYS = st.sampled_from(WORDS_OF_DOCUMENTS.split())
 NEARLY: st.SearchStrategy[Any] = st.recursive(

@@ -52,6 +52,11 @@ def listener(text: str) -> str:
     return f"listeners: [{text}]\nservices: {{users: {{stable: v1}}}}\n"
 
 
+def sidecar(*lines: str, part: str = "service: users, version: v1, app: 127.0.0.1:8000") -> str:
+    """A document of a sidecar, with more from line 2 on."""
+    return "\n".join([f"sidecar: {{{part}}}", *lines]) + "\n"
+
+
 CASES: dict[str, str | bytes] = {
     # the text
     "empty": "",
@@ -154,6 +159,31 @@ CASES: dict[str, str | bytes] = {
     "client-connections-zero": top("limits: {client_connections: 0}"),
     "client-connections-word": top("limits: {client_connections: unlimited}"),
     "limit-fraction": top("limits: {headers: 1.5}"),
+    # presets
+    "preset-word": top("preset: egde"),
+    "preset-word-alone": "preset: proxy\n",
+    "preset-without-sidecar": "preset: sidecar\n",
+    "preset-without-routes": "preset: edge\n",
+    "preset-edge-with-sidecar": sidecar("preset: edge"),
+    "preset-in-the-way": "preset: edge\nlisteners: [{address: 127.0.0.1:9900}]\nservices: {a: {stable: v1}}\n",
+    "preset-in-the-way-of-admin": "preset: edge\nadmin: {address: 0.0.0.0:8080}\nservices: {a: {stable: v1}}\n",
+    "listeners-misspelt": "listener: [{address: 127.0.0.1:80}]\nservices: {a: {stable: v1}}\n",
+    "sidecar-no-version": sidecar(part="service: users, app: 127.0.0.1:8000"),
+    "sidecar-null": "sidecar:\n",
+    "sidecar-a-text": "sidecar: users\n",
+    "sidecar-no-app": sidecar(part="service: users, version: v1"),
+    "sidecar-misspelt": sidecar(part="service: users, version: v1, ap: 127.0.0.1:8000"),
+    "sidecar-bad-app": sidecar(part="service: users, version: v1, app: 8000"),
+    "sidecar-long-name": sidecar(part=f"service: {'x' * 123}, version: v1, app: 127.0.0.1:8000"),
+    "sidecar-namespace": sidecar(part="service: users, version: v1, app: 127.0.0.1:8000, namespace: '*'"),
+    "sidecar-same-sides": sidecar(part="service: a, version: v1, app: 127.0.0.1:1, outbound: 0.0.0.0:15006"),
+    "sidecar-in-the-way": sidecar("listeners: [{address: 127.0.0.1:15001}]"),
+    "sidecar-host": sidecar(f"services: {{'a..b': {{{INSTANCES}, stable: v1}}}}"),
+    "sidecar-local-instances": sidecar(f"services: {{users-local: {{{INSTANCES}, stable: v1}}}}"),
+    "sidecar-local-route": sidecar("routes: [{redirect: {host: b}, listeners: [inbound]}]"),
+    "sidecar-same-hosts": sidecar("services: {A: {stable: v1}, a: {stable: v1}}"),
+    "sidecar-listener": sidecar("services: {a: {stable: v1, listeners: [inbuond]}}"),
+    "sidecar-without-preset-sides": route("service: users, listeners: [inbound]"),
     # service
     "bad-host": service("hosts: [http://a]"),
     "host-with-port": service("hosts: ['a:80']"),

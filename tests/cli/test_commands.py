@@ -85,6 +85,32 @@ def test_check_passes_every_sample(sample: Path) -> None:
     assert (result.exit_code, result.stdout) == (0, f"{sample}: ok\n"), result.stderr
 
 
+def test_check_explains_a_document_in_full(tmp_path: Path) -> None:
+    path = write(tmp_path, {"services": {"users": users()}})
+    fails_without = graylb("check", "--explain", path)
+    assert (fails_without.exit_code, fails_without.stdout) == (1, f"{path}: 1 error\n")
+    assert "preset: edge or sidecar" in fails_without.stderr
+    full = graylb("check", "--explain", "--edge", path).stdout
+    again = write(tmp_path, full, "full.yaml")
+    assert graylb("check", again).stdout == f"{again}: ok\n"
+    assert full.startswith(f"# {path} in full")
+    assert "header_timeout: 5\n" in full
+    assert "preset" not in full.partition("\n")[2]
+    data = json.loads(graylb("check", "--explain", "--edge", "--json", path).stdout)
+    assert data["forwarding"] == {"x_forwarded": "replace", "forwarded": "replace", "via": True}
+    fails(graylb("check", "--explain", path, again), 2, "expected one FILE")
+    fails(graylb("check", "--edge", "--sidecar", path), 2, "expected one of them")
+    assert graylb("check", "--edge", path).stdout == f"{path}: ok\n"
+
+
+def test_explain_with_a_preset(tmp_path: Path) -> None:
+    path = write(tmp_path, {"services": {"users": users()}})
+    assert explained(path, "--edge")["service"] == "users"
+    path = write(tmp_path, {"sidecar": {"service": "a", "version": "v1", "app": "127.0.0.1:1"}})
+    assert explained(path, "--listener", "inbound")["service"] == "a-local"
+    fails(graylb("explain", "-c", path, "--edge"), 1, "$.sidecar", "as --edge asks")
+
+
 def test_check_of_a_missing_file(tmp_path: Path) -> None:
     result = graylb("check", tmp_path / "none.yaml")
     assert result.exit_code == 1

@@ -74,7 +74,7 @@ class Document(Part):
 
     def to_data(self) -> dict[str, Any]:
         """Plain data that `load` accepts (as JSON or YAML) and that gives an equal document; lists are inlined."""
-        data: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        data: dict[str, Any] = self.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
         return data
 
 
@@ -169,6 +169,7 @@ def _sound(data: dict[str, Any], context: dict[str, Any]) -> _Read:
         return {key: value for key, value in found if value is not None}
 
     listeners, routes = each(ListenerPart, "listeners"), each(RoutePart, "routes")
+    services = each(ServicePart, "services") if isinstance(data.get("services"), dict) else {}
     single: dict[str, Any] = {
         "admin": sound(AdminPart, data.get("admin")),
         "limits": sound(LimitsPart, data.get("limits", {})),
@@ -179,7 +180,7 @@ def _sound(data: dict[str, Any], context: dict[str, Any]) -> _Read:
         None,
         listeners=tuple(listeners.values()),
         routes=tuple(routes.values()),
-        services=each(ServicePart, "services"),
+        services=services,
         **{name: value for name, value in single.items() if value is not None},
     )
     return _Read(document, tuple(listeners), tuple(routes), limits=single["limits"] is not None)

@@ -58,10 +58,11 @@ def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
 
 def _is_written(source: Source, path: Path) -> bool:
     data = source.data
-    for key in path:
-        if isinstance(data, dict) and key not in data:
-            return False
-        data = data[key]
+    try:
+        for key in path:
+            data = data[key]
+    except (KeyError, IndexError, TypeError):
+        return False
     return True
 
 
@@ -121,7 +122,7 @@ def _same_routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
     before: dict[object, list[tuple[Path, snapshot.Route]]] = {}
     told: set[tuple[Path, Path]] = set()
     for path, route in expand(parts.services, parts.routes):
-        if path[0] == "services" and path[1] not in source.data.get("services", {}):
+        if path[0] == "services" and not _is_written(source, path):
             path = ("sidecar",)  # which has brought this service
         key = (route.host, route.path_kind, route.path, frozenset(route.match.all))
         others = before.setdefault(key, [])

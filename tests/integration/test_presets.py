@@ -165,9 +165,11 @@ def test_an_edge_by_option(tmp_path: Path) -> None:
             (address,) = edge.ports["listeners"]
             assert seen_by(upstream, address) == "127.0.0.1"
             done = proxies.cli("explain", "--admin", edge.admin, "--json")
-            assert json.loads(done.stdout)["service"] == "users", done.stderr
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["service"] == "users"
             done = proxies.cli("split", "users", "v1=1", "--admin", edge.admin, "--json")
-            assert json.loads(done.stdout)["applied"] is True, done.stderr
+            assert done.returncode == 0, done.stderr
+            assert json.loads(done.stdout)["applied"] is True
             revision = edge.status()["revision"]
             parts.write(tmp_path, {**document, "forwarding": {"x_forwarded": "append"}})
             until(lambda: edge.status()["revision"] > revision, "the change")

@@ -24,7 +24,7 @@ from tests.model.snapshots import snapshot_of
 
 CONFIG = Path(__file__).parents[2] / "config"
 REFERENCE = (CONFIG / "reference.yaml").read_text(encoding="utf-8")
-REFERENCE_DATA = parse(REFERENCE, "x").data
+DATA = {name: parse((CONFIG / f"{name}.yaml").read_text(), name).data for name in ("reference", "sidecar", "edge")}
 SCHEMA = json_schema()
 
 
@@ -98,11 +98,12 @@ def test_any_data(data: dict[str, Any]) -> None:
     outcome(json.dumps(data))
 
 
-@settings(max_examples=60)
+@pytest.mark.parametrize("sample", ["reference", "sidecar", "edge"])
+@settings(max_examples=40, deadline=None)
 @given(st.randoms(use_true_random=False), generated.NEARLY)
-def test_one_value_replaced(chance: random.Random, value: Any) -> None:
+def test_one_value_replaced(sample: str, chance: random.Random, value: Any) -> None:
     """Somewhere in a valid document something else stands."""
-    data = copy.deepcopy(REFERENCE_DATA)
+    data = copy.deepcopy(DATA[sample])
     node = data
     while True:
         key = chance.choice(list(node) if isinstance(node, dict) else range(len(node)))
@@ -111,7 +112,7 @@ def test_one_value_replaced(chance: random.Random, value: Any) -> None:
             break
         node = inner
     if isinstance(node, dict) and chance.random() < 0.3:
-        node[chance.choice(["namee", "x", "to", "split", "not", "in"])] = value
+        node[chance.choice(["namee", "x", "to", "split", "not", "in", "sidecar", "preset", "listeners"])] = value
     else:
         node[key] = value
     outcome(json.dumps(data))

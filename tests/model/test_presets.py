@@ -83,8 +83,10 @@ def test_any_document_in_full(data: dict[str, Any]) -> None:
 @settings(max_examples=40, deadline=None)
 @given(generated.PRESET_DOCUMENTS)
 def test_any_document_with_a_preset_in_full(data: dict[str, Any]) -> None:
-    check_in_full(load(json.dumps(data), "x"))
+    document = load(json.dumps(data), "x")
+    check_in_full(document)
     assert fits(data, SCHEMA, SCHEMA)
+    assert load(json.dumps(document.to_data()), "y") == document  # as the store takes it, with commands' changes
 
 
 @pytest.mark.parametrize(

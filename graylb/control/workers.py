@@ -54,21 +54,25 @@ class Process:
 
     @classmethod
     async def spawn(cls, module: str, sockets: Sequence[socket.socket]) -> Process:
-        """It inherits `sockets`, and keeps those that its role names."""
+        """It inherits `sockets`, and keeps those that its role names. Raises OSError when it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             listen = [listener.fileno() for listener in sockets]
             command = [sys.executable, "-P", "-m", module, "--channel", str(theirs.fileno())]
-            # a session of its own: Ctrl-C reaches the supervisor only, which drains the workers
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                "--listen",
-                ",".join(map(str, listen)),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno(), *listen],
-                env=worker_environment(),
-                start_new_session=True,
-            )
+            try:
+                # a session of its own: Ctrl-C reaches the supervisor only, which drains the workers
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    "--listen",
+                    ",".join(map(str, listen)),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno(), *listen],
+                    env=worker_environment(),
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
         return cls(process, *await asyncio.open_connection(sock=ours))
 
     @property
@@ -131,7 +135,13 @@ class Nursery:
         delay = 0.0
         while True:
             self._taken.clear()
-            spare = self.spare = await Process.spawn(self.module, self.sockets)
+            try:
+                spare = self.spare = await Process.spawn(self.module, self.sockets)
+            except OSError as error:
+                delay = min(max(BACKOFF[0], delay * 2), BACKOFF[1])
+                log.warning("no spare worker can be started: %s", error.strerror)
+                await asyncio.sleep(delay)
+                continue
             waits = {asyncio.create_task(self._taken.wait()), asyncio.create_task(spare.ended())}
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -199,16 +209,13 @@ class Worker:
         loop = asyncio.get_running_loop()
         while not self._stopping.is_set():
             started = loop.time()
-            process = await self.nursery.take()
-            refusal = await self._live(process)
-            status = await process.ended()
-            self._process = None
+            why = await self._one_life()
             if self._stopping.is_set():
                 return
             if self.acknowledged is None:
-                raise WorkerFailed(f"worker {self.number} {refusal or f'ended with status {status}'} before it served")
+                raise WorkerFailed(f"worker {self.number} {why} before it served")
             delay = min(max(BACKOFF[0], delay * 2), BACKOFF[1]) if loop.time() - started < EARLY_DEATH else 0.0
-            log.warning("worker %d (pid %d) ended with status %s; starting it again", self.number, process.pid, status)
+            log.warning("worker %d %s; starting it again", self.number, why)
             self.restarts += 1
             await asyncio.sleep(delay)
 
@@ -272,6 +279,17 @@ class Worker:
         self._stopping.set()
         if self._process is not None:
             self._process.kill()
+
+    async def _one_life(self) -> str:
+        """A process from start to end. Returns in words why it ended."""
+        try:
+            process = await self.nursery.take()
+        except OSError as error:  # out of processes, or the interpreter was removed from the disk
+            return f"cannot be started: {error.strerror}"
+        refusal = await self._live(process)
+        status = await process.ended()
+        self._process = None
+        return refusal or f"(pid {process.pid}) ended with status {status}"
 
     async def _live(self, process: Process) -> str | None:
         """One process from its role to its end. Returns why it refused its first table, if it did."""

@@ -194,6 +194,36 @@ def test_a_spare_worker_that_dies_is_replaced_and_ends_with_the_nursery() -> Non
     run(test)
 
 
+def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of processes, or an interpreter that is just being replaced: the proxy itself goes on."""
+
+    async def test() -> None:
+        async with running(2, Table(1)) as (workers, _):
+            first = workers[0].pid
+            assert first is not None
+            with monkeypatch.context() as patched:
+                patched.setattr("sys.executable", "/missing/python")
+                workers[0].nursery.prepare()
+                os.kill(first, signal.SIGKILL)
+                await until(lambda: workers[0].restarts >= 2)
+                assert workers[1].ready.is_set()
+            await until(workers[0].ready.is_set)
+            await spare_of(workers[0].nursery)
+
+    run(test)
+
+
+def test_a_worker_that_can_never_be_started_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        bound = bind(ANYWHERE, 1)
+        monkeypatch.setattr("sys.executable", "/missing/python")
+        with pytest.raises(WorkerFailed, match="worker 0 cannot be started: No such file"):
+            await worker_of(0, Nursery(bound.sockets, FAKE, spare=False), bound).keep(Table(1))
+        bound.close()
+
+    run(test)
+
+
 def test_a_worker_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with running(1, Table(1)) as ([worker], _):

@@ -68,6 +68,78 @@ def test_new_connections_wait_for_the_next_worker(proxy: Proxy) -> None:
     proxy.stop()
 
 
+def test_workers_killed_under_load_nobody_is_refused(tmp_path: Path, upstream: Upstream) -> None:
+    proxy = start(tmp_path, upstream, 2)
+    try:
+        with Load(proxy, threads=4, keep_alive=False) as load:
+            for turn in range(6):
+                worker = proxy.status()["workers"][turn % 2]
+                os.kill(worker["pid"], signal.SIGKILL)
+                until(
+                    lambda turn=turn, old=worker: (  # type: ignore[misc]
+                        (now := proxy.status()["workers"][turn % 2])["restarts"] > old["restarts"] and now["ready"]
+                    ),
+                    "another worker",
+                )
+                load.wait_more(30)
+        # what the dead one had accepted is lost: at most one request of each thread for each death
+        assert not [failure for failure in load.failures if "refused" in failure.lower()]
+        assert len(load.failures) <= 6 * 4, load.failures
+        proxy.stop()
+    finally:
+        proxy.kill()
+
+
+def test_the_spare_worker_can_be_left_out(tmp_path: Path, upstream: Upstream) -> None:
+    doc = proxies.document({"users": proxies.service(upstream.address)})
+    with proxies.running(tmp_path / "without", doc, "--no-spare") as proxy:
+        assert [process.pid for process in proxy.family()] == proxy.workers()
+        (worker,) = proxy.workers()
+        os.kill(worker, signal.SIGKILL)
+        with proxy.client() as client:
+            assert client.ask().status == 200
+    with proxies.running(tmp_path / "with", doc) as proxy:
+        until(lambda: len(proxy.family()) == 2, "the spare worker")
+
+
+def test_connections_spread_over_workers(tmp_path: Path, upstream: Upstream) -> None:
+    """SO_REUSEPORT: the kernel hashes 1,000 connections between two; 40 to 60 % is six standard deviations."""
+    proxy = start(tmp_path, upstream, 2)
+    for _ in range(1000):
+        proxy.client().close()
+    until(lambda: sum(accepted(proxy)) >= 1000, "1,000 connections")
+    share = accepted(proxy)[0] / sum(accepted(proxy))
+    assert 0.4 <= share <= 0.6
+    proxy.stop()
+
+
+def accepted(proxy: Proxy) -> list[int]:
+    return [worker["stats"]["accepted"] for worker in proxy.call("/stats")]
+
+
+def test_workers_pinned_each_to_a_cpu(tmp_path: Path, upstream: Upstream) -> None:
+    doc = proxies.document({"users": proxies.service(upstream.address)}, workers=3, pin_workers=True)
+    cpus = sorted(os.sched_getaffinity(0))
+    with proxies.running(tmp_path, doc) as proxy:
+        workers = proxy.workers()
+        assert [os.sched_getaffinity(pid) for pid in workers] == [{cpus[n % len(cpus)]} for n in range(3)]
+        os.kill(workers[1], signal.SIGKILL)
+        until(lambda: proxy.workers()[1] != workers[1] and proxy.status()["ready"], "another worker")
+        assert os.sched_getaffinity(proxy.workers()[1]) == {cpus[1 % len(cpus)]}
+        assert os.sched_getaffinity(proxy.pid) == set(cpus)
+
+
+def test_the_admin_api_on_a_unix_socket(tmp_path: Path, upstream: Upstream) -> None:
+    address = f"unix:{tmp_path}/admin.sock"
+    doc = {**proxies.document({"users": proxies.service(upstream.address)}), "admin": {"address": address}}
+    with proxies.running(tmp_path, doc) as proxy:
+        with Client(address) as client:
+            assert json.loads(client.ask(target="/ready").body) == {"ready": True}
+        done = proxies.cli("status", "--admin", address, "--json")
+        assert json.loads(done.stdout)["pid"] == proxy.pid
+    assert not (tmp_path / "admin.sock").exists()
+
+
 def test_a_replaced_worker_has_the_newest_table(proxy: Proxy, upstream: Upstream) -> None:
     doc = proxies.document({"users": proxies.service(upstream.address, hosts=["new.test"])})
     proxy.edit(doc)
@@ -121,6 +193,60 @@ def test_sigterm_lets_requests_finish(proxy: Proxy, upstream: Upstream, clients:
     assert proxy.process.wait(proxies.PATIENCE) == 0
     _, alive = psutil.wait_procs(family, timeout=2)
     assert not alive
+
+
+def test_sigquit_drains_however_often_it_comes(proxy: Proxy, upstream: Upstream) -> None:
+    gate = upstream.gate()
+    upstream.on("/slow", lambda call: (gate.wait(), call.answer(200, b"done")))
+    with proxy.client() as client:
+        client.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        upstream.wait_requests(1)
+        os.kill(proxy.pid, signal.SIGQUIT)
+        until(lambda: refused(proxy.address), "draining")
+        os.kill(proxy.pid, signal.SIGQUIT)
+        proxy.wait_for_log("SIGQUIT: draining already")
+        gate.set()
+        assert client.response().body == b"done"
+    assert proxy.process is not None
+    assert proxy.process.wait(proxies.PATIENCE) == 0
+
+
+def test_a_request_that_arrives_as_draining_begins_is_answered(proxy: Proxy, clients: list[Client]) -> None:
+    """It is in the kernel, and the worker has not heard of it: its connection only looks idle."""
+    (worker,) = proxy.workers()
+    until(lambda: len(proxy.family()) == 2, "the spare worker")
+    for client in clients:
+        assert client.ask().status == 200
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(proxy.pid, signal.SIGTERM)
+    until(lambda: len(proxy.family()) == 1, "the end of the spare worker, after which workers are told")
+    assert proxy.call("/live") == {"live": True}
+    for client in clients:
+        client.send(b"GET /late HTTP/1.1\r\nHost: x\r\n\r\n")
+    os.kill(worker, signal.SIGCONT)
+    for client in clients:
+        answer = client.response()
+        assert (answer.status, answer.get("connection")) == (200, "close")
+    assert proxy.process is not None
+    assert proxy.process.wait(proxies.PATIENCE) == 0
+
+
+def test_signals_to_workers_are_for_the_supervisor(proxy: Proxy) -> None:
+    """`systemctl kill` and the like reach every process of a service."""
+    (worker,) = proxy.workers()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    for number in numbers:
+        os.kill(worker, number)
+        with proxy.client() as client:
+            assert client.ask().status == 200
+    assert proxy.workers() == [worker]
+    proxy.stop()
+
+
+def test_reopening_logs_is_nothing_to_do_and_said(proxy: Proxy) -> None:
+    os.kill(proxy.pid, signal.SIGUSR1)
+    proxy.wait_for_log("SIGUSR1: the log goes to stderr")
+    proxy.stop()
 
 
 def refused(address: str) -> bool:

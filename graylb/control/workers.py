@@ -26,7 +26,7 @@ BACKOFF: Final = (0.1, 5.0)
 """Seconds before a worker that died within EARLY_DEATH starts again, or a spare one that died: first and most."""
 
 _PASSED = ("PATH", "HOME", "TMPDIR", "TZ", "LANG")
-_PASSED_PREFIXES = ("LC_", "PYTHON", "LD_", "ASAN_", "UBSAN_", "GRAYLB_", "COVERAGE_", "COV_")
+_PASSED_PREFIXES = ("LC_", "PYTHON", "LD_", "ASAN_", "LSAN_", "UBSAN_", "GRAYLB_", "COVERAGE_", "COV_")
 
 
 class Table(Protocol):

@@ -1074,6 +1074,14 @@ cdef class Table:
     cdef str _rule_name(self, int service, int rule):
         return self._str((<const Rule*>(self.base + self.services[service].rules))[rule].name)
 
+    def route_names(self):
+        """Names by route number."""
+        return [self._str(self.routes[i].name) for i in range(self.header.n_routes)]
+
+    def version_names(self, int service):
+        """Names by version number of a service."""
+        return [self._version(&self.services[service], i) for i in range(self.services[service].n_versions)]
+
     def service_names(self):
         """Names by service number."""
         return [self._str(self.services[i].name) for i in range(self.header.n_services)]
@@ -1101,6 +1109,45 @@ cdef class Table:
         self.mine.pick = pick
         decide(self, &q, self.own, &self.mine, &d)
         return self._told(&d)
+
+    def decide_many(self, list heads, list addresses, list listeners):
+        """Decisions for many requests, without what a draw or a pick would add: for each of them (outcome, route, service,
+        rule, wanted, how), or None for a head that is not a whole valid one.
+
+        addresses: text of each client's address. listeners: the bit of each, as for `decide`. outcome: 0 decided (also
+        where no instance is available), 1 no route, 3 redirect, 4 too large. route, service, rule: numbers, -1 for none.
+        wanted: number of the version in `version_names`, -1 when it is a draw's or a subset's of several. how: 0 the rule's
+        subset or the stable version, 1 a slot, 2 a draw. OSError for a text that is no address.
+        """
+        cdef Head h
+        cdef Query q
+        cdef Decision d
+        cdef bytes head, ip, packed
+        cdef Py_ssize_t i
+        cdef int outcome, how, wanted
+        known = {}
+        out = []
+        for i in range(len(heads)):
+            head = heads[i]
+            if scan_request(&h, PyBytes_AS_STRING(head), PyBytes_AS_STRING(head) + len(head), MAX_HEADERS) != 1:
+                out.append(None)
+                continue
+            found = known.get(addresses[i])
+            if found is None:
+                found = known[addresses[i]] = (addresses[i].encode(), pack_address(addresses[i]))
+            ip, packed = found
+            q.head = &h
+            q.ip = PyBytes_AS_STRING(ip)
+            q.ip_len = <uint32_t>PyBytes_GET_SIZE(ip)
+            memcpy(q.address, PyBytes_AS_STRING(packed), 16)
+            q.v4 = memchr(q.ip, 58, q.ip_len) == NULL
+            q.listener = listeners[i]
+            decide(self, &q, self.own, &self.mine, &d)
+            outcome = DECIDED if d.outcome == NO_INSTANCE else d.outcome
+            how = 2 if d.drew else (1 if d.slot >= 0 else 0)
+            wanted = -1 if d.drew or d.wanted == NONE32 else <int>d.wanted
+            out.append((outcome, d.route, d.service, d.rule, wanted, how))
+        return out
 
     def members(self, int service, int subset):
         """(address, version, weight) of the instances among which a subset's pick is made."""

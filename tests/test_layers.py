@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.blocks": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
     "graylb.table": ("graylb.blocks", "graylb._link", "graylb.model.snapshot", "graylb.release", "graylb._fast"),
     "graylb.explain": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
+    "graylb.replay": ("graylb.model.snapshot", "graylb.release", "graylb._fast"),
     "graylb.lint": ("graylb.model.snapshot", "graylb.release", "graylb._fast", "graylb.explain"),
     # of the worker's floor only the codec of the channel, which both ends speak
     "graylb.control": ("graylb.control", "graylb.model", "graylb.release", "graylb.table", "graylb.proxy.channel"),

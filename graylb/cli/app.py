@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from graylb.cli import diff, documents, explain, lint, processes, releases, running
+from graylb.cli import diff, documents, explain, lint, processes, releases, replay, running
 
 app = typer.Typer(
     name="graylb",
@@ -27,4 +27,5 @@ app.command()(releases.split)
 app.command()(releases.rollback)
 app.command()(releases.history)
 app.command()(diff.diff)
+app.command()(replay.replay)
 app.command()(documents.version)

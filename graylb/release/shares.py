@@ -12,8 +12,8 @@ Shares = dict[str, float]
 
 NOBODY = "503"
 ANY = "any instance"
-NOBODY = "503"
-"""In the place of a version where no instance is available and the fallback finds none: no version is called so."""
+NOBODY = "503 (no instance)"
+"""In the place of a version: no name of one holds a space."""
 
 
 def served(service: Service, wanted: Subset, fallback: Fallback | None = None) -> Shares:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,13 @@ def test_the_long_form_of_a_split_and_its_versions(tmp_path: Path) -> None:
     found = json.loads(lint("--json", write(tmp_path, text.replace("old: {file: old.txt}", "old: [x]"))).stdout)
     (one,) = [each for each in found[0]["findings"] if each["id"] == "GL004"]
     assert (one["path"], one["line"]) == ("$.services.users.split.weights.v9", 8)
+
+
+def test_the_guide_names_only_commands_that_exist() -> None:
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "releases.md").read_text()
+    named = set(re.findall(r"`(?:\$ )?graylb ([a-z]+)", guide)) | set(
+        re.findall(r"^\$ graylb ([a-z]+)", guide, re.MULTILINE)
+    )
+    assert named >= {"lint", "diff", "replay", "split", "rollback", "history", "explain", "check"}
+    for command in named:
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command

@@ -1114,7 +1114,7 @@ cdef class Table:
         """Decisions for many requests, without what a draw or a pick would add: for each of them (outcome, route, service,
         rule, wanted, how), or None for a head that is not a whole valid one.
 
-        addresses: text of each client's address. listeners: the bit of each, as for `decide`. outcome: 0 decided (also
+        addresses: text of each client's address, "" for none. listeners: the bit of each, as for `decide`. outcome: 0 decided (also
         where no instance is available), 1 no route, 3 redirect, 4 too large. route, service, rule: numbers, -1 for none.
         wanted: number of the version in `version_names`, -1 when it is a draw's or a subset's of several. how: 0 the rule's
         subset or the stable version, 1 a slot, 2 a draw. OSError for a text that is no address.
@@ -1134,7 +1134,8 @@ cdef class Table:
                 continue
             found = known.get(addresses[i])
             if found is None:
-                found = known[addresses[i]] = (addresses[i].encode(), pack_address(addresses[i]))
+                found = known[addresses[i]] = (
+                    addresses[i].encode(), pack_address(addresses[i]) if addresses[i] else bytes(16))
             ip, packed = found
             q.head = &h
             q.ip = PyBytes_AS_STRING(ip)

@@ -26,7 +26,7 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`lines`: all but blank ones. unaddressed: requests without the client's address, which were taken for 0.0.0.0."""
+    """`lines`: all but blank ones. unaddressed: requests without the client's address."""
 
     lines: int
     requests: int

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from graylb import table
-from graylb.model.snapshot import Route, Service, Snapshot
+from graylb.model.snapshot import Condition, Match, Route, Rule, Service, Snapshot, Subset
 from graylb.release.access_log import Fields
 from graylb.release.replay import NO_SERVICE, UNROUTED
 from graylb.release.shares import ANY, NOBODY, Shares, shift
@@ -165,3 +165,14 @@ def test_lines_that_are_no_request_are_counted_with_the_first_of_each_kind() -> 
     ]
     assert (report.lines, report.requests, report.unaddressed) == (6, 1, 1)
     assert json.loads(json.dumps(report.to_data()))["bad"][1] == {"reason": "not JSON", "lines": 2, "first": ["a", 3]}
+
+
+def test_a_request_without_an_address_satisfies_no_condition_on_it() -> None:
+    everywhere = Condition("client_ip", "cidr", ("0.0.0.0/0", "::/0"))
+    rules = (Rule("known", Match((everywhere,)), Subset("v2")), Rule("unknown", Match(), Subset("v3")))
+    whole = snapshot(users(rules=rules))
+    work = replay(whole, whole)
+    work.feed("log", lines({}, {"client_ip": "::1"}, {"client_ip": "-"}))
+    (found,) = work.report().matrices
+    assert found.moves == {("v3", "v3"): 2, ("v2", "v2"): 1}
+    assert work.report().unaddressed == 2

@@ -120,7 +120,7 @@ def _print(found: Report) -> None:
         name, number = bad.first
         print(f"left out: {bad.count:,} lines, first {name}:{number}: {bad.reason}")
     if found.unaddressed:
-        print(f"{found.unaddressed:,} requests without the client's address, taken for 0.0.0.0")
+        print(f"{found.unaddressed:,} requests without the client's address: no condition on it holds")
     for matrix in found.matrices:
         _print_matrix(matrix)
 

@@ -27,8 +27,8 @@ FIELDS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What a request is made of -> where JSON logs have it, the first that is there."""
 
-NO_ADDRESS: Final = "0.0.0.0"
-"""The client of a line that names none."""
+NO_ADDRESS: Final = ""
+"""The client of a line that names none, as one of a Unix socket has none."""
 
 
 class BadLine(ValueError):

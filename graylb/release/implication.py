@@ -21,8 +21,8 @@ from graylb.release import numbers, patterns, semver
 Field = tuple[FieldKind, str]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-ALWAYS: Final = frozenset({"path", "method", "client_ip"})
-"""Fields that every request has."""
+ALWAYS: Final = frozenset({"path", "method"})
+"""Fields that every request has. A client of a Unix socket has no address."""
 MAY_BREAK: Final = frozenset({"query", "mark"})
 """Percent-decoded fields: their values may hold line breaks, which `.` of a regular expression does not match."""
 

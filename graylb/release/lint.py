@@ -23,11 +23,13 @@ Ids = Mapping[tuple[str, str], Sequence[str]]
 def lint(snapshot: Snapshot, matcher: Matcher, ids: Ids | None = None) -> list[Finding]:
     """Everything found, errors first. matcher: confirms examples of overlaps. ids: for GL012."""
     routes = Routes(snapshot)
+    # whose clients have no address
+    unix = any(listener.address.startswith("unix:") for listener in snapshot.listeners)
     found = list(routes.findings())
     for service in snapshot.services:
         rules = Rules(service, routes.entries(service.name))
         found += rules.findings(matcher)
-        found += _Service(service, rules).findings()
+        found += _Service(service, rules, unix=unix).findings()
     for (name, list_name), written in (ids or {}).items():
         found += _repeated(name, list_name, written)
     return sorted(found, key=lambda each: SEVERITIES.index(each.severity))
@@ -36,8 +38,8 @@ def lint(snapshot: Snapshot, matcher: Matcher, ids: Ids | None = None) -> list[F
 class _Service:
     """Findings about splits, versions, lists and sticky keys of one service."""
 
-    def __init__(self, service: Service, rules: Rules) -> None:
-        self.service, self.rules = service, rules
+    def __init__(self, service: Service, rules: Rules, *, unix: bool) -> None:
+        self.service, self.rules, self.unix = service, rules, unix
         self.usable = {instance.version for instance in service.instances if instance.weight > 0}
         self.known = {instance.version for instance in service.instances}
         self.catch_all = rules.catch_all
@@ -184,7 +186,7 @@ class _Service:
             why = "no split of the service has several versions"
             yield finding("GL015", self.place("sticky"), what, why, "keep it if a ramp is to come")
         for number, key in enumerate(self.service.sticky[:-1]):
-            if key.kind == "client_ip":
+            if key.kind == "client_ip" and not self.unix:
                 what = f"the sticky keys of {self.service.name} behind client_ip are never used"
                 why = "every request has a client address, and the first source that is present wins"
                 place = self.place("sticky", number + 1)

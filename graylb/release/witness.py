@@ -100,7 +100,7 @@ def path_test(route: Route) -> Test:
 def _values(field: Field, tests: Sequence[Test]) -> Iterator[str | None]:
     """Values that satisfy every test, None for the lack of one."""
     kind = field[0]
-    if kind not in ALWAYS and all(test.holds(None) for test in tests):
+    if kind not in (*ALWAYS, "client_ip") and all(test.holds(None) for test in tests):
         yield None
     seen = set()
     for value in _candidates(field, tests):

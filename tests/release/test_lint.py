@@ -360,6 +360,9 @@ def test_sticky_keys_without_effect() -> None:
     behind = parts.users(sticky=[{"client_ip": True}, {"cookie": "uid"}], rules=rules)
     found = only(lint_document(users=behind), "GL015")
     assert (found.severity, found.place) == ("warning", ("services", "users", "sticky", 1))
+    data = parts.document(users=behind)
+    data["listeners"].append({"address": "unix:/tmp/x.sock"})
+    assert not lint_data(data)
 
 
 def test_a_rule_that_holds_for_everything() -> None:

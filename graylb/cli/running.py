@@ -118,7 +118,7 @@ def _print_status(found: dict[str, Any], services: list[dict[str, Any]]) -> None
         for error in found["refusal"]["errors"]:
             out.print(f"  {escape(error['text'])}")
     for text in found["restart_needed"]:
-        out.print(f"[yellow]takes effect at the next start:[/] {escape(text)}")
+        out.print(f"[yellow]takes effect at the next start or roll:[/] {escape(text)}")
     for warning in found["warnings"]:
         out.print(f"[yellow]warning:[/] {escape(warning['text'])}")
     workers = Table("worker", "pid", "ready", "revision", "restarts")

@@ -297,6 +297,7 @@ class Supervisor:
             task.cancel()
         if told is None:
             await self._end_background()  # the successor watches, and answers on the admin address
+            await self.plane.close()
         else:
             log.info("%s: draining for at most %g s", told.name, self.options.drain)
             self._manager.stopping("draining")
@@ -335,6 +336,7 @@ class Supervisor:
         await self._nursery.close()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await self._end_background()
+        await self.plane.close()
         for bound in (*self.listeners, *([self._admin] if self._admin else ())):
             bound.close(remove=True)
 

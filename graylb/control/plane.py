@@ -1,13 +1,14 @@
-"""The control plane: what the source says is what the workers serve; or the last good stays, and status says why."""
+"""The control plane: what the sources say is what the workers serve; or the last good stays, and status says why."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from graylb.control import prepare
 from graylb.control.file_source import FileSource
@@ -16,10 +17,17 @@ from graylb.control.prepare import Applied
 from graylb.control.store import Conflict, Store, StoreError
 from graylb.model import presets
 from graylb.model.documents import Document
-from graylb.model.problems import ConfigErrors
+from graylb.model.problems import ConfigError, ConfigErrors
+
+if TYPE_CHECKING:
+    from graylb.control.etcd_side import EtcdSide
 
 TRIES: Final = 5
 """How often a revision is made anew because a command wrote to the store at the same time."""
+REST: Final = 1.5
+LONGEST_REST: Final = 0.1
+"""In a storm of changes, the pause after each revision: so many times what it took, but no longer than that (seconds).
+A change that comes after the pause is applied at once."""
 
 Publish = Callable[[Applied, Applied], Awaitable[list[str]]]
 """(new, last good) -> why workers refused the new one; none refused: all serve it."""
@@ -41,13 +49,17 @@ class Refusal:
 
 
 class Plane:
-    """`applied` is what the workers serve, `refusal` why something newer is not served."""
+    """`applied` is what the workers serve, `refusal` why something newer is not served.
+
+    `side`: what belongs to the document's etcd, if it has one.
+    """
 
     def __init__(self, document: Path, store: Store, preset: presets.Name | None = None) -> None:
         self.path = document
         self.preset = preset
         self.store = store
         self.source = FileSource([document, store.path])
+        self.side: EtcdSide | None = None
         self.applied: Applied | None = None
         self.applied_at = ""
         self.refusal: Refusal | None = None
@@ -58,40 +70,55 @@ class Plane:
     async def start(self) -> Applied:
         """The first revision. Raises StartRefused."""
         try:
-            applied, _ = await self._newest()
+            document = await self._read()
+            if document.etcd is None:
+                applied = await self._apply(document)
+            else:
+                applied = await self._start_side(document)
         except (ConfigErrors, StoreError) as error:
             raise StartRefused(str(error)) from error
         self._accept(applied)
         return applied
 
+    async def close(self) -> None:
+        """Takes leave of etcd, if there is one."""
+        if self.side is not None:
+            await self.side.close()
+
     def reload(self) -> asyncio.Future[None]:
         """Look again, as after a change of a file; done once that was applied or refused."""
         looked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._asked.append(looked)
-        self._wake.set()
+        self._files_changed()
         return looked
 
     async def run(self, publish: Publish) -> None:
-        """Follows the source for ever. What arrives while a revision is being made counts as one change."""
+        """Follows the sources for ever. What arrives while a revision is being made counts as one change."""
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
+            if self.side is not None:
+                self.side.begin(group, self._wake.set)
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                began = loop.time()
                 asked, self._asked = self._asked, []
                 await self.follow(publish)
                 for looked in asked:
                     if not looked.done():
                         looked.set_result(None)
+                if self.side is not None:
+                    await asyncio.sleep(min(LONGEST_REST, REST * (loop.time() - began)))
 
     async def follow(self, publish: Publish) -> None:
-        """One look at the source: apply what is new and good, else keep the last good and remember why."""
+        """One look at the sources: apply what is new and good, else keep the last good and remember why."""
         last = self.applied
         assert last is not None
         try:
-            new, problem = await self._newest()
+            new, errors = await self._newest()
         except (ConfigErrors, StoreError) as error:
-            self._refuse(_errors(error))
+            self._refuse(errors_of(error))
             return
         if new.digest == self._refused_digest:
             return
@@ -104,8 +131,8 @@ class Plane:
             log.info("revision %d applied (was %d)", new.revision, last.revision)
             self._accept(new)
         self._refused_digest = ""
-        if problem is not None:
-            self._refuse(_errors(problem))
+        if errors:
+            self._refuse(errors)
         elif self.refusal is not None:
             log.info("nothing is refused any more; revision %d is in force", new.revision)
             self.refusal = None
@@ -123,10 +150,11 @@ class Plane:
             "applied_at": self.applied_at,
             "refusal": {"since": self.refusal.since, "errors": list(self.refusal.errors)} if self.refusal else None,
             "warnings": [warning.to_dict() for warning in applied.document.warnings],
+            "etcd": self.side.status() if self.side is not None else None,
         }
 
     def services(self) -> list[dict[str, Any]]:
-        """Each service in short, by name."""
+        """Each service in short, by name. revision: of its newest change, as far as the document's store knows it."""
         assert self.applied is not None
         states = self.applied.state.services
         return [
@@ -137,30 +165,44 @@ class Plane:
                 "rules": len(service.rules),
                 "instances": len(service.instances),
                 "versions": sorted({instance.version for instance in service.instances}),
-                "overridden": states[service.name].overridden,
-                "revision": states[service.name].changes[-1].revision,
+                "overridden": service.name in states and states[service.name].overridden,
+                "revision": states[service.name].changes[-1].revision if service.name in states else None,
             }
             for service in self.applied.snapshot.services
         ]
 
     async def _watch(self) -> None:
         async for _ in self.source.changes():
-            self._wake.set()
+            self._files_changed()
 
-    async def _newest(self) -> tuple[Applied, ConfigErrors | None]:
-        """What the files say now, and what is wrong with the document if the last good one stands in for it.
+    def _files_changed(self) -> None:
+        if self.side is not None:
+            self.side.look_at_files = True
+        self._wake.set()
+
+    async def _newest(self) -> tuple[Applied, list[dict[str, Any]]]:
+        """What the sources say now, and what is wrong where something last good stands in for it.
 
         A refused document does not hold up a command: its change is applied to the last good one.
         Raises ConfigErrors when there is no good one, StoreError.
         """
+        if self.side is not None:
+            return await self.side.newest(self._read, self.applied)
+        assert self.applied is not None
         try:
-            document = await asyncio.to_thread(prepare.read, self.path, self.preset)
-            self.source.watch_also([self.path, self.store.path, *prepare.list_files(self.path, document)])
-            return await self._apply(document), None
+            document = await self._read()
+            if document.etcd is not None:  # it was validated as a part of something larger
+                late = "the document names an etcd now, which takes a new start or a roll"
+                raise ConfigErrors([ConfigError(str(self.path), 1, 1, "$.etcd", message=late)])
+            return await self._apply(document), []
         except ConfigErrors as error:
-            if self.applied is None:
-                raise
-            return await self._apply(self.applied.document), error
+            return await self._apply(self.applied.document), errors_of(error)
+
+    async def _read(self) -> Document:
+        """The document as it is. Raises ConfigErrors."""
+        document = await asyncio.to_thread(prepare.read, self.path, self.preset)
+        self.source.watch_also([self.path, self.store.path, *prepare.list_files(self.path, document)])
+        return document
 
     async def _apply(self, document: Document) -> Applied:
         """Raises Conflict only when commands write faster than this can read."""
@@ -169,11 +211,31 @@ class Plane:
                 return await asyncio.to_thread(prepare.apply, document, self.store, unless=self.applied)
         return await asyncio.to_thread(prepare.apply, document, self.store, unless=self.applied)
 
+    async def _start_side(self, document: Document) -> Applied:
+        """Raises ConfigErrors, StoreError, StartRefused."""
+        loading = asyncio.to_thread(importlib.import_module, "graylb.control.etcd_side")
+        module = await loading  # gRPC takes a moment to load
+        assert document.etcd is not None
+        try:
+            self.side = module.EtcdSide(document.etcd, self.path, self.store)
+        except ValueError as error:
+            raise ConfigErrors([ConfigError(str(self.path), 1, 1, "$.etcd", message=str(error))]) from error
+        try:
+            applied: Applied = await self.side.start(document, self._wake.set)
+        except module.NothingToServe as error:
+            raise StartRefused(str(error)) from error
+        if errors := self.side.errors():
+            self.applied = applied
+            self._refuse(errors)
+        return applied
+
     def _accept(self, applied: Applied) -> None:
         for warning in applied.document.warnings:
             log.warning("%s", warning)
         self.applied = applied
         self.applied_at = prepare.now()
+        if self.side is not None:
+            self.side.applied(applied)
 
     def _refuse(self, errors: Sequence[dict[str, Any]]) -> None:
         """Logs what is new; `since` is when it began."""
@@ -184,7 +246,8 @@ class Plane:
         self.refusal = refusal
 
 
-def _errors(error: ConfigErrors | StoreError) -> list[dict[str, Any]]:
+def errors_of(error: ConfigErrors | StoreError) -> list[dict[str, Any]]:
+    """As in `Refusal`."""
     if isinstance(error, ConfigErrors):
         return [dict(each.to_dict()) for each in error.errors]
     return [{"text": str(error)}]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from graylb import table
 from graylb.control import state as states
+from graylb.control.assembly import Assembly, base_of
+from graylb.control.fragments import Fragments
 from graylb.control.store import Store
 from graylb.model import build, documents
 from graylb.model.problems import ConfigError, ConfigErrors
@@ -61,7 +63,11 @@ def list_files(path: Path, document: Document) -> list[Path]:
 
 
 def snapshot_of(completion: Completion) -> Snapshot:
-    """Raises ConfigErrors."""
+    """Raises ConfigErrors. Of a document with etcd: what it is without etcd."""
+    if completion.document.etcd is not None:
+        alone = Assembly(Fragments(""))
+        alone.update(base_of(completion.document, completion.splits, "the document"), {})
+        return alone.snapshot(completion.state.revision)
     splits: dict[build.SplitId, Split] = {
         (service, rule or None): Split(tuple(each.weights.items()), each.salt, each.slots)
         for (service, rule), each in completion.splits.items()

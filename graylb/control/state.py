@@ -287,8 +287,7 @@ def _observe(
     after: dict[str, ServiceState] = {}
     for name, part in parts.items():
         old = state.services.get(name)
-        stable = effective.services[name].stable_version()
-        assert stable is not None  # `load` refuses such a document
+        stable = effective.services[name].stable_version() or ""  # other sources may know the instances
         content = Content(part, stable, own.get(name, {}))
         seen, data = digest(written[name].part), digest(written[name].data)
         what = _differences(old, content, seen, data)

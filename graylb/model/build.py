@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graylb.model import matching, routes, snapshot
@@ -31,17 +31,24 @@ def split_requests(document: Document) -> dict[SplitId, SplitRequest]:
     return {(each.service, each.rule): each for each in _requests(document)}
 
 
-def build(document: Document, splits: Mapping[SplitId, snapshot.Split], revision: int) -> snapshot.Snapshot:
+def build(
+    document: Document,
+    splits: Mapping[SplitId, snapshot.Split],
+    revision: int,
+    *,
+    services: tuple[snapshot.Service, ...] | None = None,
+    made_routes: tuple[snapshot.Route, ...] | None = None,
+) -> snapshot.Snapshot:
     """The snapshot of a loaded document.
 
     splits: one for each of `split_requests` (else KeyError); it may add service splits that the document has none of.
-    workers is 0 for `auto`.
+    services, made_routes: sorted as in a snapshot, in place of the document's own. workers is 0 for `auto`.
     """
     return snapshot.Snapshot(
         revision=revision,
         listeners=tuple(map(_listener, document.listeners)),
-        routes=tuple(route for _, route in routes.expand(document.services, dict(enumerate(document.routes)))),
-        services=tuple(_service(name, part, splits, document) for name, part in sorted(document.services.items())),
+        routes=_routes(document) if made_routes is None else made_routes,
+        services=_services(document, splits) if services is None else services,
         admin=document.admin.address if document.admin is not None else None,
         workers=document.workers,
         pin_workers=document.pin_workers,
@@ -49,6 +56,14 @@ def build(document: Document, splits: Mapping[SplitId, snapshot.Split], revision
         forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
         limits=_limits(document.limits),
     )
+
+
+def _routes(document: Document) -> tuple[snapshot.Route, ...]:
+    return tuple(route for _, route in routes.expand(document.services, dict(enumerate(document.routes))))
+
+
+def _services(document: Document, splits: Mapping[SplitId, snapshot.Split]) -> tuple[snapshot.Service, ...]:
+    return tuple(service(name, part, splits, document.limits) for name, part in sorted(document.services.items()))
 
 
 def _listener(part: ListenerPart) -> snapshot.Listener:
@@ -72,9 +87,8 @@ def _request(service: str, rule: str | None, split: SplitPart, stable: str) -> S
 
 
 def _stable(service: ServicePart) -> str:
-    stable = service.stable_version()
-    assert stable is not None  # `load` refuses such a document
-    return stable
+    """Empty where only other sources than the document know it; a document without such is refused."""
+    return service.stable_version() or ""
 
 
 def _limits(part: LimitsPart) -> snapshot.Limits:
@@ -83,12 +97,19 @@ def _limits(part: LimitsPart) -> snapshot.Limits:
     return snapshot.Limits(**bounds)
 
 
-def _service(
-    name: str, part: ServicePart, splits: Mapping[SplitId, snapshot.Split], document: Document
+def service(
+    name: str,
+    part: ServicePart,
+    splits: Mapping[SplitId, snapshot.Split],
+    limits: LimitsPart,
+    *,
+    rules: Sequence[snapshot.Rule] | None = None,
+    instances: tuple[snapshot.Instance, ...] | None = None,
 ) -> snapshot.Service:
+    """One service of a snapshot. rules, instances: those of the part, where somebody has built them already."""
     split = splits[name, None] if part.split is not None else splits.get((name, None))
-    # Python's sort is stable: rules of one priority stay as written.
-    rules = sorted(part.rules, key=lambda rule: -rule.priority)
+    if rules is None:
+        rules = [build_rule(name, rule, splits) for rule in part.rules]
     return snapshot.Service(
         name=name,
         stable=_stable(part),
@@ -96,11 +117,12 @@ def _service(
         sticky=tuple(_sticky(source) for source in part.sticky or ()),
         fallback=part.fallback,
         policy=part.policy,
-        rules=tuple(_rule(name, rule, splits) for rule in rules),
+        # Python's sort is stable: rules of one priority stay as written.
+        rules=tuple(sorted(rules, key=lambda rule: -rule.priority)),
         lists=tuple((key, found.ids) for key, found in sorted(part.lists.items())),
-        instances=tuple(map(_instance, part.instances)),
+        instances=tuple(map(build_instance, part.instances)) if instances is None else instances,
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
-        connections=_connections(part.connections, document.limits),
+        connections=_connections(part.connections, limits),
         tunnels=part.tunnels,
     )
 
@@ -119,7 +141,7 @@ def _weighted(split: snapshot.Split) -> snapshot.Split:
     return snapshot.Split(tuple(pair for pair in split.weights if pair[1] > 0), split.salt, split.slots)
 
 
-def _rule(service: str, rule: Rule, splits: Mapping[SplitId, snapshot.Split]) -> snapshot.Rule:
+def build_rule(service: str, rule: Rule, splits: Mapping[SplitId, snapshot.Split]) -> snapshot.Rule:
     return snapshot.Rule(
         name=rule.name,
         match=matching.match(rule.match),
@@ -147,5 +169,5 @@ def _sticky(source: StickyPart) -> snapshot.StickyKey:
     return snapshot.StickyKey("metadata", source.metadata)
 
 
-def _instance(part: InstancePart) -> snapshot.Instance:
+def build_instance(part: InstancePart) -> snapshot.Instance:
     return snapshot.Instance(part.address, part.version, part.weight, tuple(sorted(part.metadata.items())), part.zone)

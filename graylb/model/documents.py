@@ -13,7 +13,7 @@ from graylb.model.base import Part
 from graylb.model.problems import ConfigError, ConfigErrors, Path
 from graylb.model.routes import RoutePart
 from graylb.model.services import ReadFile, ServicePart
-from graylb.model.settings import AdminPart, ForwardingPart, LimitsPart, ListenerPart, SidecarPart
+from graylb.model.settings import AdminPart, EtcdPart, ForwardingPart, LimitsPart, ListenerPart, SidecarPart
 
 PartType = TypeVar("PartType", bound=Part)
 PresetName = Annotated[
@@ -52,6 +52,9 @@ class Document(Part):
     )
     forwarding: ForwardingPart = Field(default=ForwardingPart(), description="What instances are told of the client.")
     limits: LimitsPart = Field(default=LimitsPart(), description="Bounds of a connection.")
+    etcd: EtcdPart | None = Field(
+        default=None, description="Where more services, or parts of these, come from. Default: nowhere else."
+    )
 
     _warnings: tuple[ConfigError, ...] = PrivateAttr(())
 
@@ -146,6 +149,7 @@ class _Read:
             dict(zip(places, document.listeners, strict=True)),
             document.admin,
             document.limits if self.limits else None,
+            partial="etcd" in data,
         )
 
 

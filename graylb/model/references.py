@@ -24,7 +24,8 @@ MAX_LISTENERS = 32
 class Parts:
     """The well-formed parts of a document. names: of all services, well-formed or not.
 
-    listeners: by where the text asks for them, which a preset may do elsewhere than in `listeners`.
+    listeners: by where the text asks for them, which a preset may do elsewhere than in `listeners`. partial: services,
+    or parts of them, come from elsewhere too; what is missing here may be there.
     """
 
     names: frozenset[str]
@@ -33,6 +34,7 @@ class Parts:
     listeners: dict[Path, ListenerPart]
     admin: AdminPart | None
     limits: LimitsPart | None
+    partial: bool = False
 
 
 def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
@@ -40,10 +42,25 @@ def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[Config
     errors = [*_addresses(source, parts), *_listeners(source, parts), *_routes(source, parts)]
     warnings: list[ConfigError] = []
     for name, service in parts.services.items():
-        errors += _service_errors(source, ("services", name), service)
-        errors += _connections(source, ("services", name, "connections"), service.connections, parts.limits)
+        errors += check_service(source, name, service, parts.limits, partial=parts.partial)
         warnings += _service_warnings(source, ("services", name), service)
+    if parts.partial:
+        warnings = []
     return errors, tuple(sorted(warnings, key=lambda warning: (warning.line, warning.column)))
+
+
+def check_service(
+    source: Source, name: str, service: ServicePart, limits: LimitsPart | None, *, partial: bool = False
+) -> Iterator[ConfigError]:
+    """What must hold within one service."""
+    yield from _service_errors(source, ("services", name), service, partial)
+    yield from _connections(source, ("services", name, "connections"), service.connections, limits)
+
+
+def check_routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    """What must hold between services, routes and listeners."""
+    yield from _listeners(source, parts)
+    yield from _routes(source, parts)
 
 
 def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
@@ -100,12 +117,13 @@ def _repeated(source: Source, owned: Iterable[tuple[Path, str]], expected: str) 
 
 
 def _routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
-    if source.data.get("services", {}) == {} and source.data.get("routes", []) == [] and not parts.services:
+    nothing = source.data.get("services", {}) == {} and source.data.get("routes", []) == [] and not parts.services
+    if nothing and not parts.partial:
         yield problem(source, (), "at least one service or route", "nothing is routed")
     named = ((("routes", index, "name"), route.name) for index, route in parts.routes.items())
     yield from _repeated(source, ((path, name) for path, name in named if name is not None), "names that differ")
     for index, route in parts.routes.items():
-        if route.service is not None and route.service not in parts.names:
+        if route.service is not None and route.service not in parts.names and not parts.partial:
             yield _unknown(source, ("routes", index, "service"), "service", route.service, parts.names)
     yield from _same_routes(source, parts)
 
@@ -150,8 +168,8 @@ def _request(route: snapshot.Route, listeners: tuple[str, ...]) -> str:
     return f"host {shown(route.host)} and {route.path_kind} path {shown(route.path)}{conditions}"
 
 
-def _service_errors(source: Source, path: Path, service: ServicePart) -> Iterator[ConfigError]:
-    if service.stable_version() is None:
+def _service_errors(source: Source, path: Path, service: ServicePart, partial: bool) -> Iterator[ConfigError]:
+    if service.stable_version() is None and not partial:
         got = "instances of several versions" if service.instances else "no split and no instance"
         expected = "stable: VERSION, a split, or instances of just one version"
         yield problem(source, path, expected, f"the stable version is unknown: {got}")
@@ -164,7 +182,7 @@ def _service_errors(source: Source, path: Path, service: ServicePart) -> Iterato
             yield problem(source, (*path, "sticky", index), "each source once", "the same source again")
     for index, rule in enumerate(service.rules):
         for at, name in _lists_of(rule):
-            if name not in service.lists:
+            if name not in service.lists and not partial:
                 yield _unknown(source, (*path, "rules", index, *at), "list", name, service.lists)
 
 

@@ -118,7 +118,7 @@ class SplitPart(Part):
                 raise fault("slots of just the versions that have a weight", f"version {shown(odd)} {state}")
 
 
-def _full_split(value: Any) -> Any:
+def full_split(value: Any) -> Any:
     """A bare map is the weights. Anything that looks like the full form is taken for it, misspelt or not."""
     if isinstance(value, SplitPart):
         return value
@@ -132,7 +132,7 @@ def _full_split(value: Any) -> Any:
 
 Split = Annotated[
     SplitPart,
-    BeforeValidator(_full_split, json_schema_input_type=dict[str, values.Weight] | SplitPart),
+    BeforeValidator(full_split, json_schema_input_type=dict[str, values.Weight] | SplitPart),
 ]
 
 

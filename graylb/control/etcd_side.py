@@ -1,0 +1,313 @@
+"""All that a proxy has to do with its etcd: follow it, complete splits, say how it fares, remember what was good.
+
+Loaded only where a document names an etcd, for gRPC is large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from graylb.control import prepare
+from graylb.control import state as states
+from graylb.control.assembly import Base, base_of
+from graylb.control.completer import Completer
+from graylb.control.etcd.client import Client
+from graylb.control.etcd.errors import EtcdError
+from graylb.control.etcd_source import EtcdSource, options_of
+from graylb.control.last_good import Kept, LastGood
+from graylb.control.layers import Layers
+from graylb.control.logs import log
+from graylb.control.nodes import NodeStatus
+from graylb.control.prepare import Applied
+from graylb.control.store import Conflict, Store, StoreError
+from graylb.model.documents import Document
+from graylb.model.problems import ConfigErrors
+from graylb.model.settings import EtcdPart
+
+if TYPE_CHECKING:
+    from graylb.control.state import State
+
+TRIES: Final = 5
+HASTE: Final = 1.0
+"""Seconds that a start waits for etcd when it could do without."""
+PATIENCE: Final = 30.0
+"""Seconds that a start waits for etcd when there is nothing to serve without it."""
+SAVE_EVERY: Final = 1.0
+FAREWELL: Final = 1.0
+"""Seconds for taking leave of etcd."""
+
+
+class NothingToServe(Exception):
+    """etcd cannot be reached, nothing was kept, and the document has no service of its own."""
+
+
+class EtcdSide:
+    """`newest` is what the plane asks for; the rest goes on by itself after `begin`."""
+
+    def __init__(self, part: EtcdPart, document: Path, store: Store) -> None:
+        """Raises ValueError for settings that cannot be."""
+        self.part = part
+        self.node = part.node or socket.gethostname()
+        self.look_at_files = True
+        self.kept: Kept | None = None
+        """What was found on disk."""
+        self.served_kept = False
+        self._document, self._store = document, store
+        self._options = options_of(part, document.parent)
+        self.last_good = LastGood(store.path.with_name(store.path.name.removesuffix(".json") + ".etcd"))
+        self.layers = Layers(part.prefix + "/")
+        self._client: Client | None = None
+        self._source: EtcdSource | None = None
+        self._completer: Completer | None = None
+        self._nodes: NodeStatus | None = None
+        self._feeding: asyncio.Task[None] | None = None
+        self._base: Base | None = None
+        self._made_of: tuple[Document, State] | None = None
+        self._file_errors: list[dict[str, Any]] = []
+        self._saved = -1
+        self._to_save = asyncio.Event()
+        self._applied: Applied | None = None
+
+    async def start(self, document: Document, wake: Callable[[], object]) -> Applied:
+        """What to serve first; wake: called when `newest` has something to say. Raises NothingToServe, ConfigErrors."""
+        self.kept = await asyncio.to_thread(self.last_good.read, self.layers.prefix)
+        if self.last_good.problem:
+            log.warning("%s", self.last_good.problem)
+        if self.kept is not None:
+            self.layers.seed(self.kept)
+            self._saved = self.kept.revision
+        self._client = Client(self._options)
+        self._source = await EtcdSource(self._client, self.part.prefix).__aenter__()
+        self._feeding = asyncio.create_task(self._feed(self._source, wake))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE
+        await self._wait(loop.time() + HASTE, heard=self.kept is not None)
+
+        async def read() -> Document:
+            return document
+
+        applied, _ = await self.newest(read, None)
+        while (
+            not self._source.known.is_set()
+            and self.kept is None
+            and (self.part.required or not applied.snapshot.services)
+        ):
+            if loop.time() >= deadline:
+                error = self._source.health().error or "no answer"
+                why = "etcd is required" if applied.snapshot.services else "the document alone has no working service"
+                raise NothingToServe(
+                    f"nothing to serve: {error}; there is no last good configuration at {self.last_good.path}, and "
+                    + why
+                )
+            await self._wait(deadline, heard=False)
+            applied, _ = await self.newest(read, applied)
+        if not self._source.known.is_set():
+            self.served_kept = self.kept is not None
+            what = f"the last good configuration, of {self.kept.at}" if self.kept else "the document alone"
+            log.warning("etcd cannot be reached: starting with %s", what)
+        return applied
+
+    def begin(self, group: asyncio.TaskGroup, wake: Callable[[], object]) -> None:
+        """The duties beside following, as tasks of `group`."""
+        assert self._client is not None
+        self._completer = Completer(self._client, self.part.prefix, self.node, self.layers.part, self.layers.split)
+        self._nodes = NodeStatus(self._client, f"{self.part.prefix}/nodes/{self.node}", self.node_status)
+        group.create_task(_attend(self._completer))
+        group.create_task(_attend(self._nodes))
+        group.create_task(self._save())
+        wake()  # files may have changed, and splits may wait for a leader
+
+    async def close(self) -> None:
+        """Once `begin`'s tasks have ended, or before; a second time does nothing."""
+        if self._client is None:
+            return
+        if self._feeding is not None:
+            self._feeding.cancel()
+            await asyncio.gather(self._feeding, return_exceptions=True)
+        if self._applied is not None and self._saved != self.layers.fragments.revision:
+            await asyncio.to_thread(self.last_good.write, self.layers.kept(self._applied.at))
+        leaving = [each.__aexit__() for each in (self._completer, self._nodes, self._source) if each is not None]
+        self._completer = self._nodes = self._feeding = None
+        await asyncio.gather(*(_within(FAREWELL, each) for each in leaving))
+        if self._client is not None:
+            client, self._client = self._client, None
+            await _within(FAREWELL, client.close())
+
+    async def newest(
+        self, read: Callable[[], Awaitable[Document]], last: Applied | None
+    ) -> tuple[Applied, list[dict[str, Any]]]:
+        """What document and etcd say now, and what of it is not in force. Raises ConfigErrors, StoreError."""
+        from graylb.control.plane import errors_of
+
+        former = self._base, self._made_of
+        if self.look_at_files or self._base is None:
+            self.look_at_files = False
+            self._file_errors = []
+            try:
+                await self._make_base(await read())
+            except ConfigErrors as error:
+                if self._base is None:
+                    raise
+                self._file_errors = errors_of(error)
+        update = self.layers.collect()
+        try:
+            applied = await self._apply(update, last)
+        except ConfigErrors as error:
+            if former[0] is None or self._base is former[0]:
+                raise
+            self._file_errors = errors_of(error)
+            self._base, self._made_of = former
+            applied = await self._apply(None, last)
+        if self._completer is not None:
+            self._completer.look(self.layers.pending())
+        return applied, self.errors()
+
+    def errors(self) -> list[dict[str, Any]]:
+        """What is not in force, and why."""
+        return [*self._file_errors, *self.layers.report.errors(self.layers.prefix)]
+
+    def applied(self, applied: Applied) -> None:
+        """It is in force."""
+        self._applied = applied
+        self._to_save.set()
+        if self._source is not None and self._source.known.is_set():
+            self.served_kept = False
+
+    def status(self) -> dict[str, Any]:
+        """Of etcd as seen from here."""
+        assert self._source is not None
+        health, report = self._source.health(), self.layers.report
+        return {
+            "connected": health.connected,
+            "error": health.error,
+            "since": health.since,
+            **health.more,
+            "prefix": self.part.prefix,
+            "node": self.node,
+            "leader": self._completer.leader if self._completer is not None else None,
+            "seen": self.layers.seen,
+            "applied": self.layers.fragments.revision,
+            "lag": self._lag(),
+            "refused": [
+                {
+                    "key": each.key,
+                    "since": each.since,
+                    "revision": each.revision,
+                    "errors": [e.to_dict() for e in each.errors],
+                }
+                for each in report.refused
+            ],
+            "problems": [each.to_dict() for each in report.problems],
+            "pending": list(report.pending),
+            "held": report.held,
+            "last_good": {
+                "file": str(self.last_good.path.absolute()),
+                "revision": self._saved if self._saved >= 0 else None,
+                "served": self.served_kept,
+                "problem": self.last_good.problem,
+            },
+        }
+
+    def node_status(self) -> dict[str, Any]:
+        """What the other nodes may know of this one; the same as long as nothing happens."""
+        from graylb import __version__
+
+        applied, report = self._applied, self.layers.report
+        refused = [
+            {
+                "key": each.key,
+                "since": each.since,
+                "revision": each.revision,
+                "errors": [{"path": e.path, "expected": e.expected, "text": str(e)} for e in each.errors[:10]],
+            }
+            for each in report.refused[:100]
+        ]
+        return {
+            "node": self.node,
+            "version": __version__,
+            "revision": applied.revision if applied else None,
+            "digest": applied.digest if applied else None,
+            "applied_at": applied.at if applied else None,
+            "seen": self.layers.seen,
+            "lag": self._lag(),
+            "refused": refused,
+            "problems": [str(each) for each in report.problems[:100]],
+            "pending": list(report.pending[:100]),
+            "held": report.held,
+        }
+
+    def _lag(self) -> float:
+        """Seconds for which the oldest change that is not applied has waited."""
+        began = self.layers.offered_at
+        return round(asyncio.get_running_loop().time() - began, 1) if began else 0.0
+
+    def _must_wait(self, applied: Applied) -> bool:
+        """Whether there is nothing to start with as long as etcd cannot be reached."""
+        assert self._source is not None
+        unable = self.part.required or not applied.snapshot.services
+        return unable and self.kept is None and not self._source.known.is_set()
+
+    async def _make_base(self, document: Document) -> None:
+        state = await asyncio.to_thread(self._store.read)
+        completion = await asyncio.to_thread(states.complete, document, state, at=prepare.now())
+        for _ in range(TRIES):
+            try:
+                if completion.state != state:
+                    await asyncio.to_thread(self._store.put, completion.state, expected=state.revision)
+                break
+            except Conflict:
+                state = await asyncio.to_thread(self._store.read)
+                completion = await asyncio.to_thread(states.complete, document, state, at=prepare.now())
+        else:
+            raise StoreError(f"{self._store.path}: commands write faster than this can read")
+        if self._base is None or self._made_of is None or (document, completion.state) != self._made_of:
+            self._base = base_of(completion.document, completion.splits, str(self._document))
+            self._made_of = document, completion.state
+
+    async def _apply(self, update: Any, last: Applied | None) -> Applied:
+        assert self._base is not None
+        assert self._made_of is not None
+        document, state = self._made_of
+        return await asyncio.to_thread(self.layers.apply, update, document, self._base, state, last)
+
+    async def _feed(self, source: EtcdSource, wake: Callable[[], object]) -> None:
+        async for update in source.updates():
+            self.layers.offer(update)
+            wake()
+
+    async def _wait(self, deadline: float, *, heard: bool) -> None:
+        """Until etcd's keys are there; with `heard`, or until it is known that they cannot be had."""
+        assert self._source is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await (self._source.heard if heard else self._source.known).wait()
+
+    async def _save(self) -> None:
+        while True:
+            await self._to_save.wait()
+            self._to_save.clear()
+            revision = self.layers.fragments.revision
+            if self._applied is not None and self._source is not None and revision != self._saved:
+                await asyncio.to_thread(self.last_good.write, self.layers.kept(self._applied.at))
+                self._saved = revision
+                if self.last_good.problem:
+                    log.warning("%s", self.last_good.problem)
+                await asyncio.sleep(SAVE_EVERY)
+
+
+async def _attend(duty: Completer | NodeStatus) -> None:
+    """It is left in `EtcdSide.close`, which can be later than the end of this."""
+    await duty.__aenter__()
+    await duty.run()
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """An etcd that does not answer holds nobody up."""
+    with contextlib.suppress(TimeoutError, EtcdError):
+        async with asyncio.timeout(seconds):
+            await work

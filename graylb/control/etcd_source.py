@@ -1,0 +1,101 @@
+"""etcd as a source: the keys of a prefix as fragments. Loaded only where a document has an etcd: gRPC is large."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from graylb.control.etcd.client import Client
+from graylb.control.etcd.links import Options
+from graylb.control.etcd.mailbox import Changed, Loaded, Lost, Restored
+from graylb.control.etcd.reflector import Reflector
+from graylb.control.etcd.values import KeyValue
+from graylb.control.logs import log
+from graylb.control.prepare import now
+from graylb.control.sources import Fragment, Health, Update
+from graylb.model import keys
+from graylb.model.settings import EtcdPart
+
+
+def options_of(part: EtcdPart, folder: Path) -> Options:
+    """Raises ValueError, also for files that cannot be read. folder: of the document."""
+
+    def path(name: str | None) -> Path | None:
+        return folder / name if name is not None else None
+
+    password = ""
+    if part.password_file is not None:
+        try:
+            password = (folder / part.password_file).read_text(encoding="utf-8").split("\n")[0].rstrip("\r")
+        except OSError as error:
+            raise ValueError(f"etcd: password_file {part.password_file} cannot be read: {error.strerror}") from error
+        if not password:
+            raise ValueError(
+                f"etcd: password_file {part.password_file} is empty; expected the password in its first line"
+            )
+    return Options(
+        endpoints=part.endpoints,
+        user=part.user or "",
+        password=password,
+        ca=path(part.ca),
+        cert=path(part.cert),
+        key=path(part.key),
+    )
+
+
+class EtcdSource:
+    """Use: `async with EtcdSource(client, prefix) as source: async for update in source.updates(): …`."""
+
+    def __init__(self, client: Client, prefix: str) -> None:
+        self.client = client
+        self.prefix = prefix + "/"
+        self.heard = asyncio.Event()
+        """Set once etcd has answered, or is known not to."""
+        self.known = asyncio.Event()
+        """Set once etcd's keys are known, be it through a member without quorum."""
+        self._reflector = Reflector(client, self.prefix + keys.ROOT)
+        self._error = ""
+        self._since = ""
+        self._stale = False
+
+    async def __aenter__(self) -> Self:
+        await self._reflector.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._reflector.__aexit__()
+
+    async def updates(self) -> AsyncIterator[Update]:
+        async for event in self._reflector:
+            match event:
+                case Loaded():
+                    if event.cluster_changed:
+                        log.warning("etcd: another store than before, with %d keys", len(event.items))
+                    self._stale = event.stale
+                    yield Update(event.revision, self._fragments(event.items), whole=True, stale=event.stale)
+                case Changed():
+                    yield Update(event.revision, self._fragments(event.changes))
+                case Lost():
+                    self._error, self._since = str(event.error), now()
+                    log.warning("etcd cannot be followed; what was good last stays: %s", self._error)
+                case Restored():
+                    log.info("etcd is being followed again")
+                    self._error = self._since = ""
+            if not isinstance(event, Lost):
+                self.known.set()
+            self.heard.set()
+
+    def health(self) -> Health:
+        """connected: what etcd has is known here."""
+        more: dict[str, Any] = {"endpoints": list(self.client.options.endpoints), "stale": self._stale}
+        connected = self.known.is_set() and not self._error
+        return Health("etcd", connected, self._reflector.revision, self._error, self._since, more)
+
+    def _fragments(self, items: Mapping[str, KeyValue | None]) -> dict[str, Fragment | None]:
+        cut = len(self.prefix)
+        return {
+            key[cut:]: Fragment(key[cut:], each.value, each.mod_revision, each.lease) if each is not None else None
+            for key, each in items.items()
+        }

@@ -1,0 +1,123 @@
+"""The document below, the keys of a source above it: one snapshot and table of both, and what is not in force."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from graylb import table
+from graylb.control.assembly import Assembly, Base
+from graylb.control.fragments import Fragments, Refused
+from graylb.control.last_good import Kept, in_order
+from graylb.control.prepare import Applied, now
+from graylb.control.sources import Fragment, Update
+from graylb.control.state import State
+from graylb.model.documents import Document
+from graylb.model.keys import Entry
+from graylb.model.problems import ConfigError, ConfigErrors
+from graylb.model.services import ServicePart, SplitPart
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What of the newest is not in force, as of one look. refused: keys by themselves; problems: what does not fit
+    together; pending: splits that wait to be completed; held: keys that went all at once."""
+
+    refused: tuple[Refused, ...] = ()
+    problems: tuple[ConfigError, ...] = ()
+    pending: tuple[str, ...] = ()
+    held: int = 0
+    held_since: str = ""
+
+    def errors(self, prefix: str) -> list[dict[str, Any]]:
+        """As `ConfigError.to_dict`."""
+        found: list[dict[str, Any]] = [dict(each.to_dict()) for refused in self.refused for each in refused.errors]
+        found += [dict(each.to_dict()) for each in self.problems]
+        if self.held:
+            text = (
+                f"{prefix}: all keys of services went at once at {self.held_since}, which looks like a mishap; the "
+                f"last good {self.held} stay in force. Put a service's keys again, and what you then delete is gone"
+            )
+            found.append({"file": prefix, "text": text})
+        return found
+
+
+class Layers:
+    """`offer` and `collect` belong to the event loop; `apply` may run in a thread, one at a time."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.fragments = Fragments(prefix)
+        self.assembly = Assembly(self.fragments)
+        self.report = Report()
+        self.seen = 0
+        """The source's newest revision that was offered."""
+        self.offered_at = 0.0
+        """The loop's time at which the oldest update that was not applied arrived; 0 when there is none."""
+        self._offered: Update | None = None
+        self._seeded: dict[str, set[str]] = {}
+
+    def seed(self, kept: Kept) -> None:
+        self._seeded = self.fragments.seed(kept.fragments, kept.revision)
+
+    def offer(self, update: Update) -> None:
+        """The next `collect` has it. What is stale does not replace what is known to be newer."""
+        if update.stale and update.revision < self.fragments.revision:
+            return
+        self.seen = max(self.seen, update.revision)
+        self.offered_at = self.offered_at or asyncio.get_running_loop().time()
+        self._offered = update if self._offered is None else self._offered.and_then(update)
+
+    def collect(self) -> Update | None:
+        update, self._offered, self.offered_at = self._offered, None, 0.0
+        return update
+
+    def apply(
+        self, update: Update | None, document: Document, base: Base, state: State, last: Applied | None
+    ) -> Applied:
+        """What is in force now; `last` itself when nothing differs. Raises ConfigErrors, as `Assembly.update`."""
+        at = now()
+        dirty, self._seeded = self._seeded, {}
+        if update is not None:
+            for service, parts in self.fragments.take(update, at).items():
+                dirty.setdefault(service, set()).update(parts)
+        try:
+            changed = self.assembly.update(base, dirty)
+        finally:
+            self._tell()
+        if not changed and last is not None:
+            return last
+        snapshot = self.assembly.snapshot(self.fragments.revision or state.revision)
+        digest = snapshot.digest()
+        if last is not None and last.digest == digest:
+            return last
+        try:
+            image = table.compile(snapshot)
+        except ValueError as error:
+            raise ConfigErrors([ConfigError(base.name, 1, 1, "$", message=str(error))]) from error
+        return Applied(document, snapshot, image, digest, state, at)
+
+    def kept(self, at: str) -> Kept:
+        return Kept(self.prefix, self.fragments.revision, at, in_order(self.fragments.all_good()))
+
+    def pending(self) -> dict[str, tuple[Fragment, Entry]]:
+        return dict(self.fragments.pending)
+
+    def part(self, service: str) -> ServicePart | None:
+        return self.assembly.part(service)
+
+    def split(self, key: str) -> SplitPart | None:
+        """The last complete one of a key."""
+        good = self.fragments.good(key)
+        return good.entry.split if good is not None else None
+
+    def _tell(self) -> None:
+        found = self.fragments
+        self.report = Report(
+            tuple(found.refused[key] for key in sorted(found.refused)),
+            tuple(each for name in sorted(self.assembly.problems) for each in self.assembly.problems[name]),
+            tuple(sorted(self.prefix + key for key in found.pending)),
+            sum(map(len, found.held.values())),
+            found.held_since,
+        )

@@ -5,7 +5,7 @@ One request, in reading order: `_client_readable` → `_request_head` → `_begi
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
@@ -23,7 +23,7 @@ from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, 
 from graylb._pools cimport WARM_EVERY_MS, Pools, may_repeat
 from graylb._proxy cimport ProxyInfo, read_proxy
 from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, LITTLE, MSG_NOSIGNAL, MSG_PEEK, RECEIVE, SHUT_WR, SMALL, SPLICE_FROM,
-                              WHEEL, accept_from, close, gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
+                              WHEEL, accept_from, close, exhausted, gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
 
 import ipaddress
 import resource
@@ -304,7 +304,8 @@ cdef class Engine(Pools):
         for i in range(ACCEPT_BATCH):
             fd = accept_from(l.fd, &peer)
             if fd < 0:
-                if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+                if exhausted():
+                    if self._shed(): continue
                     self._pause_accepting(number)
                     break
                 if errno == EINTR or errno == ECONNABORTED: continue
@@ -346,8 +347,9 @@ cdef class Engine(Pools):
                     return True
                 c = c.later
             if looked >= SHED_LOOKS:
-                # those behind the ones seen come first next time
+                # next time it is another slot's turn; when it is this one's again, those that were not seen come first
                 if c != slot and c != slot.later: self._rotate(slot, c)
+                self.hand = (self.hand + 1) % WHEEL
                 return False
             self.hand = (self.hand + 1) % WHEEL
         return False
@@ -979,6 +981,7 @@ cdef class Engine(Pools):
                 x.attempts += 1
                 u = NULL if fresh else self._idle(up, x)
                 if u == NULL: u = self._connect(up, x)
+                if u == NULL and self.exhausted and self._shed(): u = self._connect(up, x)
                 if called: self._leave_queue(up, x)  # not before: what these two close is room for nobody else
                 if u != NULL:
                     u.state = U_HEAD
@@ -987,9 +990,12 @@ cdef class Engine(Pools):
                     up.in_flight += 1
                     up.requests += 1
                     return True
+                if called: self._call_all(up)
+                if self.exhausted:                   # not the instance is to blame, and no other could be reached
+                    self._fail(x.client, E_OVERLOADED)
+                    return False
                 up.failures += 1
                 self.retries += 1
-                if called: self._call_all(up)
             if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first): break
         if full >= 0:
             x.d.instance = full

@@ -8,6 +8,7 @@ cdef class Pools(Sockets):
     cdef dict upstreams            # (service, address) -> Upstream of the current table
     cdef set warm                 # those that keep connections open in advance
     cdef uint64_t warmed           # ms
+    cdef bint exhausted            # the last connection was not opened for want of a descriptor or memory
     cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept
     cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept
     cdef Conn* _open_to(self, Upstream up) noexcept

@@ -10,7 +10,7 @@ from libc.string cimport memcmp
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._live cimport CALLED, SAVED_MAX, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
 from graylb._proxy cimport write_proxy
-from graylb._sockets cimport MSG_PEEK, Sockets, connect_to, local_address, recv
+from graylb._sockets cimport MSG_PEEK, Sockets, connect_to, exhausted, local_address, recv
 
 cdef enum:
     WARM_CONNECT_MS = 5000
@@ -64,9 +64,12 @@ cdef class Pools(Sockets):
     cdef Conn* _open_to(self, Upstream up) noexcept:
         cdef int fd
         cdef Conn* u
+        self.exhausted = False
         if up.sa_len == 0: return NULL
         fd = connect_to(&up.sa, up.sa_len)
-        if fd < 0: return NULL
+        if fd < 0:
+            self.exhausted = exhausted()
+            return NULL
         u = self._new(fd, UPSTREAM)
         if u == NULL: return NULL
         Py_INCREF(up)

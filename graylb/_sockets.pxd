@@ -120,4 +120,5 @@ cdef int accept_from(int listener, Peer* peer) noexcept
 cdef void local_address(int fd, uint8_t* packed, uint16_t* port) noexcept
 cdef int connect_to(const sockaddr_storage* s, uint32_t n) noexcept
 cdef int socket_error(int fd) noexcept
+cdef bint exhausted() noexcept
 cdef void reset_on_close(int fd) noexcept

@@ -9,7 +9,7 @@ that goes through the ready-again list (`_again`). Whoever sends from the shared
 not take at once stays in it, and the buffer goes to the connection.
 """
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove
@@ -109,6 +109,11 @@ cdef int connect_to(const sockaddr_storage* s, uint32_t n) noexcept:
 
 cdef int socket_error(int fd) noexcept:
     return gl_socket_error(fd)
+
+
+cdef bint exhausted() noexcept:
+    """Whether the last call failed because descriptors or memory have run out."""
+    return errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM
 
 
 cdef void reset_on_close(int fd) noexcept:

@@ -1286,18 +1286,16 @@ cdef class Engine(Pools):
     cdef _verdict(self, Exchange* x, TableState former):
         """(policy, seconds) for one tunnel. Its version has lost its traffic when what chose it, the split or the rule of
         that name, does not choose it any more, or when its instance is gone."""
-        cdef TableState decided = <TableState>x.state
         cdef Upstream up = <Upstream>x.upstream.upstream
-        cdef Table t = decided.table
+        cdef Table t = (<TableState>x.state).table
         settings = self.state.service_settings.get(up.service) or former.service_settings.get(up.service)
         keep = ("keep", 0.0)
         if settings is None or settings["tunnels"]["policy"] == "keep": return keep
         policy = settings["tunnels"]["policy"], settings["tunnels"]["seconds"]
         if up.retired: return policy
         rule = t._rule_name(x.d.service, x.d.rule) if x.d.rule >= 0 else None
-        had = _chosen_by(decided.service_settings.get(up.service), rule)
-        has = _chosen_by(self.state.service_settings.get(up.service), rule)
-        return policy if up.version in had and up.version not in has else keep
+        if x.d.fell_back: return keep                # it was never this version's traffic
+        return keep if up.version in _chosen_by(self.state.service_settings.get(up.service), rule) else policy
 
     cdef bint _final(self, Conn* u, char* body, size_t n) noexcept:
         """The final head, with n body bytes behind it: framing on both sides, head and body in one go. True: go on."""

@@ -33,7 +33,7 @@ from tests.integration import wire
 
 PATIENCE = 8.0
 LIMITS = Limits(header_timeout=5.0, idle_timeout=5.0, body_timeout=5.0, half_close_grace=0.2)
-TIMEOUTS = Timeouts(connect=5.0, response=5.0, idle=5.0)
+TIMEOUTS = Timeouts(connect=5.0, response=5.0, idle=60.0)
 SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 
 
@@ -105,6 +105,14 @@ class Link(asyncio.Protocol):
             return False
         self._news.clear()
         await within(self._news.wait())
+        return True
+
+    async def news(self) -> bool:
+        """The same, for as long as it takes."""
+        if self.eof:
+            return False
+        self._news.clear()
+        await self._news.wait()
         return True
 
     async def until(self, mark: bytes) -> bytes:

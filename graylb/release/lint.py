@@ -43,6 +43,7 @@ class _Service:
         self.usable = {instance.version for instance in service.instances if instance.weight > 0}
         self.known = {instance.version for instance in service.instances}
         self.catch_all = rules.catch_all
+        self.picked: dict[Subset, set[str]] = {}
 
     def place(self, *more: str | int) -> Place:
         return ("services", self.service.name, *more)
@@ -73,9 +74,11 @@ class _Service:
 
     def _picked(self, subset: Subset) -> set[str]:
         """Versions of the instances that a subset picks, those of weight 0 left out."""
-        instances = self.service.instances
-        picked = (instances[number] for number in select(subset, instances))
-        return {instance.version for instance in picked if instance.weight > 0}
+        if subset not in self.picked:
+            instances = self.service.instances
+            picked = (instances[number] for number in select(subset, instances))
+            self.picked[subset] = {instance.version for instance in picked if instance.weight > 0}
+        return self.picked[subset]
 
     def _outcome(self, fallback: Fallback) -> tuple[Severity, str]:
         """Of a target without instances."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from graylb.model.snapshot import Condition, Match, Rule, Service
@@ -109,10 +109,13 @@ class Rules:
 
     def _overlaps(self, matcher: Matcher) -> Iterator[Finding]:
         found = tried = 0
-        for later, rule in enumerate(self.rules):
-            for earlier in range(later):
-                other = self.rules[earlier]
-                if rule.priority != other.priority or _same_target(rule, other) or {later, earlier} & self.dead:
+        # rules of one priority that lead elsewhere, by numbers: there are many pairs
+        targets: dict[Hashable, int] = {}
+        to = [targets.setdefault(_target(rule), len(targets)) for rule in self.rules]
+        alive = [number for number in range(len(self.rules)) if number not in self.dead]
+        for place, later in enumerate(alive):
+            for earlier in alive[:place]:
+                if to[earlier] == to[later] or self.rules[earlier].priority != self.rules[later].priority:
                     continue
                 if found == MOST_OVERLAPS or tried == MOST_PAIRS:
                     return
@@ -172,10 +175,9 @@ def _all_conditions(match: Match) -> Iterable[Condition]:
         yield from group
 
 
-def _same_target(a: Rule, b: Rule) -> bool:
-    if a.split is None or b.split is None:
-        return (a.to, a.split) == (b.to, b.split)
-    return dict(a.split.weights) == dict(b.split.weights)
+def _target(rule: Rule) -> Hashable:
+    """Equal for rules that lead to the same."""
+    return rule.to if rule.split is None else tuple(sorted(rule.split.weights))
 
 
 class _Index:

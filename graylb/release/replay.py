@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from graylb.model.snapshot import Rule, Service, Snapshot, Subset
+from graylb.model.snapshot import Fallback, Rule, Service, Snapshot, Subset
 from graylb.release.shares import NOBODY, Shares, mixed, served, shift
 
 Key = tuple[int, int, int, int, int, int]
@@ -35,6 +35,7 @@ class Side:
     snapshot: Snapshot
     routes: Sequence[str]
     versions: Sequence[Sequence[str]]  # by service number
+    known: dict[tuple[str, Subset, Fallback | None], Shares] = field(default_factory=dict, compare=False)
 
     def service(self, key: Key) -> Service | None:
         return self.snapshot.services[key[2]] if key[0] == DECIDED else None
@@ -66,10 +67,17 @@ class Side:
             split = rule.split if rule is not None else service.split
             assert split is not None
             weights = dict(split.weights)
-            return mixed(weights, {version: served(service, Subset(version), fallback) for version in weights})
+            return mixed(weights, {name: self._served(service, Subset(name), fallback) for name in weights})
         if rule is not None and rule.to is not None:
-            return served(service, rule.to, fallback)
-        return served(service, Subset(self.versions[key[2]][key[4]]), fallback)
+            return self._served(service, rule.to, fallback)
+        return self._served(service, Subset(self.versions[key[2]][key[4]]), fallback)
+
+    def _served(self, service: Service, subset: Subset, fallback: Fallback | None) -> Shares:
+        """Thousands of rules lead to a few subsets of thousands of instances."""
+        key = service.name, subset, fallback
+        if key not in self.known:
+            self.known[key] = served(service, subset, fallback)
+        return self.known[key]
 
 
 @dataclass(slots=True)
@@ -119,13 +127,15 @@ class Matrix:
 def matrices(old: Side, new: Side, pairs: Pairs) -> list[Matrix]:
     """One for each service that requests reached before, by name, and one for those that reached none."""
     found: dict[str, Matrix] = {}
+    shares_before = {key: old.answers(key) for key in {before for before, _ in pairs}}
+    shares_after = {key: new.answers(key) for key in {after for _, after in pairs}}
     for (before, after), count in pairs.items():
         service, then = old.service(before), new.service(after)
         name = service.name if service is not None else NO_SERVICE
         matrix = found.setdefault(name, Matrix(name, sticky=service is not None and bool(service.sticky)))
         matrix.requests += count
         elsewhere = f"{then.name}: " if then is not None and then.name != name else ""
-        for (a, b), share in _moves(old.answers(before), new.answers(after), elsewhere).items():
+        for (a, b), share in _moves(shares_before[before], shares_after[after], elsewhere).items():
             matrix.moves[a, b] = matrix.moves.get((a, b), 0.0) + share * count
         matrix.by[old.by(before), new.by(after)] += count
         matrix.routes[old.route(before), new.route(after)] += count

@@ -58,7 +58,7 @@ def bucket_of(uint64_t us):
 
 def bucket_end(int k):
     """The first time in microseconds that is beyond bucket k."""
-    return k + 1 if k < 16 else (16 + k % 16 + 1) << (k // 16 - 1)
+    return k + 1 if k < 16 else <uint64_t>(16 + k % 16 + 1) << (k // 16 - 1)
 
 
 cdef void record(Series s, Exchange* x, uint64_t now_us) noexcept:

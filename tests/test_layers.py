@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.proxy": ("graylb.proxy", "graylb._fast", "graylb._engine"),
     "graylb.listeners": ("graylb.model.snapshot",),
     "graylb.systemd": (),
+    "graylb.register": ("graylb.control.etcd", "graylb.model"),
     "graylb.handover": ("graylb.listeners", "graylb.systemd"),
     "graylb.supervisor": (
         "graylb.control",
@@ -193,4 +194,6 @@ def test_a_command_line_that_needs_little_loads_little() -> None:
     tops = {name.partition(".")[0] for name in loaded_by("graylb.cli.app")}
     assert not tops & {"pydantic", "fastapi", "uvicorn", "uvloop", "yaml", "watchfiles", "grpc", "google", "etcd3"}
     assert not any(name.startswith("graylb._") for name in loaded_by("graylb.cli.app"))
+    tops = {name.partition(".")[0] for name in loaded_by("graylb.register")}
+    assert not tops & {"pydantic", "grpc", "google", "etcd3"}
     assert loaded_by("graylb") & {"graylb._fast", "typer"} == set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from graylb.cli import diff, documents, explain, lint, processes, releases, replay, running
+from graylb.cli import diff, documents, explain, lint, processes, register, releases, replay, running
 
 app = typer.Typer(
     name="graylb",
@@ -19,6 +19,7 @@ app.command()(running.status)
 app.command()(processes.reload)
 app.command()(processes.roll)
 app.command()(processes.stop)
+app.command(context_settings=register.CONTEXT)(register.register)
 app.command()(documents.check)
 app.command()(lint.lint)
 app.command()(documents.schema)

@@ -11,7 +11,7 @@ import pytest
 
 from graylb.control.etcd.client import Client
 from graylb.control.etcd.links import Options
-from graylb.model.services import InstancePart
+from graylb.model import keys
 from graylb.register import BlockingRegistration, Registration
 from tests.control.etcd import servers
 from tests.control.etcd.servers import Cluster
@@ -39,7 +39,9 @@ def test_the_instance_is_there_under_a_lease_until_it_leaves(etcd: Cluster, pref
                 found = await store.get(registration.key)
                 assert found is not None
                 assert found.lease
-                part = InstancePart.model_validate(orjson.loads(found.value))
+                entry = keys.decode(registration.key.removeprefix(prefix), found.value)
+                assert (entry.service, entry.part) == ("users", "instances")
+                part = entry.value
                 assert (part.address, part.version, part.weight) == ("127.0.0.1:9001", "v2", 7)
                 assert (part.metadata, part.zone) == ({"env": "gray"}, "a")
                 registration.offer(weight=0)

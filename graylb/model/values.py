@@ -358,8 +358,9 @@ def _host_and_port(value: Any, lowest: int, expected: str) -> tuple[str, int]:
 
 def _ip_and_port(host: str, port: int, expected: str) -> str:
     bracketed = host.startswith("[") and host.endswith("]")
+    local = host.lower().removesuffix(".") == "localhost"
     try:
-        ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]") if bracketed else host)
+        ip = ipaddress.ip_address("127.0.0.1" if local else host.strip("[]") if bracketed else host)
     except ValueError:
         raise fault(expected) from None
     if bracketed != (ip.version == 6) or getattr(ip, "scope_id", None):

@@ -191,6 +191,7 @@ def test_limits_of_clients() -> None:
     ("listener", "found"),
     [
         ({"address": "localhost:0"}, Listener("127.0.0.1:0")),
+        ({"address": "LocalHost.:0"}, Listener("127.0.0.1:0")),
         ({"address": "[0::]:80", "role": "inbound"}, Listener("[::]:80", "inbound", "inbound")),
         ({"address": "1.2.3.4:80", "role": "inbound", "name": "in.2"}, Listener("1.2.3.4:80", "inbound", "in.2")),
         ({"address": "unix:/run/x.sock"}, Listener("unix:/run/x.sock")),

@@ -22,7 +22,7 @@ def of(endpoints: tuple[str, ...], prefix: str, **more: Any) -> Registration:
     return Registration(Options(endpoints), **{**INSTANCE, "prefix": prefix, **more})
 
 
-INSTANCE: dict[str, Any] = {"service": "users", "version": "v2", "address": "localhost:9001", "ttl": 10}
+INSTANCE: dict[str, Any] = {"service": "users", "version": "v2", "address": "LOCALHOST:9001", "ttl": 10}
 
 
 async def value(store: Client, key: str) -> Any:

@@ -433,7 +433,8 @@ class Supervisor:
             "workers": (then.workers, now.workers, self.options.workers),
             "pin_workers": (then.pin_workers, now.pin_workers, None),
         }
-        return [name for name, (before, after, option) in pairs.items() if before != after and not option]
+        changed = [name for name, (before, after, option) in pairs.items() if before != after and not option]
+        return [*changed, *(["etcd"] if self.plane.side is not None and self.plane.side.moved else [])]
 
     def _write_ports_file(self) -> None:
         """{"listeners": [address], "admin": address, "pid": int, "workers": [pid], "revision": int}."""

@@ -12,13 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pydantic_core import PydanticCustomError
+
 from graylb.control.fragments import Fragments, Good
 from graylb.control.state import SERVICE_SPLIT, StoredSplit
-from graylb.model import build, keys, references, routes
+from graylb.model import build, keys, presets, references, routes
 from graylb.model.documents import Document
 from graylb.model.problems import ConfigError, ConfigErrors, json_path, shown
 from graylb.model.routes import RoutePart
 from graylb.model.services import InstancePart, Rule, ServicePart
+from graylb.model.settings import SidecarPart
 from graylb.model.snapshot import Instance, Route, Service, Snapshot, Split
 from graylb.model.snapshot import Rule as BuiltRule
 from graylb.model.source_map import Source
@@ -36,15 +39,21 @@ class Base:
     document: Document
     splits: Mapping[str, Mapping[build.SplitId, Split]]
     name: str
+    sidecar: SidecarPart | None = None
 
 
-def base_of(document: Document, splits: Mapping[tuple[str, str], StoredSplit], name: str) -> Base:
-    """splits: (service, rule or SERVICE_SPLIT) -> as the store completed it."""
+def base_of(
+    document: Document,
+    splits: Mapping[tuple[str, str], StoredSplit],
+    name: str,
+    sidecar: SidecarPart | None = None,
+) -> Base:
+    """splits: (service, rule or SERVICE_SPLIT) -> as the store completed it. sidecar: of the document as it was."""
     found: dict[str, dict[build.SplitId, Split]] = {}
     for (service, rule), each in splits.items():
         split = Split(tuple(each.weights.items()), each.salt, each.slots)
         found.setdefault(service, {})[service, None if rule == SERVICE_SPLIT else rule] = split
-    return Base(document, found, name)
+    return Base(document, found, name, sidecar)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,13 @@ class Assembly:
             if not goods and name not in base.document.services:
                 built[name] = None
                 continue
-            made = self._assemble(base, name, goods, parts, fresh)
+            try:
+                made = self._assemble(base, name, goods, parts, fresh)
+            except PydanticCustomError:  # of a sidecar's: the name is none of a host
+                key = self.fragments.prefix + keys.suffix_of(name, "service")
+                expected = "hosts for this service, as its name is none that callers could use"
+                failed[name] = (ConfigError(key, 1, 1, "$", message="no hosts", expected=expected),)
+                continue
             errors = self._check(base, name, made.part, goods, parts)
             if errors:
                 failed[name] = errors
@@ -169,6 +184,8 @@ class Assembly:
         part = start.model_copy(
             update={key: each for key, each in changes.items() if each or key in start.model_fields_set}
         )
+        if base.sidecar is not None and (settings is not None or file is None):
+            part = presets.placed(name, part, base.sidecar, {route.service for route in base.document.routes})
         service = build.service(name, part, splits, base.document.limits, rules=rules, instances=instances)
         before = self._services.get(name)
         if before is not None and before.service == service:

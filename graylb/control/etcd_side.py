@@ -73,6 +73,11 @@ class EtcdSide:
         self._to_save = asyncio.Event()
         self._applied: Applied | None = None
 
+    @property
+    def moved(self) -> bool:
+        """Whether the document names another etcd by now."""
+        return self._made_of is not None and self._made_of[0].etcd != self.part
+
     async def start(self, document: Document, wake: Callable[[], object]) -> Applied:
         """What to serve first; wake: called when `newest` has something to say. Raises NothingToServe, ConfigErrors."""
         self.kept = await asyncio.to_thread(self.last_good.read, self.layers.prefix)
@@ -266,7 +271,7 @@ class EtcdSide:
         else:
             raise StoreError(f"{self._store.path}: commands write faster than this can read")
         if self._base is None or self._made_of is None or (document, completion.state) != self._made_of:
-            self._base = base_of(completion.document, completion.splits, str(self._document))
+            self._base = base_of(completion.document, completion.splits, str(self._document), document.resolved_sidecar)
             self._made_of = document, completion.state
 
     async def _apply(self, update: Any, last: Applied | None) -> Applied:

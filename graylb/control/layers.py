@@ -17,6 +17,7 @@ from graylb.model.documents import Document
 from graylb.model.keys import Entry
 from graylb.model.problems import ConfigError, ConfigErrors
 from graylb.model.services import ServicePart, SplitPart
+from graylb.model.snapshot import digest_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Layers:
         self.offered_at = 0.0
         """The loop's time at which the oldest update that was not applied arrived; 0 when there is none."""
         self._offered: Update | None = None
+        self._compiled = table.Cache()
         self._seeded: dict[str, set[str]] = {}
 
     def seed(self, kept: Kept) -> None:
@@ -89,13 +91,13 @@ class Layers:
         if not changed and last is not None:
             return last
         snapshot = self.assembly.snapshot(self.fragments.revision or state.revision)
-        digest = snapshot.digest()
-        if last is not None and last.digest == digest:
-            return last
         try:
-            image = table.compile(snapshot)
+            image = table.compile(snapshot, self._compiled)
         except ValueError as error:
             raise ConfigErrors([ConfigError(base.name, 1, 1, "$", message=str(error))]) from error
+        digest = digest_of(snapshot, [self._compiled.blocks[each.name].digest for each in snapshot.services])
+        if last is not None and last.digest == digest:
+            return last
         return Applied(document, snapshot, image, digest, state, at)
 
     def kept(self, at: str) -> Kept:

@@ -57,6 +57,7 @@ class Document(Part):
     )
 
     _warnings: tuple[ConfigError, ...] = PrivateAttr(())
+    _sidecar: SidecarPart | None = PrivateAttr(None)
 
     def __eq__(self, other: object) -> bool:
         """The same settings; where they stand in their texts, as warnings tell, does not matter."""
@@ -68,6 +69,11 @@ class Document(Part):
     def warnings(self) -> tuple[ConfigError, ...]:
         """What is allowed but may be a mistake, by position."""
         return self._warnings
+
+    @property
+    def resolved_sidecar(self) -> SidecarPart | None:
+        """What this document's services, and with it those of other sources, have been placed by."""
+        return self._sidecar
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -116,6 +122,7 @@ def load(
     if errors or found:
         raise ConfigErrors([*errors, *found])
     document._warnings = warnings
+    document._sidecar = read.document.sidecar
     return document
 
 

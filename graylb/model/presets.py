@@ -194,6 +194,14 @@ def _outbound(name: str, service: ServicePart, part: SidecarPart, named: Collect
     return service.model_copy(update={"hosts": hosts, "listeners": service.listeners or (OUTBOUND,)})
 
 
+def placed(name: str, service: ServicePart, part: SidecarPart, named: Collection[str | None]) -> ServicePart:
+    """A service of another source than the document, as the sidecar of the document has it; named: by routes.
+
+    Raises a fault when its name is none of a host.
+    """
+    return _local(service, part) if name == part.local else _outbound(name, service, part, named)
+
+
 def hosts_of(name: str, namespace: str | None, domain: str) -> tuple[str, ...]:
     """What callers call a service: `users`, and in a namespace also the names that Kubernetes gives it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,113 @@ def test_instances_from_etcd_and_rules_from_the_file(tmp_path: Path, cluster: Cl
         keys.delete("users/rules/testers")  # then the file's rule is in force again
         until(lambda: client.ask(headers=["X-Group: test"]).get("x-upstream") == "v2", "the file's rule")
         client.close()
+
+
+def test_two_who_write_at_once_end_in_one_complete_split(tmp_path: Path, cluster: Cluster, two: list[Upstream]) -> None:
+    with etcds.keys(cluster) as keys, etcds.nodes(tmp_path, cluster, "a", "b") as pair:
+        keys.service("users", *instances(two))
+        keys.split("users", {"v1": 90, "v2": 10})
+        for share in range(11, 41):
+            keys.put("users/split", {"v1": 100 - share, "v2": share})
+            keys.put("users/split", {"v1": 100 - share - 1, "v2": share + 1})
+        split = keys.split("users", {"v1": 50, "v2": 50})
+        etcds.applied(*pair, revision=keys.revision("users/split"))
+        here, there = (etcds.versions(proxy) for proxy in pair)
+        assert here == there
+        assert split["weights"] == {"v1": 50, "v2": 50}
+        assert keys.get("users/split") == split
+        assert all(not etcds.errors(proxy) for proxy in pair)
+
+
+def test_a_split_of_a_rule_is_completed_within_it(tmp_path: Path, cluster: Cluster, two: list[Upstream]) -> None:
+    with etcds.keys(cluster) as keys, etcds.nodes(tmp_path, cluster, "a") as (proxy,):
+        keys.service("users", *instances(two))
+        rule = {"match": {"query": {"exp": "a"}}, "split": {"v2": 1}, "priority": 3}
+        keys.put("users/rules/ab", rule)
+        found = until(lambda: "slots" in (now := keys.get("users/rules/ab"))["split"] and now, "completed")
+        assert {key: found[key] for key in ("match", "priority")} == {key: rule[key] for key in ("match", "priority")}
+        etcds.applied(proxy, revision=keys.revision("users/rules/ab"))
+        client = proxy.client()
+        answer = client.ask(target="/?exp=a", headers=["X-User-Id: ann"])
+        assert (answer.get("x-upstream"), answer.get("x-graylb-rule")) == ("v2", "ab")
+        client.close()
+
+
+def test_the_leader_is_killed_while_splits_wait(tmp_path: Path, cluster: Cluster, two: list[Upstream]) -> None:
+    with etcds.keys(cluster) as keys, etcds.nodes(tmp_path, cluster, "a", "b") as pair:
+        keys.service("users", *instances(two))
+        keys.split("users", {"v1": 80, "v2": 20})
+        etcds.applied(*pair, revision=keys.revision("users/split"))
+        before = etcds.versions(pair[0])
+        name, _ = keys.store.get("/graylb/leader")
+        leader, other = pair if name == b"a" else pair[::-1]
+        leader.kill()
+        keys.put("users/split", {"v1": 70, "v2": 30})
+        keys.put("users/split", {"v1": 60, "v2": 40})
+        assert etcds.versions(other) == before
+        until(lambda: "slots" in keys.get("users/split"), "completed by the next leader")
+        assert keys.get("users/split")["weights"] == {"v1": 60, "v2": 40}
+        etcds.applied(other, revision=keys.revision("users/split"))
+        now = etcds.versions(other)
+        assert [user for user in before if before[user] == "v2" and now[user] != "v2"] == []
+        leader.start()  # `nodes` stops both
+        etcds.applied(leader, revision=keys.revision("users/split"))
+        assert etcds.versions(leader) == now
+
+
+def test_a_new_leader_that_knows_nothing_reads_the_former_split_from_history(
+    tmp_path: Path, cluster: Cluster, two: list[Upstream]
+) -> None:
+    with etcds.keys(cluster) as keys:
+        with etcds.nodes(tmp_path / "then", cluster, "a") as (proxy,):
+            keys.service("users", *instances(two))
+            for share in (50, 20):
+                keys.split("users", {"v1": 100 - share, "v2": share})
+            etcds.applied(proxy, revision=keys.revision("users/split"))
+            before = etcds.versions(proxy)
+        for share in (25, 30):
+            keys.put("users/split", {"v1": 100 - share, "v2": share})
+        with etcds.nodes(tmp_path / "now", cluster, "b") as (proxy,):  # no file of a former life
+            until(lambda: "slots" in keys.get("users/split"), "completed")
+            etcds.applied(proxy, revision=keys.revision("users/split"))
+            now = etcds.versions(proxy)
+            assert [user for user in before if before[user] == "v2" and now[user] != "v2"] == []
+            assert sum(version == "v2" for version in now.values()) > sum(
+                version == "v2" for version in before.values()
+            )
+
+
+def test_what_was_compacted_while_etcd_was_away_is_read_anew(
+    tmp_path: Path, cluster: Cluster, two: list[Upstream]
+) -> None:
+    with etcds.keys(cluster) as keys, etcds.nodes(tmp_path, cluster, "a") as (proxy,):
+        keys.service("users", *instances(two))
+        keys.put("users/instances/extra", {"address": "127.0.0.1:1", "version": "v3"})
+        until(lambda: proxy.call("/services") and proxy.call("/services")[0]["instances"] == 3, "three instances")
+        proxy.process.send_signal(signal.SIGSTOP)  # type: ignore[union-attr]
+        keys.delete("users/instances/extra")
+        for number in range(20):
+            revision = keys.put("users/lists/filler", [str(number)])
+        cluster.nodes[0].restart()
+        keys.store.compact(revision)
+        proxy.process.send_signal(signal.SIGCONT)  # type: ignore[union-attr]
+        until(lambda: proxy.call("/services")[0]["instances"] == 2, "the deletion noticed")
+        etcds.applied(proxy, revision=revision)
+
+
+def test_without_etcd_and_anything_kept_the_document_alone_serves_or_nothing_starts(
+    tmp_path: Path, two: list[Upstream]
+) -> None:
+    (port,) = servers.free_ports(1)
+    etcd = {"endpoints": [f"127.0.0.1:{port}"]}
+    alone = proxies.document({"users": proxies.service(two[0].address)}, etcd=etcd)
+    with proxies.running(tmp_path / "alone", alone) as proxy:
+        assert set(etcds.versions(proxy, 5).values()) == {"v1"}
+        assert not proxy.status()["etcd"]["connected"]
+        assert "127.0.0.1" in proxy.status()["etcd"]["error"]
+
+
+def test_settings_of_etcd_that_cannot_be_are_told_at_the_start(tmp_path: Path) -> None:
+    document = proxies.document({}, etcd={"endpoints": ["127.0.0.1:1"], "user": "ann", "password_file": "none"})
+    with pytest.raises(AssertionError, match=r"\$\.etcd: etcd: password_file none cannot be read"):
+        Proxy(tmp_path, document)

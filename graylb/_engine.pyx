@@ -37,7 +37,7 @@ cdef extern from * nogil:
     void* memmem(const void*, size_t, const void*, size_t)
 
 cdef enum:
-    FAIR = 524288          # bytes one connection may move before others have their turn
+    FAIR = 131072          # bytes one connection may move before others have their turn
     MAX_ATTEMPTS = 4
     LINGER_MS = 2000
     ACCEPT_BATCH = 256

@@ -82,7 +82,8 @@ cdef extern from * nogil:
 cdef enum:
     EVENTS = 512
     SPARE_BLOCKS = 16
-    PIPE = 1048576         # bytes that a pipe holds
+    PIPE = 1048576         # bytes that a pipe holds, so that the pages of a slice find room
+    SLICE = 131072         # moved at a time, so that small requests beside large bodies have their turn soon
     MAX_PIPES = 64
     SPARE_PIPES = 16
     HANDED = 32768         # a rest this long is worth a block of its own; a shorter one is copied
@@ -498,7 +499,7 @@ cdef class Sockets:
         cdef ssize_t n, w
         cdef Pipe* p = self._pipe()
         if p == NULL: return -4
-        n = gl_splice(a.fd, p.into, left if left < PIPE else PIPE)
+        n = gl_splice(a.fd, p.into, left if left < SLICE else SLICE)
         if n <= 0:
             if n < 0:
                 if errno == EAGAIN: a.readable = 0

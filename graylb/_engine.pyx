@@ -37,7 +37,6 @@ cdef extern from * nogil:
     void* memmem(const void*, size_t, const void*, size_t)
 
 cdef enum:
-    FAIR = 131072          # bytes one connection may move before others have their turn
     MAX_ATTEMPTS = 4
     LINGER_MS = 2000
     ACCEPT_BATCH = 256
@@ -634,7 +633,7 @@ cdef class Engine(Pools):
             if c.state == S_WAIT: return             # pipelined bytes wait in the kernel
             if c.state == S_HEAD and c.out_len: return
             if c.state == S_BODY and (c.x.upstream == NULL or c.x.upstream.out_len): return
-            if moved >= FAIR:
+            if moved >= self.slice:
                 self._again(c)
                 return
             if c.state == S_BODY and c.x.request.kind == BODY_LENGTH and self._can_splice(c, c.x.upstream, c.x.request.left):
@@ -1072,7 +1071,7 @@ cdef class Engine(Pools):
                 if u.shut: self._connected(u)
                 return
             if x.client.out_len: return              # the client is slow: bytes wait in the kernel
-            if moved >= FAIR:
+            if moved >= self.slice:
                 self._again(u)
                 return
             if u.state == U_BODY and x.response.kind == BODY_LENGTH and self._can_splice(u, x.client, x.response.left):
@@ -1216,7 +1215,7 @@ cdef class Engine(Pools):
         cdef size_t have, moved = 0
         cdef ssize_t n
         while not a.dead and b.out_len == 0:
-            if moved >= FAIR:
+            if moved >= self.slice:
                 self._again(a)
                 return
             n = self._receive(a, &have, RECEIVE)

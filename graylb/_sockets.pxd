@@ -50,6 +50,7 @@ cdef enum:
     SMALL = 8192           # a body piece up to this long is copied behind its head: one buffer, one send
     TICK_MS = 100
     WHEEL = 1024           # slots; later deadlines go round again
+    SLICE = 131072         # bytes that one connection may move before others have their turn, where there are several
     LITTLE = 16384         # read with the head of an answer whose body will likely be spliced
     SPLICE_FROM = 49152    # so many bytes of a body still to come go through a pipe, uncopied
 
@@ -74,6 +75,7 @@ cdef class Sockets:
     cdef Conn wheel[WHEEL]         # list heads
     cdef uint64_t now              # ms
     cdef uint64_t ticked
+    cdef size_t slice              # bytes that one connection may move in its turn, in this batch
     cdef bint in_batch
     cdef bint kicked
     cdef bint closed

@@ -83,7 +83,7 @@ cdef enum:
     EVENTS = 512
     SPARE_BLOCKS = 16
     PIPE = 1048576         # bytes that a pipe holds, so that the pages of a slice find room
-    SLICE = 131072         # moved at a time, so that small requests beside large bodies have their turn soon
+    FEW = 4                # events at once: nobody waits for others' large bodies
     MAX_PIPES = 64
     SPARE_PIPES = 16
     HANDED = 32768         # a rest this long is worth a block of its own; a shorter one is copied
@@ -135,6 +135,7 @@ cdef class Sockets:
         for i in range(WHEEL): self.wheel[i].later = self.wheel[i].earlier = &self.wheel[i]
         self.now = gl_now_ms()
         self.ticked = self.now // TICK_MS
+        self.slice = SLICE
         self.on_ready = self._on_ready
         loop.add_reader(self.ep, self.on_ready)
         self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
@@ -177,6 +178,7 @@ cdef class Sockets:
         self.in_batch = True
         self.now = gl_now_ms()
         n = epoll_wait(self.ep, self.events, EVENTS, 0)
+        self.slice = PIPE if n <= FEW else SLICE
         for i in range(n):
             c = <Conn*>self.events[i].data.ptr
             ev = self.events[i].events
@@ -499,7 +501,7 @@ cdef class Sockets:
         cdef ssize_t n, w
         cdef Pipe* p = self._pipe()
         if p == NULL: return -4
-        n = gl_splice(a.fd, p.into, left if left < SLICE else SLICE)
+        n = gl_splice(a.fd, p.into, left if left < <int64_t>self.slice else self.slice)
         if n <= 0:
             if n < 0:
                 if errno == EAGAIN: a.readable = 0

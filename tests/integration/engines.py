@@ -145,6 +145,12 @@ class Link(asyncio.Protocol):
     def close(self) -> None:
         self.transport.close()
 
+    def established(self) -> bool:
+        """As the kernel sees it: the other side's end may have arrived and not been read yet."""
+        with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as same:
+            unix = same.family == socket.AF_UNIX
+            return unix or same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\1"
+
     def end_now(self) -> None:
         """The end is on its way before this returns; `close` leaves that to the loop."""
         with socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno())) as same:
@@ -263,7 +269,7 @@ class OriginLink(Link):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.origin.links.append(self)
-        self.origin.most = max(self.origin.most, len(self.origin.open))
+        self.origin.most = max(self.origin.most, sum(link.established() for link in self.origin.open))
         self.task = asyncio.get_running_loop().create_task(self.serve())
 
     async def serve(self) -> None:
@@ -278,6 +284,8 @@ class OriginLink(Link):
         except (EOFError, ConnectionError):
             pass
         except Exception as error:
+            if self.lost or self.transport.is_closing():
+                return  # its connection went under the handler
             self.origin.faults.append(f"{error!r} at {bytes(self.raw[:300])!r}")
         finally:
             self.transport.close()
@@ -530,7 +538,8 @@ async def rig(**options: Any) -> AsyncIterator[Rig]:
         yield made
         await made.leave()
         await made.quiet()
-        assert [fault for origin in made.origins for fault in origin.faults] == []
+        faults = [fault for origin in made.origins for fault in origin.faults]
+        assert not faults, faults
     finally:
         made.engine.close()
         for origin in made.origins:

@@ -64,6 +64,11 @@ class Completer:
     def leads(self) -> bool:
         return self._election.leadership is not None
 
+    @property
+    def problem(self) -> EtcdError | None:
+        """Why this node can neither lead nor follow the election now."""
+        return self._election.problem
+
     async def __aenter__(self) -> Self:
         await self._election.__aenter__()
         return self

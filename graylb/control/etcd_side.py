@@ -26,7 +26,7 @@ from graylb.control.nodes import NodeStatus
 from graylb.control.prepare import Applied
 from graylb.control.store import Conflict, Store, StoreError
 from graylb.model.documents import Document
-from graylb.model.problems import ConfigErrors
+from graylb.model.problems import ConfigError, ConfigErrors
 from graylb.model.settings import EtcdPart
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 TRIES: Final = 5
 HASTE: Final = 1.0
-"""Seconds that a start waits for etcd when it could do without."""
+"""Seconds that a start waits for etcd when it knows what was good last."""
+SLOW: Final = 5.0
+"""The same when it does not, and it is not known yet whether etcd can be reached."""
 PATIENCE: Final = 30.0
 """Seconds that a start waits for etcd when there is nothing to serve without it."""
 SAVE_EVERY: Final = 1.0
@@ -91,7 +93,7 @@ class EtcdSide:
         self._feeding = asyncio.create_task(self._feed(self._source, wake))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE
-        await self._wait(loop.time() + HASTE, heard=self.kept is not None)
+        await self._wait(loop.time() + (HASTE if self.kept is not None else SLOW), heard=True)
 
         async def read() -> Document:
             return document
@@ -125,6 +127,7 @@ class EtcdSide:
         group.create_task(_attend(self._completer))
         group.create_task(_attend(self._nodes))
         group.create_task(self._save())
+        group.create_task(self._attended())
         wake()  # files may have changed, and splits may wait for a leader
 
     async def close(self) -> None:
@@ -195,6 +198,7 @@ class EtcdSide:
             "prefix": self.part.prefix,
             "node": self.node,
             "leader": self._completer.leader if self._completer is not None else None,
+            "problems_writing": self._writing(),
             "seen": self.layers.seen,
             "applied": self.layers.fragments.revision,
             "lag": self._lag(),
@@ -217,6 +221,12 @@ class EtcdSide:
                 "problem": self.last_good.problem,
             },
         }
+
+    def _writing(self) -> list[str]:
+        """Why this node can neither lead nor tell its status, as far as that is not because etcd is away."""
+        duties = (self._completer, self._nodes)
+        found = [str(each.problem) for each in duties if each is not None and each.problem is not None]
+        return list(dict.fromkeys(found))
 
     def node_status(self) -> dict[str, Any]:
         """What the other nodes may know of this one; the same as long as nothing happens."""
@@ -278,12 +288,29 @@ class EtcdSide:
         assert self._base is not None
         assert self._made_of is not None
         document, state = self._made_of
-        return await asyncio.to_thread(self.layers.apply, update, document, self._base, state, last)
+        try:
+            return await asyncio.to_thread(self.layers.apply, update, document, self._base, state, last)
+        except ConfigErrors:
+            raise
+        except Exception as error:
+            if last is None:
+                raise
+            # what one put brings about must not stop all proxies
+            log.exception("what etcd says cannot be made a configuration")
+            fault = f"a fault of graylb's own: {error!r}"
+            raise ConfigErrors([ConfigError(self.layers.prefix, 1, 1, "", message=fault)]) from error
 
     async def _feed(self, source: EtcdSource, wake: Callable[[], object]) -> None:
         async for update in source.updates():
             self.layers.offer(update)
             wake()
+
+    async def _attended(self) -> None:
+        """That following has ended by itself is no secret."""
+        if self._feeding is not None:
+            await asyncio.wait([self._feeding])
+            if not self._feeding.cancelled():
+                self._feeding.result()
 
     async def _wait(self, deadline: float, *, heard: bool) -> None:
         """Until etcd's keys are there; with `heard`, or until it is known that they cannot be had."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graylb.control.logs import log
 from graylb.control.sources import Fragment, Update
 from graylb.model import build, keys
 from graylb.model.keys import Entry
@@ -127,9 +128,12 @@ class Fragments:
         try:
             entry = keys.decode(key, fragment.value, prefix=self.prefix)
         except ConfigErrors as errors:
-            since = self.refused[key].since if key in self.refused else at
-            self.pending.pop(key, None)
-            self.refused[key] = Refused(self.prefix + key, since, fragment.revision, errors.errors)
+            self._refuse(fragment, at, errors.errors)
+            return
+        except Exception as error:  # one value must not stop all proxies, whatever is wrong with them
+            log.exception("%s%s cannot be read", self.prefix, key)
+            fault = ConfigError(self.prefix + key, 1, 1, "", message=f"a fault of graylb's own: {error!r}")
+            self._refuse(fragment, at, (fault,))
             return
         self._forget_trouble(key)
         if not entry.complete:
@@ -140,6 +144,12 @@ class Fragments:
         self.revision = max(self.revision, fragment.revision)
         if before is None or before.entry != entry:
             dirty.setdefault(entry.service, set()).add(entry.part)
+
+    def _refuse(self, fragment: Fragment, at: str, errors: tuple[ConfigError, ...]) -> None:
+        key = fragment.key
+        since = self.refused[key].since if key in self.refused else at
+        self.pending.pop(key, None)
+        self.refused[key] = Refused(self.prefix + key, since, fragment.revision, errors)
 
     def _remove(self, key: str, dirty: dict[str, set[str]]) -> bool:
         entries = self.services.get(_service(key), {})

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 import orjson
 
 from graylb.control.etcd.client import Client
+from graylb.control.etcd.errors import EtcdError
 from graylb.control.etcd.lease import Lease
 
 TTL: Final = 10
@@ -22,6 +23,11 @@ class NodeStatus:
     def __init__(self, client: Client, key: str, status: Callable[[], dict[str, Any]]) -> None:
         self.key, self._status = key, status
         self._lease = Lease(client, TTL)
+
+    @property
+    def problem(self) -> EtcdError | None:
+        """Why the status cannot be told now."""
+        return self._lease.problem
 
     async def __aenter__(self) -> Self:
         await self._lease.__aenter__()

@@ -29,6 +29,9 @@ LONGEST_REST: Final = 0.1
 """In a storm of changes, the pause after each revision: so many times what it took, but no longer than that (seconds).
 A change that comes after the pause is applied at once."""
 
+LOGGED: Final = 20
+"""Errors of one look that go to the log; the status has all."""
+
 Publish = Callable[[Applied, Applied], Awaitable[list[str]]]
 """(new, last good) -> why workers refused the new one; none refused: all serve it."""
 
@@ -240,9 +243,14 @@ class Plane:
     def _refuse(self, errors: Sequence[dict[str, Any]]) -> None:
         """Logs what is new; `since` is when it began."""
         refusal = Refusal(self.refusal.since if self.refusal else prepare.now(), tuple(errors))
-        if self.refusal is None or self.refusal.errors != refusal.errors:
+        known = {str(error["text"]) for error in self.refusal.errors} if self.refusal else set()
+        fresh = [text for error in errors if (text := str(error["text"])) not in known]
+        if fresh:
             assert self.applied is not None
-            log.error("refused; revision %d stays in force:\n%s", self.applied.revision, refusal)
+            more = f"\nand {len(fresh) - LOGGED} more" if len(fresh) > LOGGED else ""
+            log.error(
+                "refused; revision %d stays in force:\n%s%s", self.applied.revision, "\n".join(fresh[:LOGGED]), more
+            )
         self.refusal = refusal
 
 

@@ -1,7 +1,7 @@
 """What every source of configuration gives: fragments, each with a revision; first all, then what changes.
 
-A source knows keys and bytes and nothing of services or tables. The file source gives one fragment, the whole document
-(`file_source`); others give one fragment a key, in the layout of `graylb.model.keys`.
+A source knows keys and bytes and nothing of services or tables, and gives one fragment a key, in the layout of
+`graylb.model.keys`. The document itself is one fragment: `file_source` says when to read it anew.
 """
 
 from __future__ import annotations

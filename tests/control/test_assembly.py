@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graylb import _fast
+from graylb.control import fragments
 from graylb.control.sources import Fragment, Update
 from graylb.model import build, documents
 from tests.control.fragments import HEAD, Source, instance, split
@@ -298,3 +299,21 @@ def test_the_revision_is_that_of_the_newest_change_in_force() -> None:
     assert source.put(users__split={"v1": 1}) is first
     assert source.put(users__instances__two=instance(2)).revision == source.revision
     assert source.put(users__instances__two=None).revision == source.revision
+
+
+def test_a_value_that_graylb_itself_stumbles_over_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source()
+    source.put(users__instances__one=instance(1))
+    decode = fragments.keys.decode
+
+    def stumble(suffix: str, value: bytes, *, prefix: str = "") -> Any:
+        if b"odd" in value:
+            raise RuntimeError("a bug")
+        return decode(suffix, value, prefix=prefix)
+
+    monkeypatch.setattr(fragments.keys, "decode", stumble)
+    source.put(users__instances__one={"odd": 1}, users__instances__two=instance(2))
+    assert len(source.service().instances) == 2
+    (error,) = source.errors
+    assert "/graylb/services/users/instances/one" in error
+    assert "a bug" in error

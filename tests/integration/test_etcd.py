@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.control.etcd import servers
@@ -274,3 +275,47 @@ def test_settings_of_etcd_that_cannot_be_are_told_at_the_start(tmp_path: Path) -
     document = proxies.document({}, etcd={"endpoints": ["127.0.0.1:1"], "user": "ann", "password_file": "none"})
     with pytest.raises(AssertionError, match=r"\$\.etcd: etcd: password_file none cannot be read"):
         Proxy(tmp_path, document)
+
+
+def test_a_roll_hands_over_what_belongs_to_etcd(tmp_path: Path, cluster: Cluster, two: list[Upstream]) -> None:
+    with etcds.keys(cluster) as keys, etcds.nodes(tmp_path, cluster, "a") as (proxy,):
+        keys.service("users", *instances(two))
+        keys.split("users", {"v1": 80, "v2": 20})
+        etcds.applied(proxy, revision=keys.revision("users/split"))
+        before, pid = etcds.versions(proxy), proxy.pid
+        with Load(proxy) as load:
+            proxy.process.send_signal(signal.SIGUSR2)  # type: ignore[union-attr]
+            successor = until(lambda: (now := proxy.status()["pid"]) != pid and now, "the successor")
+            assert proxy.process is not None
+            proxy.process.wait(20)
+            keys.split("users", {"v1": 70, "v2": 30})  # by the successor, for nobody else is there
+            etcds.applied(proxy, revision=keys.revision("users/split"))
+            now = etcds.versions(proxy)
+        load.check()
+        assert [user for user in before if before[user] == "v2" and now[user] != "v2"] == []
+        node, _ = keys.store.get("/graylb/nodes/a")
+        assert json.loads(node)["node"] == "a"
+        psutil.Process(successor).terminate()
+        psutil.wait_procs([psutil.Process(successor)], timeout=20)
+        proxy.start()  # `nodes` stops it
+
+
+@pytest.mark.parametrize(("user", "password"), [("root", "secret"), ("ann", "hidden")])
+def test_with_a_password_and_as_a_reader_that_may_not_write(
+    tmp_path: Path, two: list[Upstream], user: str, password: str
+) -> None:
+    with servers.running(tmp_path / "etcd") as cluster:
+        with etcds.keys(cluster) as keys:
+            keys.service("users", *instances(two))
+        servers.secure(cluster.nodes[0], reader=("ann", "hidden", "/graylb/"))
+        folder = tmp_path / user
+        folder.mkdir()
+        (folder / "password").write_text(password + "\n")
+        document = etcds.document(cluster, user, user=user, password_file="password")
+        with proxies.running(folder, document) as proxy:
+            assert set(etcds.versions(proxy, 5).values()) == {"v1"}
+            if user == "ann":
+                until(lambda: "permission denied" in str(proxy.status()["etcd"]["problems_writing"]), "the problem")
+            else:
+                until(lambda: proxy.status()["etcd"]["leader"] == "root", "a leader")
+                assert proxy.status()["etcd"]["problems_writing"] == []

@@ -179,8 +179,9 @@ def _data(value: bytes, key: str) -> Any:
         return _DECODER.decode(value.decode())
     except _Again:
         source = source_map.parse(value, key)
-        odd = _error(key, "", "a JSON text without NaN and infinities", message="a number that JSON does not know")
-        raise ConfigErrors(translate.nulls(source, []) or [odd]) from None
+        if nulls := translate.nulls(source, []):
+            raise ConfigErrors(nulls) from None
+        _fail(key, "", "a JSON text without NaN and infinities", message="a number that JSON does not know")
     except RecursionError:
         _fail(key, "", f"at most {source_map.MAX_DEPTH} levels", message="the value is nested too deeply")
     except UnicodeDecodeError:
@@ -265,18 +266,6 @@ def _rule(service: str, name: str, value: bytes, data: Any, key: str) -> Entry:
     return entry if complete else replace(entry, value=rule.model_copy(update={"split": split}), complete=False)
 
 
-def _error(
-    key: str,
-    path: str,
-    expected: str,
-    value: str = "",
-    message: str = "",
-    meant: str | None = None,
-    at: tuple[int, int] = (1, 1),
-) -> ConfigError:
-    return ConfigError(key, *at, path, value, expected, message, meant)
-
-
 def _fail(
     key: str,
     path: str,
@@ -286,4 +275,4 @@ def _fail(
     meant: str | None = None,
     at: tuple[int, int] = (1, 1),
 ) -> NoReturn:
-    raise ConfigErrors([_error(key, path, expected, value, message, meant, at)])
+    raise ConfigErrors([ConfigError(key, *at, path, value, expected, message, meant)])

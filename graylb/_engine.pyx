@@ -334,6 +334,7 @@ cdef class Engine(Pools):
         """Closes a client that waits between requests, as nginx does; which one goes round. False: none was found."""
         cdef Conn* c
         cdef Conn* slot
+        cdef uint32_t first = self.hand
         cdef int i, looked = 0
         for i in range(WHEEL):
             slot = &self.wheel[self.hand]
@@ -346,9 +347,10 @@ cdef class Engine(Pools):
                     return True
                 c = c.later
             if looked >= SHED_LOOKS:
-                # next time it is another slot's turn; when it is this one's again, those that were not seen come first
+                # A slot that got what other slots left over has all the looks of the next try; one that had them all
+                # gives way. When it is a slot's turn again, those that were not seen come first.
                 if c != slot and c != slot.later: self._rotate(slot, c)
-                self.hand = (self.hand + 1) % WHEEL
+                if c == slot or self.hand == first: self.hand = (self.hand + 1) % WHEEL
                 return False
             self.hand = (self.hand + 1) % WHEEL
         return False

@@ -131,6 +131,28 @@ def test_the_search_for_an_idle_one_goes_round(count: int) -> None:
     run(test)
 
 
+def test_what_another_slot_leaves_over_is_not_all_that_a_slot_gets() -> None:
+    """Bug: a slot with many clients after one with few was looked at a few clients a try, those that were left over."""
+
+    async def test(rig: Rig) -> None:
+        origin = await rig.origin()
+        rig.swap(service(origin), client_connections=161, header_timeout=20.0)
+        first = await busy(rig, origin, 60)
+        rig.swap(service(origin), client_connections=161, header_timeout=60.0)
+        first += await busy(rig, origin, 60)
+        (one,) = await idle(rig, 1)
+        first += await busy(rig, origin, 40)
+        tries = 0
+        while (await (await rig.send(request())).answer()).status == 503:
+            tries += 1
+            assert tries < 20
+        assert one.lost
+        release(origin)
+        assert await statuses(first) == [200] * 160
+
+    run(test)
+
+
 def test_a_higher_limit_holds_at_once_and_a_lower_one_closes_nobody() -> None:
     async def test(rig: Rig) -> None:
         origin = await rig.origin()

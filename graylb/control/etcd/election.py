@@ -27,7 +27,7 @@ CAP: Final = 2.0
 """Seconds: ceilings of the waits between attempts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Leadership:
     """One term. revision: at which it began; no other term has the same, later ones have higher ones."""
 
@@ -35,11 +35,13 @@ class Leadership:
     revision: int
     lease: Lease
     lease_id: int
+    ended: bool = False
 
     @property
     def valid(self) -> bool:
         """Whether it certainly lasts now; only `guard` can say so for the moment of a write."""
-        return self.lease.id == self.lease_id and self.lease.held
+        # the end of the key may be seen before the end of its lease is
+        return not self.ended and self.lease.id == self.lease_id and self.lease.held
 
     @property
     def guard(self) -> Compare:
@@ -136,6 +138,7 @@ class Election:
         if record.lease != lease_id:
             self._ended()
         elif self._leadership is None or self._leadership.revision != record.create_revision:
+            self._ended()
             self._leadership = Leadership(self.key, record.create_revision, self._lease, lease_id)
             self._wake.set()
 
@@ -162,6 +165,7 @@ class Election:
 
     def _ended(self) -> None:
         if self._leadership is not None:
+            self._leadership.ended = True
             self._leadership = None
             self._wake.set()
 

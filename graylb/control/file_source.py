@@ -1,4 +1,4 @@
-"""The embedded source: files that are read whole and watched for changes of any kind.
+"""The embedded source: files that are read whole and watched for changes of any kind; each is one fragment.
 
 What is watched are directories, because editors replace files by rename and ConfigMaps swap a symbolic link; whether
 something changed is decided by a fingerprint of the files themselves. Events only hasten the look: it also happens
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from watchfiles import awatch
 
 from graylb.control.logs import log
+from graylb.control.sources import Fragment, Health, Update
 
 LOOK_EVERY: Final = 1.0
 DEBOUNCE: Final = 0.05
@@ -26,11 +27,25 @@ _Print = tuple[int, int, int, int, int] | None
 
 
 class FileSource:
-    """`files` may grow and shrink while it watches (list files that a document names)."""
+    """A source whose keys are paths. `files` may grow and shrink while it watches (list files that a document names).
+
+    revision: counts up from 1, by one for each look that found something changed.
+    """
+
+    prefix = ""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._files = tuple(files)
         self._seen = self._fingerprints()
+        self._told: dict[str, Fragment] = {}
+        self._revision = 0
+        self._unreadable = ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is held between two looks."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -43,7 +58,20 @@ class FileSource:
             self._seen |= {path: _fingerprint(path) for path in wanted if path not in self._seen}
             self._files = wanted
 
-    async def changes(self) -> AsyncIterator[None]:
+    async def updates(self) -> AsyncGenerator[Update]:
+        """As `Source` has it. A file that is not there, or cannot be read, is a key that is not there.
+
+        A change that left the bytes as they were is an update without changes: somebody may have waited for it.
+        """
+        yield await self._look(whole=True)
+        async with aclosing(self.changes()) as changes:
+            async for _ in changes:
+                yield await self._look(whole=False)
+
+    def health(self) -> Health:
+        return Health("file", self._revision > 0 and not self._unreadable, self._revision, self._unreadable)
+
+    async def changes(self) -> AsyncGenerator[None]:
         """One item for each time that files differ from what they were at the item before (at first: at the start)."""
         while True:
             directories = self._directories()
@@ -69,6 +97,22 @@ class FileSource:
                 if self._moved():
                     yield
 
+    async def _look(self, *, whole: bool) -> Update:
+        self._revision += 1
+        found, self._unreadable = await asyncio.to_thread(_read, self._files)
+        here = {
+            key: former if (former := self._told.get(key)) and former.value == value else self._fragment(key, value)
+            for key, value in found.items()
+        }
+        changes: dict[str, Fragment | None] = {key: each for key, each in here.items() if self._told.get(key) != each}
+        if not whole:
+            changes |= dict.fromkeys(self._told.keys() - here.keys())
+        self._told = here
+        return Update(self._revision, changes, whole)
+
+    def _fragment(self, key: str, value: bytes) -> Fragment:
+        return Fragment(key, value, self._revision)
+
     def _moved(self) -> bool:
         now = self._fingerprints()
         changed = any(self._seen.get(path) != now[path] for path in now)
@@ -85,6 +129,19 @@ class FileSource:
             for step in (path.absolute(), *_links(path.absolute())):
                 found.add(next(parent for parent in step.parents if parent.is_dir()))
         return found
+
+
+def _read(files: Iterable[Path]) -> tuple[dict[str, bytes], str]:
+    """What can be read, by path; and why something that is there cannot."""
+    found, problem = {}, ""
+    for path in files:
+        try:
+            found[str(path)] = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            problem = problem or f"{path} cannot be read: {error.strerror}"
+    return found, problem
 
 
 def _fingerprint(path: Path) -> _Print:

@@ -175,8 +175,9 @@ class Plane:
         ]
 
     async def _watch(self) -> None:
-        async for _ in self.source.changes():
-            self._files_changed()
+        async for update in self.source.updates():
+            if not update.whole:  # the first one is what `start` has read
+                self._files_changed()
 
     def _files_changed(self) -> None:
         if self.side is not None:

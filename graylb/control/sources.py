@@ -1,14 +1,14 @@
 """What every source of configuration gives: fragments, each with a revision; first all, then what changes.
 
-A source knows keys and bytes and nothing of services or tables, and gives one fragment a key, in the layout of
-`graylb.model.keys`. The document itself is one fragment: `file_source` says when to read it anew.
+A source knows keys and bytes and nothing of services or tables. etcd gives one fragment a key, in the layout of
+`graylb.model.keys` or of a framework (`graylb.model.registries`); of files each is one whole fragment.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,10 @@ class Health:
 
 class Source(Protocol):
     """Entered as an async context manager, then read by one consumer. It reconnects by itself and never gives up."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
 
     @property
     def prefix(self) -> str:

@@ -118,7 +118,7 @@ def test_what_is_touched_and_the_same_is_told_without_a_change(tmp_path: Path) -
         (tmp_path / "b").write_bytes(b"one")
         (tmp_path / "b").replace(tmp_path / "a")
         assert await anext(updates) == Update(first.revision + 1, {})
-        await updates.aclose()  # type: ignore[attr-defined]
+        await updates.aclose()
 
     run(test())
 
@@ -131,6 +131,6 @@ def test_a_file_that_cannot_be_read_is_told_by_its_health(tmp_path: Path) -> Non
         assert (await anext(updates)).changes == {}
         assert not source.health().connected
         assert str(tmp_path / "a") in source.health().error
-        await updates.aclose()  # type: ignore[attr-defined]
+        await updates.aclose()
 
     run(test())

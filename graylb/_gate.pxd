@@ -12,4 +12,5 @@ cdef class Gate:
     cdef View view
     cdef object feed
     cdef renew(self)
+    cdef _feed(self, const char* p, size_t n)
     cdef bint admits(self, Head* h) noexcept

@@ -4,8 +4,12 @@ cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from graylb._http1 cimport Head, scan_request
+from libc.stdint cimport int64_t
 
 import httptools
+
+cdef char ZEROS[65536]                    # any body of that length, as far as the second parser is concerned
+cdef const char* LAST_CHUNK = b"0\r\n\r\n"
 
 
 @cython.final
@@ -20,8 +24,9 @@ cdef class View:
 cdef class Gate:
     """The second parser: llhttp, through httptools, must accept the same bytes and see a body where the scanner does.
 
-    Framing callbacks only. One parser serves all connections, for it is fed whole heads; it is replaced whenever its state
-    would colour the next head (a body to come, a connection to be closed, an error).
+    Framing callbacks only. One parser serves all connections, for it is fed whole heads, and a body that stands in for the
+    one to come: it only counts those bytes. It is replaced whenever its state would colour the next head (a long body, a
+    connection to be closed, an error).
     """
 
     def __cinit__(self):
@@ -40,19 +45,29 @@ cdef class Gate:
     cdef bint admits(self, Head* h) noexcept:
         """Whether llhttp agrees with the scanner on this head."""
         cdef bint body = h.chunked or h.content_length > 0
+        cdef bint spent = h.close or h.minor == 0 or (not h.chunked and h.content_length > <int64_t>sizeof(ZEROS))
+        cdef bint agreed = False
         self.heads = self.messages = 0
-        self.view.p = h.start
-        self.view.n = h.end - h.start
         try:
-            self.feed(self.view)
+            self._feed(h.start, h.end - h.start)
+            agreed = self.heads == 1 and self.messages == (0 if body else 1)
+            if body and agreed and not spent:
+                if h.chunked: self._feed(LAST_CHUNK, 5)
+                else: self._feed(ZEROS, h.content_length)
+                spent = self.messages != 1
         except httptools.HttpParserUpgrade:
             self.renew()
             return not body
         except httptools.HttpParserError:
             self.renew()
             return False
-        if body or h.close or h.minor == 0: self.renew()
-        return self.heads == 1 and self.messages == (0 if body else 1)
+        if spent or not agreed: self.renew()
+        return agreed
+
+    cdef _feed(self, const char* p, size_t n):
+        self.view.p = p
+        self.view.n = n
+        self.feed(self.view)
 
     def check(self, bytes data):
         """Whether both parsers admit the head that data begins with; None when the scanner alone does not: for fuzzing."""

@@ -69,6 +69,8 @@ cdef extern from * nogil:
     static int gl_watch(int ep, int fd, void *p) {
       struct epoll_event e; e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET; e.data.ptr = p;
       return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e); }
+    static void gl_soon(const void *p, size_t n) {
+      size_t i; for (i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i, 1); }
     """
     int gl_accept(int, uint8_t*, char*, uint16_t*, uint8_t*)
     void gl_local(int, uint8_t*, uint16_t*)
@@ -78,6 +80,7 @@ cdef extern from * nogil:
     int gl_pipe(int*, int)
     ssize_t gl_splice(int, int, size_t)
     int gl_watch(int, int, void*)
+    void gl_soon(const void*, size_t)
 
 cdef enum:
     EVENTS = 512
@@ -180,6 +183,9 @@ cdef class Sockets:
         n = epoll_wait(self.ep, self.events, EVENTS, 0)
         self.slice = PIPE if n <= FEW else SLICE
         for i in range(n):
+            # what the next events need comes into the cache while this one is in the kernel
+            if i + 2 < n: gl_soon(self.events[i + 2].data.ptr, 192)
+            if i + 1 < n: gl_soon((<Conn*>self.events[i + 1].data.ptr).x, 320)
             c = <Conn*>self.events[i].data.ptr
             ev = self.events[i].events
             if ev & EPOLLOUT and not c.dead and (c.out_len or c.connecting): self._writable(c)

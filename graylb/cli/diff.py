@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graylb.cli.common import AdminOption, AsJson, DocumentOption, StateOption, console, fail, locate, print_json
+from graylb.cli.desk import desk, telling
 
 if TYPE_CHECKING:
     from graylb.release.diff import Callers, Diff
-
-NOT_KEPT = "instances and lists are those of now; routes and settings beyond services are not in the history"
 
 
 def diff(
@@ -69,24 +68,9 @@ def _documents(a: str, b: str | None, document: Path | None, state: Path | None,
 
 
 def _revisions(a: int, b: int | None, document: Path | None, state: Path | None, admin: str | None) -> Diff:
-    from dataclasses import replace
-
-    from graylb.control import compare
-    from graylb.control.state import UnknownTarget
-    from graylb.control.store import Store, StoreError
-    from graylb.model.problems import ConfigErrors
-    from graylb.release.diff import diff as compare_snapshots
-
-    target = locate(document, state, admin)
-    try:
-        now, current, _ = compare.now(target.document, Store(target.state).read())
-        revisions = (a, current.revision if b is None else b)
-        found = compare_snapshots(*(compare.at_revision(now, current, revision) for revision in revisions))
-    except UnknownTarget as error:
-        fail(str(error))
-    except (ConfigErrors, StoreError) as error:
-        fail(str(error), 1)
-    return replace(found, notes=(*found.notes, NOT_KEPT))
+    at = desk(document, state, admin)
+    with telling():
+        return at.diff(a, b)
 
 
 def _print(found: Diff) -> None:

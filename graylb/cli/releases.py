@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,20 +13,12 @@ from graylb.cli.common import (
     NotRunning,
     Reason,
     StateOption,
-    Target,
     ask,
     console,
     fail,
-    locate,
     print_json,
-    user,
 )
-
-if TYPE_CHECKING:
-    from graylb.control.commands import Outcome
-
-APPLY_PATIENCE = 10.0
-"""Seconds that a command waits for the running proxy to apply its change."""
+from graylb.cli.desk import Expect, desk, telling, told
 
 
 def _services(incomplete: str) -> list[str]:
@@ -45,9 +35,6 @@ def _services(incomplete: str) -> list[str]:
 
 
 ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="A service.", autocompletion=_services)]
-Expect = Annotated[
-    int | None, typer.Option("--expect", metavar="REVISION", help="Only if the store is at this revision.")
-]
 
 
 def split(
@@ -60,13 +47,12 @@ def split(
     expect: Expect = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set the split of a service. It holds until the document's part for that service is edited."""
-    from graylb.control import commands
-
+    """Set the split of a service. In a state file it holds until the document's part for that service is edited."""
     parsed = _parse_weights(weights)
-    target = locate(document, state, admin)
-    change = commands.Command(target.document, target.state, user(), reason, expect, target.preset)
-    _report(lambda: change.set_split(service, parsed), target, as_json)
+    at = desk(document, state, admin)
+    with telling():
+        outcome = at.set_split(service, parsed, why=reason, expected=expect)
+    told(at, [outcome], as_json)
 
 
 def rollback(
@@ -83,36 +69,31 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Go back to a former split, rules and settings of a service; its instances and lists stay as they are."""
-    from graylb.control import commands
-
-    target = locate(document, state, admin)
-    change = commands.Command(target.document, target.state, user(), reason, expect, target.preset)
-    _report(lambda: change.rollback(service, to), target, as_json)
+    at = desk(document, state, admin)
+    with telling():
+        outcome = at.rollback(service, to, why=reason, expected=expect)
+    told(at, [outcome], as_json)
 
 
 def history(
-    service: ServiceName,
+    service: Annotated[
+        str | None, typer.Argument(metavar="[SERVICE]", help="Default: all of them.", autocompletion=_services)
+    ] = None,
     document: DocumentOption = None,
     state: StateOption = None,
     admin: AdminOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show who changed a service, when and why, newest first."""
-    from graylb.control import commands
-    from graylb.control.state import UnknownTarget
-    from graylb.control.store import Store, StoreError
-
-    target = locate(document, state, admin)
-    try:
-        found = commands.history(Store(target.state), service)
-    except UnknownTarget as error:
-        fail(str(error))
-    except StoreError as error:
-        fail(str(error), 1)
+    at = desk(document, state, admin)
+    with telling():
+        found = at.history(service)
+    if not found:
+        fail("there is no history yet; it begins with the first start or change", 1)
     if as_json:
         print_json(found)
     else:
-        _print_history(found)
+        _print_history(found, service is None)
 
 
 def _parse_weights(pairs: list[str]) -> dict[str, float]:
@@ -131,74 +112,20 @@ def _parse_weights(pairs: list[str]) -> dict[str, float]:
     return weights
 
 
-def _report(change: Callable[[], Outcome], target: Target, as_json: bool) -> None:
-    """Makes the change, waits until the running proxy has applied it, says so."""
-    from graylb.control.state import UnknownTarget
-    from graylb.control.store import StoreError
-    from graylb.model.problems import ConfigErrors
-
-    try:
-        outcome = change()
-    except UnknownTarget as error:
-        fail(str(error))
-    except ConfigErrors as error:
-        fail("; ".join(str(e).removeprefix(f"{e.file}:{e.line}:{e.column}: ") for e in error.errors))
-    except ValueError as error:
-        fail(str(error))
-    except StoreError as error:
-        fail(str(error), 1)
-    applied, problem = _wait(target, outcome.revision)
-    if as_json:
-        print_json({**outcome.to_data(), "applied": applied, "problem": problem})
-    else:
-        print(f"{outcome.service}: {outcome.after} (was {outcome.before}), revision {outcome.revision}")
-        if applied:
-            print("applied by the running proxy")
-        elif target.admin is None:
-            print("no proxy runs on this document; it applies at the next start")
-        if outcome.note:
-            print(f"note: {outcome.note}")
-    if problem:
-        fail(f"stored, but the running proxy has not applied it: {problem}", 1)
-
-
-def _wait(target: Target, revision: int) -> tuple[bool, str | None]:
-    """(applied by every worker, why not)."""
-    if target.admin is None:
-        return False, None
-    deadline = time.monotonic() + APPLY_PATIENCE
-    problem = f"no answer within {APPLY_PATIENCE:g} s"
-    while time.monotonic() < deadline:
-        try:
-            status = ask(target.admin, "/status")
-        except NotRunning as error:
-            return False, str(error)
-        revisions = [worker["revision"] or 0 for worker in status["workers"] if worker["ready"]]
-        if revisions and min(revisions) >= revision:
-            return True, None
-        if status["refusal"]:
-            problem = "; ".join(error["text"] for error in status["refusal"]["errors"])
-        time.sleep(0.02)
-    return False, problem
-
-
-def _print_history(found: list[dict[str, Any]]) -> None:
+def _print_history(found: list[dict[str, Any]], every: bool) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table("revision", Column("when", no_wrap=True), "who", "what", "split", "why")
+    services = ["service"] if every else []
+    table = Table("revision", Column("when", no_wrap=True), *services, "who", "what", "split", "why")
     for change in found:
-        what = change["action"] if change["action"] != "file" else ", ".join(change["what"])
+        what = change["action"] if change["action"] not in ("file", "put") else ", ".join(change["what"])
         if change["to"] is not None:
             what += f" to {change['to']}"
+        elif change["action"] in ("set", "delete"):
+            what += " " + ", ".join(key.removeprefix(f"services/{change['service']}/") for key in change["keys"])
         split = change["split"] if change["split"] == change["former"] else f"{change['former']} → {change['split']}"
-        row = (
-            str(change["revision"]),
-            change["at"],
-            change["who"],
-            what,
-            split,
-            change["why"],
-        )
+        name = [change["service"]] if every else []
+        row = (str(change["revision"]), change["at"], *name, change["who"], what, split, change["why"])
         table.add_row(*map(escape, row))
     console().print(table)

@@ -19,11 +19,10 @@ from graylb.control.etcd.errors import Compacted, EtcdError
 from graylb.control.etcd.values import Put
 from graylb.control.logs import log
 from graylb.control.sources import Fragment
-from graylb.control.state import StoredSplit, complete_split, positive
+from graylb.control.splits import complete_in, request, stored
+from graylb.control.state import StoredSplit, complete_split
 from graylb.model import keys
-from graylb.model.build import SplitRequest
 from graylb.model.keys import Entry
-from graylb.model.problems import ConfigErrors
 from graylb.model.services import ServicePart, SplitPart
 
 TTL: Final = 5
@@ -113,7 +112,8 @@ class Completer:
         key = self.prefix + fragment.key
         former = await self._former(fragment)
         part = self._part(entry.service)
-        made = complete_split(request(entry, split, part, former), former)
+        stable = part.stable if part is not None else None
+        made = complete_split(request(entry, split, stable, former), former)
         value = keys.completed(fragment.value, entry, made.salt, made.slots)
         done = await self.client.txn(
             [values.unchanged(key, fragment.revision), leadership.guard], [Put(key, value, fragment.lease)]
@@ -139,29 +139,3 @@ class Completer:
                 break  # two changes in a row: what is known is what the first of them came after
             revision = before.mod_revision
         return stored(known) if known is not None else None
-
-
-def request(entry: Entry, split: SplitPart, part: ServicePart | None, former: StoredSplit | None) -> SplitRequest:
-    """What is asked for. The stable version is the service's own, else the heaviest of the former split."""
-    weights = positive(split.weights)
-    stable = part.stable if part is not None and part.stable is not None else None
-    if stable is None:
-        before = former.weights if former is not None else weights
-        stable = max(before, key=lambda version: before[version])
-    rule = entry.name if entry.part == "rules" else None
-    return SplitRequest(entry.service, rule, tuple(weights.items()), split.salt, None, stable)
-
-
-def complete_in(key: str, value: bytes) -> SplitPart | None:
-    """The complete split in a key's value, if there is one."""
-    try:
-        entry = keys.decode(key, value)
-    except ConfigErrors:
-        return None
-    return entry.split if entry.complete else None
-
-
-def stored(split: SplitPart) -> StoredSplit:
-    assert split.salt is not None
-    assert split.slots is not None
-    return StoredSplit(positive(split.weights), split.salt, split.slots)

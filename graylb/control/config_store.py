@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 Action = Literal["file", "removed", "put", "split", "rollback", "set", "delete", "apply", "rollout"]
 """What brought a change about. file, removed: an edit of the document; put: a key written past graylb, by etcdctl."""
@@ -41,10 +41,15 @@ class View:
     """What is in force. revision: of the store when it was like that; what a change says that it is based on.
 
     items: key -> item, splits complete with salt and slots. A key is here whether the document or a put gave it.
+    ordered: the store keeps rules in an order of their own: that of `items`, and an edit that names all rules of a
+    service puts them in its order. Else those of one priority go as docs/etcd.md says, by name.
+    note: what a person has to know of this view, such as that the document is not valid at present.
     """
 
     revision: int
     items: Mapping[str, Item]
+    ordered: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,9 @@ class Edit:
 class Record:
     """One change of one service in the history. before, after: the keys that differ, None where there was none.
 
+    Where a store keeps an order of rules (`View.ordered`) and the names of the rules differ, or their order, all of
+    them are there, in their order. what: words for what differs, where the store knows more than the keys tell.
+
     revision: of the change itself; previous: of the service's change before, 0 for its first. at: ISO 8601 in UTC.
     who: `file` for the document, `-` where nobody can know (a put past graylb). known: False where the values of that
     time are no longer kept, so that nothing can go back to them.
@@ -84,10 +92,15 @@ class Record:
     after: Mapping[str, bytes | None] = field(default_factory=dict)
     to: int | None = None
     known: bool = True
+    what: tuple[str, ...] = ()
 
 
 class ConfigStore(Protocol):
     """Entered as an async context manager. Every method raises ConfigStoreError when the store cannot be reached."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *_: object) -> None: ...
 
     @property
     def name(self) -> str:

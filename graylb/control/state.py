@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
+from graylb.control.config_store import Action
 from graylb.model import build, documents
 from graylb.model.documents import Document
 from graylb.release import slots
@@ -24,7 +25,6 @@ KEEP_CONTENTS = 100
 """Changes of a service that can be rolled back to; older ones stay in the history without their content."""
 KEEP_CHANGES = 1000
 
-Action = Literal["file", "removed", "split", "rollback"]
 _DATA = ("instances", "lists")
 SERVICE_SPLIT = ""
 """The key of a service's own split in `Content.splits`; other keys are names of rules."""
@@ -178,6 +178,23 @@ def set_split(state: State, service: str, weights: Mapping[str, float], *, at: s
     part = {**content.part, "split": wanted, "stable": content.stable}
     new = Content(part, content.stable, {**content.splits, SERVICE_SPLIT: split})
     return _command(state, service, old, new, "split", _Author(at, who, why))
+
+
+def change(state: State, contents: Mapping[str, Content], *, action: Action, at: str, who: str, why: str = "") -> State:
+    """The state after a command gave each of these services another content, all in one revision.
+
+    Raises UnknownTarget when the state has no such service.
+    """
+    author = _Author(at, who, why)
+    services = dict(state.services)
+    for name, new in contents.items():
+        services[name] = _changed(state, *_service(state, name), new, action, author)
+    return replace(state, revision=state.revision + 1, services=services)
+
+
+def content_of(state: State, service: str) -> Content:
+    """What is in force. Raises UnknownTarget when the state has no such service."""
+    return _service(state, service)[1]
 
 
 def rollback(state: State, service: str, *, at: str, who: str, why: str = "", to: int | None = None) -> State:
@@ -340,16 +357,27 @@ def _command(
     service: str,
     old: ServiceState,
     new: Content,
-    action: Literal["split", "rollback"],
+    action: Action,
     author: _Author,
     to: int | None = None,
 ) -> State:
     before = old.in_force
-    what = tuple(_content_differences(before, new)) if before else ()
-    change = _change(state, new, action, what, author, to)
-    overridden = digest(new.part) != old.part
-    changed = _append(old, change, new, part=old.part, data=old.data, overridden=overridden)
-    return replace(state, revision=change.revision, services={**state.services, service: changed})
+    assert before is not None
+    changed = _changed(state, old, before, new, action, author, to)
+    return replace(state, revision=state.revision + 1, services={**state.services, service: changed})
+
+
+def _changed(
+    state: State,
+    old: ServiceState,
+    before: Content,
+    new: Content,
+    action: Action,
+    author: _Author,
+    to: int | None = None,
+) -> ServiceState:
+    change = _change(state, new, action, tuple(_content_differences(before, new)), author, to)
+    return _append(old, change, new, part=old.part, data=old.data, overridden=digest(new.part) != old.part)
 
 
 def _change(

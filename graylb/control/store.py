@@ -17,6 +17,7 @@ from typing import Final
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from graylb.control import config_store
 from graylb.control.state import FORMAT, Change, State, changes_since
 
 LOCK_PATIENCE: Final = 5.0
@@ -25,11 +26,11 @@ LOCK_PATIENCE: Final = 5.0
 _STATE: TypeAdapter[State] = TypeAdapter(State)
 
 
-class StoreError(Exception):
+class StoreError(config_store.ConfigStoreError):
     """The state file cannot be read, understood, locked or written. The message says what to do."""
 
 
-class Conflict(StoreError):
+class Conflict(StoreError, config_store.Conflict):
     """The state moved on since the writer read it."""
 
     def __init__(self, expected: int, state: State) -> None:
@@ -42,11 +43,10 @@ class Conflict(StoreError):
 def described(service: str, change: Change) -> str:
     """One change in words, for messages."""
     done = {
-        "file": f"{change.who} changed {service} ({', '.join(change.what)})",
         "removed": f"{change.who} removed {service}",
         "split": f"{change.who} set the split of {service} to {weights_text(change.weights)}",
         "rollback": f"{change.who} rolled {service} back to revision {change.to}",
-    }[change.action]
+    }.get(change.action, f"{change.who} changed {service} ({', '.join(change.what)})")
     return f"{done} in revision {change.revision} at {change.at}" + (f" ({change.why})" if change.why else "")
 
 

@@ -12,12 +12,19 @@ import orjson
 import pytest
 
 from graylb import _fast
-from graylb.control import prepare
-from graylb.control.commands import Command
+from graylb.control import operations, prepare
+from graylb.control.file_config import FileConfigStore
+from graylb.control.operations import Outcome
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
 from graylb.control.store import Store, state_path
 from tests.control.parts import document, users, write
+
+
+async def command(path: Path, **weights: float) -> Outcome:
+    """`graylb split users`"""
+    async with FileConfigStore(path, Store(state_path(path))) as store:
+        return await operations.set_split(store, "users", weights, who="ann")
 
 
 class Workers:
@@ -118,7 +125,7 @@ def test_a_command_is_applied_also_while_the_document_is_invalid(tmp_path: Path)
         async with started(path) as (plane, workers):
             write(tmp_path, "services: [")
             await plane.follow(workers.publish)
-            outcome = Command(path, state_path(path), "ann").set_split("users", {"v1": 1, "v2": 1})
+            outcome = await command(path, v1=1, v2=1)
             assert "not valid" in outcome.note
             await plane.follow(workers.publish)
             assert workers.served == [1, outcome.revision]
@@ -208,7 +215,7 @@ def test_list_files_are_followed_under_a_command_s_override_too(tmp_path: Path) 
 
     async def test() -> None:
         async with started(path) as (plane, workers):
-            Command(path, state_path(path), "ann").set_split("users", {"v2": 1})
+            await command(path, v2=1)
             await plane.follow(workers.publish)
             (tmp_path / "ids.txt").write_text("bob\n")
             await plane.follow(workers.publish)
@@ -236,7 +243,7 @@ def test_run_follows_files_and_commands_by_itself(tmp_path: Path) -> None:
             write(tmp_path, with_split(20))
             await asyncio.wait_for(applied.wait(), 10)
             applied.clear()
-            Command(path, state_path(path), "ann").set_split("users", {"v1": 1, "v2": 1})
+            await command(path, v1=1, v2=1)
             await asyncio.wait_for(applied.wait(), 10)
             assert workers.served == [1, 2, 3]
             following.cancel()
@@ -253,7 +260,7 @@ def test_a_command_that_comes_between_is_kept(tmp_path: Path, monkeypatch: pytes
     def read_then_command(self: Store) -> Any:
         state = read(self)
         if state.revision and next(once, False):
-            Command(path, state_path(path), "ann").set_split("users", {"v1": 1, "v3": 1})
+            asyncio.run(command(path, v1=1, v3=1))  # this is a thread of its own
         return state
 
     async def test() -> None:

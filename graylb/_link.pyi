@@ -1,5 +1,8 @@
 """Types of the compiled module; behaviour is described in _link.pyx."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 def place(
     image: bytearray,
     at: int,
@@ -10,3 +13,10 @@ def place(
     first_split: int,
     patterns: list[int],
 ) -> tuple[bytes, bytes]: ...
+
+T = TypeVar("T")
+S = TypeVar("S", bound=tuple[Any, bytes, int])
+
+def arranged(instances: tuple[T, ...]) -> tuple[list[T], dict[str, tuple[int, int]]]: ...
+def look_up(instances: tuple[T, ...], seen: dict[int, S], see: Callable[[T], S]) -> tuple[dict[int, S], bytes]: ...
+def members(instances: list[Any], versions: dict[str, int], at: int) -> tuple[bytes, bytes]: ...

@@ -146,3 +146,71 @@ def place(bytearray image, uint32_t at, uint32_t number, bytes record, bytes ins
         p._text(&each[i].address)
         each[i].service = number
     return bytes(whole), bytes(members)
+
+
+# ---- instances of a block --------------------------------------------------------------------------------------------
+
+def arranged(tuple instances):
+    """(instances: those of one version side by side, by its name, those of weight 0 behind all others;
+    version -> (first, number) of those that have weight)."""
+    cdef dict live = {}
+    cdef dict idle = {}
+    cdef dict runs = {}
+    cdef dict into
+    cdef list ordered = []
+    cdef object x, version, found
+    for x in instances:
+        into = live if x.weight else idle
+        version = x.version
+        found = into.get(version)
+        if found is None: into[version] = [x]
+        else: (<list>found).append(x)
+    for version in sorted(live):
+        runs[version] = len(ordered), len(<list>live[version])
+        ordered += <list>live[version]
+    for version in sorted(idle): ordered += <list>idle[version]
+    return ordered, runs
+
+
+def look_up(tuple instances, dict seen, see):
+    """(id of each instance -> what `see(instance)` said of it, the second elements of that in a row).
+
+    seen: as returned the time before. What it has of an instance is not asked again.
+    """
+    cdef dict found = {}
+    cdef list digests = []
+    cdef object x, number, entry
+    for x in instances:
+        number = <Py_ssize_t><void*>x
+        entry = seen.get(number)
+        if entry is None: entry = see(x)
+        found[number] = entry
+        digests.append((<tuple>entry)[1])
+    return found, b"".join(digests)
+
+
+def members(list instances, dict versions, uint32_t at):
+    """(addresses in a row, which will lie at `at` of the block; records of the instances).
+
+    versions: name -> number; names that it has not are added.
+    """
+    cdef Py_ssize_t n = len(instances), i
+    cdef bytearray records = bytearray(n * sizeof(Instance))
+    cdef char* raw = records
+    cdef Instance* each = <Instance*>raw
+    cdef list texts = []
+    cdef bytes text
+    cdef object x, version, number
+    for i in range(n):
+        x = instances[i]
+        text = (<str>x.address).encode("utf-8", "surrogateescape")
+        texts.append(text)
+        version = x.version
+        number = versions.get(version)
+        if number is None: number = versions[version] = len(versions)
+        each[i].address.off = at
+        each[i].address.n = <uint32_t>len(text)
+        at += <uint32_t>len(text)
+        each[i].version = number
+        each[i].weight = x.weight
+    return b"".join(texts), bytes(records)

@@ -1,344 +1,31 @@
 """One service -> its block: the part of a table image that is its own, and that an unchanged service keeps.
 
-Pure. The records are those of `_fast.pxd`; `_check_layout` compares their sizes when this module is imported.
+Pure. A block is the service's rulebook and, behind it, what its instances and splits make. With a `Kept` the rulebook
+of rules that did not change is taken over as it is, and of an instance that is the very same object nothing is made
+again: a change of one instance among many costs a few passes over all of them at C level.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import struct
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import compress
 from typing import Any
 
 import orjson
 
-from graylb import _fast
-from graylb.model.snapshot import Condition, Match, Rule, Service, Split, StickyKey, Subset, service_digest
-from graylb.release import numbers, semver
+from graylb import _fast, _link
+from graylb.layout import COLUMN, GROUP, NONE, SERVICE, TARGET, Arena
+from graylb.model.snapshot import Instance, Service, Split, Subset, instance_digest, service_digest_of, settings_digest
 from graylb.release.columns import columns
-from graylb.release.selectors import select
+from graylb.release.selectors import picks
 from graylb.release.slots import Slots
+from graylb.rulebook import FALLBACKS, Rulebook, rulebook
 
-NONE = 0xFFFFFFFF
-MAX_FIELDS = 256
-MAX_LISTENERS = 32  # names: the bits of a route's word
-INDEXED_LIST = 64  # an `in` list up to this long is indexed under each of its values
-
-KINDS = {name: number for number, name in enumerate(_fast.KIND_NAMES)}
-DERIVED = 8
-OPS = {
-    name: number
-    for number, name in enumerate(
-        ("exact", "prefix", "suffix", "regex", "present", "in", "path_prefix", "cidr", "number", "semver")
-    )
-}
-BOUNDS = {"<": 0, "<=": 1, ">": 2, ">=": 3, "==": 4, "!=": 5}
-EVERY = 6  # VersionBound.op of an alternative without bounds
-FALLBACKS = {"strict": 0, "stable": 1, "any": 2}
-
-HEADER = struct.Struct("<8sQQII4I14I")
-FIELD_SET = struct.Struct("<6IQ")
-FIELD = struct.Struct("<4I")
-ENTRY = struct.Struct("<QII")
-COND = struct.Struct("<HBB3I")
-NETWORK = struct.Struct("<16sII")
-NUMBER = struct.Struct("<dII")
-VERSION = struct.Struct("<3Q6I")
-GROUP = struct.Struct("<II")
-RULE = struct.Struct("<8I")
-TARGET = struct.Struct("<8IQ4I")
-COLUMN = struct.Struct("<IHH")
-INSTANCE = struct.Struct("<6I")
-SERVICE = struct.Struct("<20I3d")
-ROUTE = struct.Struct("<22I")
-NODE = struct.Struct("<8I")
-
-
-def _check_layout() -> None:
-    ours = {
-        "ImageHeader": HEADER, "FieldSet": FIELD_SET, "Field": FIELD, "Entry": ENTRY, "Cond": COND, "Network": NETWORK,
-        "NumberBound": NUMBER, "VersionBound": VERSION, "Group": GROUP, "Column": COLUMN, "Rule": RULE,
-        "Target": TARGET, "Instance": INSTANCE, "Service": SERVICE, "Route": ROUTE, "Node": NODE,
-    }  # fmt: skip
-    for name, layout in ours.items():
-        if layout.size != _fast.SIZES[name]:
-            raise ImportError(f"table record {name}: {layout.size} bytes here, {_fast.SIZES[name]} in graylb._fast")
-
-
-_check_layout()
-
-
-class Arena:
-    """The image while it grows. Every block begins 8-aligned; equal strings lie in it once."""
-
-    def __init__(self, reserve: int) -> None:
-        self.data = bytearray(reserve)
-        self._texts: dict[bytes, tuple[int, int]] = {}
-
-    def add(self, block: bytes | bytearray) -> int:
-        """Appends a block and returns its offset."""
-        self.data += b"\0" * (-len(self.data) % 8)
-        at = len(self.data)
-        self.data += block
-        return at
-
-    def text(self, value: str | bytes) -> tuple[int, int]:
-        """(offset, length) of a string."""
-        raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-        found = self._texts.get(raw)
-        if found is None:
-            found = self._texts[raw] = (self.add(raw), len(raw))
-        return found
-
-    def u32(self, values: Iterable[int]) -> int:
-        numbers_ = list(values)
-        return self.add(struct.pack(f"<{len(numbers_)}I", *numbers_))
-
-    def hash_table(self, entries: dict[int, tuple[int, int]]) -> tuple[int, int]:
-        """hash -> (value, n > 0) as open addressing; (offset, mask), mask 0 when there is nothing."""
-        if not entries:
-            return 0, 0
-        mask = 3
-        while mask < 2 * len(entries):
-            mask = mask * 2 + 1
-        cells: list[tuple[int, int, int]] = [(0, 0, 0)] * (mask + 1)
-        for key, (value, n) in entries.items():
-            k = key & 0xFFFFFFFF & mask
-            while cells[k][2]:
-                k = (k + 1) & mask
-            cells[k] = (key, value, n)
-        return self.add(b"".join(ENTRY.pack(*cell) for cell in cells)), mask
-
-
-class Patterns:
-    """Regular expressions of the whole table, each once."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def number(self, pattern: str) -> int:
-        return self.numbers.setdefault(pattern, len(self.numbers))
-
-
-FieldKey = tuple[str, str]
-
-
-class Fields:
-    """The fields that one service's rules and sticky keys (or the routes' conditions) read."""
-
-    def __init__(self, keys: Iterable[FieldKey], owner: str) -> None:
-        distinct = set(keys)
-        ordered = sorted(distinct, key=lambda key: (KINDS[key[0]] >= DERIVED, KINDS[key[0]], key[1]))
-        if len(ordered) > MAX_FIELDS:
-            raise ValueError(f"{owner}: rules read {len(ordered)} different fields; at most {MAX_FIELDS} are possible")
-        self.order: list[FieldKey] = ordered
-        self.number = {key: n for n, key in enumerate(ordered)}
-        self.indexed: set[int] = set()
-
-    def write(self, arena: Arena) -> int:
-        records = bytearray()
-        named: list[tuple[int, int]] = []
-        uses = bits = 0
-        for n, (kind, name) in enumerate(self.order):
-            raw = name.encode()
-            records += FIELD.pack(KINDS[kind], n in self.indexed, *arena.text(raw))
-            if KINDS[kind] < DERIVED:
-                continue
-            named.append((_fast.name_hash(raw), n + 1))
-            if kind in ("header", "metadata"):
-                uses |= 1
-                bits |= _fast.sieve(raw)
-            else:
-                uses |= 2 if kind == "cookie" else 4
-        mask = 3
-        while mask < 2 * len(named):
-            mask = mask * 2 + 1
-        table = [(0, 0)] * (mask + 1)
-        for hash_, field in named:
-            k = hash_ & mask
-            while table[k][1]:
-                k = (k + 1) & mask
-            table[k] = (hash_, field)
-        at = arena.add(records)
-        names = arena.add(b"".join(struct.pack("<II", *entry) for entry in table))
-        derived = sum(1 for kind, _ in self.order if KINDS[kind] < DERIVED)
-        return arena.add(FIELD_SET.pack(len(self.order), at, derived, mask, names, uses, bits))
-
-
-class Conditions:
-    """Writes conditions against one field set."""
-
-    def __init__(self, arena: Arena, fields: Fields, patterns: Patterns, lists: dict[str, tuple[str, ...]]) -> None:
-        self.arena, self.fields, self.patterns, self.lists = arena, fields, patterns, lists
-        self.sets: dict[object, tuple[int, int, int]] = {}
-
-    def block(self, conditions: Sequence[Condition]) -> tuple[int, int]:
-        """(offset, count) of these conditions in a row."""
-        packed = b"".join([self.one(condition) for condition in conditions])
-        return (self.arena.add(packed) if packed else 0), len(conditions)
-
-    def one(self, x: Condition) -> bytes:
-        field = self.fields.number[x.kind, x.name]
-        return COND.pack(field, OPS[x.op], x.negate, *self.operands(x))
-
-    def operands(self, x: Condition) -> tuple[int, int, int]:
-        if x.op in ("exact", "prefix", "suffix"):
-            return (*self.arena.text(x.values[0]), 0)
-        if x.op == "path_prefix":
-            return (*self.arena.text(x.values[0].rstrip("/")), 0)
-        if x.op == "regex":
-            return (self.patterns.number(x.values[0]), 0, 0)
-        if x.op == "in":
-            return self.string_set(x)
-        if x.op == "cidr":
-            return self.networks(x.values)
-        if x.op == "number":
-            bounds = numbers.parse_range(x.values[0])
-            packed = b"".join(NUMBER.pack(value, BOUNDS[op], 0) for op, value in bounds)
-            return (self.arena.add(packed), len(bounds), 0)
-        if x.op == "semver":
-            return self.versions(x.values[0])
-        return (0, 0, 0)
-
-    def string_set(self, x: Condition) -> tuple[int, int, int]:
-        key: object = x.list_name if x.list_name is not None else x.values
-        found = self.sets.get(key)
-        if found is None:
-            values = self.lists[x.list_name] if x.list_name is not None else x.values
-            raw = [value.encode("utf-8", "surrogateescape") for value in dict.fromkeys(values)]
-            # the strings' place must be known before the table that points at them is built
-            size = sum(map(len, raw))
-            at = self.arena.add(b"\0" * size)
-            table, mask, strings = _fast.string_set(raw, at)
-            self.arena.data[at : at + size] = strings
-            found = self.sets[key] = (self.arena.add(table), mask, len(raw))
-        return found
-
-    def networks(self, values: Sequence[str]) -> tuple[int, int, int]:
-        packed = bytearray()
-        for value in values:
-            net = ipaddress.ip_network(value, strict=False)
-            v4 = net.version == 4
-            address = net.network_address.packed
-            mapped = b"\0" * 10 + b"\xff\xff" + address if v4 else address
-            packed += NETWORK.pack(mapped, net.prefixlen + (96 if v4 else 0), v4)
-        return self.arena.add(packed), len(values), 0
-
-    def versions(self, text: str) -> tuple[int, int, int]:
-        packed = bytearray()
-        n = 0
-        for alternative, bounds in enumerate(semver.parse_range(text)):
-            if not bounds:
-                packed += VERSION.pack(0, 0, 0, EVERY, 0, 0, 0, alternative, 0)
-                n += 1
-            for x in bounds:
-                pre = self.arena.text(x.pre) if x.pre else (0, 0)
-                packed += VERSION.pack(x.major, x.minor, x.patch, BOUNDS[x.op], x.rank, *pre, alternative, 0)
-                n += 1
-        return self.arena.add(packed), n, 0
-
-
-# ---- a service -------------------------------------------------------------------------------------------------------
-
-
-def field_keys(match: Match) -> Iterable[FieldKey]:
-    for condition in match.all:
-        yield condition.kind, condition.name
-    for group in match.none:
-        for condition in group:
-            yield condition.kind, condition.name
-
-
-def _sticky_field(key: StickyKey) -> FieldKey:
-    return key.kind, key.name
-
-
-class Targets:
-    """Subsets and splits of one service, each written once; the numbers that rules refer to."""
-
-    def __init__(self, compiler: ServiceCompiler, service: Service) -> None:
-        self.compiler, self.service = compiler, service
-        # instances of one version side by side, those of weight 0 apart: then most subsets are runs of neighbours
-        self.instances = sorted(service.instances, key=lambda x: (x.weight == 0, x.version))
-        self.arena = compiler.arena
-        self.records: list[bytes] = []
-        self.subsets: dict[Subset, int] = {}
-        self.versions: dict[str, int] = {}
-
-    def version(self, name: str) -> int:
-        return self.versions.setdefault(name, len(self.versions))
-
-    def subset(self, subset: Subset) -> int:
-        found = self.subsets.get(subset)
-        if found is not None:
-            return found
-        chosen = [i for i in select(subset, self.instances) if self.instances[i].weight > 0]
-        weights = [self.instances[i].weight for i in chosen]
-        neighbours = bool(chosen) and chosen[-1] - chosen[0] + 1 == len(chosen)
-        items = 0 if neighbours else self.arena.u32(chosen)
-        cells = self.arena.add(_fast.alias_cells(weights)) if len(set(weights)) > 1 else 0
-        version = self.version(subset.version) if subset.version is not None else NONE
-        label = self.arena.text(subset.version or subset.semver or "")
-        first = chosen[0] if chosen else 0
-        self.records.append(TARGET.pack(0, version, len(chosen), items, cells, 0, 0, 0, 0, *label, first, 0))
-        self.subsets[subset] = len(self.records) - 1
-        return self.subsets[subset]
-
-    def split(self, split: Split, owner: str) -> int:
-        names = [name for name, weight in split.weights if weight > 0]
-        items = b"".join(struct.pack("<II", self.version(n), self.subset(Subset(version=n))) for n in names)
-        place = {name: i for i, name in enumerate(names)}
-        owners = struct.pack("<10000H", *(place[name] for name in Slots.parse(split.slots).owners()))
-        columns = split_columns([weight for _, weight in split.weights if weight > 0])
-        number = self.compiler.new_split(f"{self.service.name}\0{owner}")
-        seed = _fast.xxh64(split.salt.encode())
-        block = (self.arena.add(items), self.arena.add(columns), self.arena.add(owners))
-        width = len(columns) // COLUMN.size
-        self.records.append(TARGET.pack(1, NONE, len(names), *block, number, width, seed, 0, 0, 0, 0))
-        return len(self.records) - 1
-
-
-def split_columns(weights: list[float]) -> bytes:
-    """The alias table of a split; one with a version too light for intervals is built by Vose's method."""
-    found = columns(weights)
-    if found is None:
-        cells = struct.iter_unpack("<II", _fast.alias_cells(weights))
-        found = [(threshold, own, alias) for own, (threshold, alias) in enumerate(cells)]
-    return b"".join(COLUMN.pack(*column) for column in found)
-
-
-def _index(rules: Sequence[Rule], fields: Fields) -> tuple[dict[int, list[int]], list[int]]:
-    """Files each rule under its rarest exact condition -> (hash -> rule numbers in order, the rest)."""
-
-    def keys(x: Condition) -> list[tuple[int, str]]:
-        if (
-            x.negate
-            or x.list_name is not None
-            or not (x.op == "exact" or (x.op == "in" and len(x.values) <= INDEXED_LIST))
-        ):
-            return []
-        return [(fields.number[x.kind, x.name], value) for value in dict.fromkeys(x.values)]
-
-    seen: Counter[tuple[int, str]] = Counter()
-    for rule in rules:
-        for condition in rule.match.all:
-            seen.update(keys(condition))
-    lists: dict[int, list[int]] = {}
-    rest: list[int] = []
-    for n, rule in enumerate(rules):
-        options = [found for condition in rule.match.all if (found := keys(condition))]
-        if not options:
-            rest.append(n)
-            continue
-        for field, value in min(options, key=lambda option: sum(seen[key] for key in option)):
-            fields.indexed.add(field)
-            hash_ = _fast.xxh64(value.encode("utf-8", "surrogateescape"), field + 1)
-            # two values of one hash share a list: the rule's own conditions tell them apart
-            if lists.setdefault(hash_, [])[-1:] != [n]:
-                lists[hash_].append(n)
-    return lists, rest
+SPARE_KINDS = 1024
+"""Kinds that no instance is of any more and that are remembered still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,91 +46,192 @@ class Block:
     digest: bytes  # of the service
 
 
-def compile_service(service: Service) -> Block:
+class Kept:
+    """What one service's compilation leaves for its next one.
+
+    seen: id of an instance -> (the instance, its digest, its kind). A kind is what selectors look at: a version with
+    metadata. picked: for each subset, by kind, whether it picks such instances.
+    """
+
+    def __init__(self) -> None:
+        self.rulebook: Rulebook | None = None
+        self.seen: dict[int, tuple[Instance, bytes, int]] = {}
+        self.kinds: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
+        self.picked: dict[Subset, bytearray] = {}
+
+    def rules_of(self, service: Service) -> Rulebook:
+        if self.rulebook is None or not self.rulebook.holds_for(service):
+            self.rulebook = rulebook(service)
+            self.picked = {}
+        return self.rulebook
+
+    def look_up(self, instances: tuple[Instance, ...]) -> bytes:
+        """Takes note of all instances and forgets all others; their digests in a row."""
+        if len(self.kinds) > 2 * len(instances) + SPARE_KINDS:
+            self.seen, self.kinds, self.picked = {}, {}, {}
+        self.seen, digests = _link.look_up(instances, self.seen, self._see)
+        return digests
+
+    def _see(self, x: Instance) -> tuple[Instance, bytes, int]:
+        return x, instance_digest(x), self.kinds.setdefault((x.version, x.metadata), len(self.kinds))
+
+    def kinds_of(self, instances: Sequence[Instance]) -> list[int]:
+        seen = self.seen
+        return [seen[id(x)][2] for x in instances]
+
+    def picks(self, subset: Subset) -> bytearray:
+        """By kind: 1 where the subset picks it."""
+        found = self.picked.setdefault(subset, bytearray())
+        if len(found) < len(self.kinds):
+            picked = picks(subset)
+            found += bytes(picked(*kind) for kind in list(self.kinds)[len(found) :])
+        return found
+
+
+def compile_service(service: Service, kept: Kept | None = None) -> Block:
     """ValueError when it is beyond what a table can hold (named in the message)."""
-    return ServiceCompiler(service).block()
+    return _Members(service, kept if kept is not None else Kept()).block()
 
 
-class ServiceCompiler:
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.arena = Arena(8)  # offset 0 is nothing's
-        self.patterns = Patterns()
+class _Members:
+    """Subsets, splits and instances of one service: each written once, behind the rulebook that refers to them."""
+
+    def __init__(self, service: Service, kept: Kept) -> None:
+        self.service, self.kept = service, kept
+        self.rules = kept.rules_of(service)
+        self.digests = kept.look_up(service.instances)
+        # instances of one version side by side, those of weight 0 apart: then most subsets are runs of neighbours
+        self.instances, self.runs = _link.arranged(service.instances)
+        self.weighted = sum(n for _, n in self.runs.values())
+        self.arena = Arena(0, len(self.rules.data))
+        self.records: list[bytes] = []
+        self.subsets: dict[Subset, int] = {}
+        self.versions: dict[str, int] = {}
         self.splits: list[str] = []
-
-    def new_split(self, name: str) -> int:
-        self.splits.append(name)
-        return len(self.splits) - 1
+        self.weights = [each.weight for each in self.instances]
+        self._kinds: list[int] | None = None
 
     def block(self) -> Block:
-        x = self.service
-        keys = [key for rule in x.rules for key in field_keys(rule.match)] + [_sticky_field(key) for key in x.sticky]
-        fields = Fields(keys, f"service {x.name}")
-        targets = Targets(self, x)
-        stable = targets.subset(Subset(version=x.stable))
-        anyone = targets.subset(Subset())
-        default = targets.split(x.split, "") if x.split is not None else stable
-        conditions = Conditions(self.arena, fields, self.patterns, dict(x.lists))
-        rules = b"".join([self.rule(rule, conditions, targets) for rule in x.rules])
-        lists, rest = _index(x.rules, fields)
-        index = self.arena.hash_table(
-            {key: (found[0] if len(found) == 1 else self.arena.u32(found), len(found)) for key, found in lists.items()}
-        )
-        instances = b"".join(
-            INSTANCE.pack(*self.arena.text(each.address), targets.version(each.version), each.weight, 0, 0)
-            for each in targets.instances
-        )
-        versions = b"".join(GROUP.pack(*self.arena.text(name)) for name in targets.versions)
-        digest = service_digest(x)
+        x, arena, rules = self.service, self.arena, self.rules
+        self._targets()
+        texts, records = _link.members(self.instances, self.versions, arena.add(b""))
+        arena.add(texts)
+        versions = b"".join(GROUP.pack(*arena.text(name)) for name in self.versions)
+        digest = service_digest_of(settings_digest(x), rules.digest, self.digests)
         record = SERVICE.pack(
-            *self.arena.text(x.name), fields.write(self.arena), len(x.rules), self.arena.add(rules), *index,
-            self.arena.u32(rest), len(rest), len(targets.records), self.arena.add(b"".join(targets.records)),
-            default, stable, anyone, FALLBACKS[x.fallback], int(x.policy == "least_request"),
-            len(x.sticky), self.arena.u32(fields.number[_sticky_field(key)] for key in x.sticky),
-            len(targets.versions), self.arena.add(versions),
-            x.timeouts.connect, x.timeouts.response, x.timeouts.idle,
+            *rules.record, len(self.records), arena.add(b"".join(self.records)), rules.default, 0, 1,
+            FALLBACKS[x.fallback], int(x.policy == "least_request"), len(x.sticky), rules.sticky,
+            len(self.versions), arena.add(versions), x.timeouts.connect, x.timeouts.response, x.timeouts.idle,
         )  # fmt: skip
+        told = self._settings() | {"digest": digest.hex(), "instances": len(self.instances)}
         return Block(
             x,
-            bytes(self.arena.data),
+            rules.data + arena.data,
             record,
-            instances,
-            len(targets.instances),
+            records,
+            len(self.instances),
             tuple(self.splits),
-            tuple(self.patterns.numbers),
-            orjson.Fragment(orjson.dumps(settings(x) | {"digest": digest.hex(), "instances": len(targets.instances)})),
+            rules.patterns,
+            orjson.Fragment(orjson.dumps(told)),
             digest,
         )
 
-    def rule(self, rule: Rule, conditions: Conditions, targets: Targets) -> bytes:
-        groups = b"".join([GROUP.pack(*conditions.block(group)) for group in rule.match.none])
-        block = conditions.block(rule.match.all)
-        if rule.split is not None:
-            target = targets.split(rule.split, rule.name)
-        else:
-            target = targets.subset(rule.to if rule.to is not None else Subset(version=self.service.stable))
-        fallback = FALLBACKS[rule.fallback or self.service.fallback]
-        at = self.arena.add(groups) if groups else 0
-        return RULE.pack(*block, at, len(rule.match.none), target, fallback, *self.arena.text(rule.name))
+    def _targets(self) -> None:
+        """Those that the rulebook refers to, by its numbers, then those that only splits refer to."""
+        wanted = self.rules.targets
+        self.subsets = {target: n for n, target in enumerate(wanted) if isinstance(target, Subset)}
+        self.records = [b""] * len(wanted)
+        for n, target in enumerate(wanted):
+            if isinstance(target, Subset):
+                self.records[n] = self._subset(target)
+            else:
+                owner, split = target
+                self.records[n] = self._split(owner, split if owner else self.service.split)
 
+    def _version(self, name: str) -> int:
+        return self.versions.setdefault(name, len(self.versions))
 
-def settings(x: Service) -> dict[str, Any]:
-    """What concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""
-    found: dict[str, Any] = {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
-    if x.tunnels.policy != "keep":
-        found["traffic"] = {
-            "split": _weighted(x.split) if x.split is not None else [x.stable],
-            "rules": {rule.name: _chosen(x, rule) for rule in x.rules},
-        }
-    return found
+    def _number(self, subset: Subset) -> int:
+        found = self.subsets.get(subset)
+        if found is None:
+            found = self.subsets[subset] = len(self.records)
+            self.records.append(self._subset(subset))
+        return found
+
+    def _subset(self, subset: Subset) -> bytes:
+        first, n, chosen = self._chosen(subset)
+        weights = [self.weights[i] for i in chosen] if chosen else self.weights[first : first + n]
+        items = self.arena.u32(chosen) if chosen else 0
+        cells = self.arena.add(_fast.alias_cells(weights)) if len(set(weights)) > 1 else 0
+        version = self._version(subset.version) if subset.version is not None else NONE
+        label = self.arena.text(subset.version or subset.semver or "")
+        return TARGET.pack(0, version, n, items, cells, 0, 0, 0, 0, *label, first, 0)
+
+    def _chosen(self, subset: Subset) -> tuple[int, int, list[int]]:
+        """(first, number, all of them unless they are neighbours) of the instances with weight that a subset picks."""
+        if subset.semver is None and not subset.metadata:
+            if subset.version is None:
+                return 0, self.weighted, []
+            return *self.runs.get(subset.version, (0, 0)), []
+        if self._kinds is None:
+            self._kinds = self.kept.kinds_of(self.instances)
+        picked = self.kept.picks(subset)
+        flags = map(picked.__getitem__, self._kinds[: self.weighted])
+        chosen = list(compress(range(self.weighted), flags))
+        if not chosen:
+            return 0, 0, []
+        neighbours = chosen[-1] - chosen[0] + 1 == len(chosen)
+        return chosen[0], len(chosen), [] if neighbours else chosen
+
+    def _split(self, owner: str, split: Split | None) -> bytes:
+        assert split is not None
+        names = [name for name, weight in split.weights if weight > 0]
+        items = b"".join(struct.pack("<II", self._version(n), self._number(Subset(version=n))) for n in names)
+        columns_ = split_columns(tuple(weight for _, weight in split.weights if weight > 0))
+        self.splits.append(f"{self.service.name}\0{owner}")
+        seed = _fast.xxh64(split.salt.encode())
+        block = self.arena.add(items), self.arena.add(columns_), self.arena.add(_owners(split.slots, tuple(names)))
+        width = len(columns_) // COLUMN.size
+        return TARGET.pack(1, NONE, len(names), *block, len(self.splits) - 1, width, seed, 0, 0, 0, 0)
+
+    def _settings(self) -> dict[str, Any]:
+        """What concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""
+        x = self.service
+        found: dict[str, Any] = {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
+        if x.tunnels.policy != "keep":
+            found["traffic"] = {
+                "split": _weighted(x.split) if x.split is not None else [x.stable],
+                "rules": {
+                    rule.name: _weighted(rule.split) if rule.split is not None else self._found(rule.to)
+                    for rule in x.rules
+                },
+            }
+        return found
+
+    def _found(self, subset: Subset | None) -> list[str]:
+        """The versions of the instances that a subset picks, be it without weight."""
+        assert subset is not None
+        picked = self.kept.picks(subset)
+        here = {kind for _, _, kind in self.kept.seen.values()}
+        return sorted({version for (version, _), kind in self.kept.kinds.items() if kind in here and picked[kind]})
 
 
 def _weighted(split: Split) -> list[str]:
     return [version for version, weight in split.weights if weight > 0]
 
 
-def _chosen(x: Service, rule: Rule) -> list[str]:
-    if rule.split is not None:
-        return _weighted(rule.split)
-    assert rule.to is not None
-    return sorted({x.instances[i].version for i in select(rule.to, x.instances)})
+@lru_cache(maxsize=64)
+def split_columns(weights: tuple[float, ...]) -> bytes:
+    """The alias table of a split; one with a version too light for intervals is built by Vose's method."""
+    found = columns(weights)
+    if found is None:
+        cells = struct.iter_unpack("<II", _fast.alias_cells(list(weights)))
+        found = [(threshold, own, alias) for own, (threshold, alias) in enumerate(cells)]
+    return b"".join([COLUMN.pack(*column) for column in found])
+
+
+@lru_cache(maxsize=64)
+def _owners(slots: str, names: tuple[str, ...]) -> bytes:
+    """By slot, the owner's place among the names."""
+    place = {name: i for i, name in enumerate(names)}
+    return struct.pack("<10000H", *[place[name] for name in Slots.parse(slots).owners()])

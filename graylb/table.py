@@ -12,34 +12,34 @@ from dataclasses import asdict
 import orjson
 
 from graylb import _fast, _link
-from graylb.blocks import (
-    GROUP,
-    HEADER,
-    NODE,
-    NONE,
-    ROUTE,
-    Arena,
-    Block,
-    Conditions,
-    Fields,
-    Patterns,
-    compile_service,
-    field_keys,
-)
+from graylb.blocks import Block, Kept, compile_service
+from graylb.layout import GROUP, HEADER, NODE, NONE, ROUTE, Arena, Patterns
 from graylb.model.snapshot import Route, Service, Snapshot, digest_of
+from graylb.rulebook import Conditions, Fields, field_keys
 
-MAX_LISTENERS = 32
+MAX_LISTENERS = 32  # names: the bits of a route's word
 
 
 class Cache:
-    """Blocks of the services of the last snapshot compiled with it. A service is the same when it is that object."""
+    """Blocks of the services of the last snapshot compiled with it. A service is the same when it is that object.
+
+    Of one that is not, what its rules, or instances that are the very same objects, have made is kept.
+    """
 
     def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
+        self.kept: dict[str, Kept] = {}
 
     def block(self, service: Service) -> Block:
         found = self.blocks.get(service.name)
-        return found if found is not None and found.service is service else compile_service(service)
+        if found is not None and found.service is service:
+            return found
+        return compile_service(service, self.kept.setdefault(service.name, Kept()))
+
+    def keep(self, blocks: Sequence[Block]) -> None:
+        """Of these alone."""
+        self.blocks = {block.service.name: block for block in blocks}
+        self.kept = {name: kept for name, kept in self.kept.items() if name in self.blocks}
 
 
 class Compiler:
@@ -49,7 +49,7 @@ class Compiler:
         cache = cache if cache is not None else Cache()
         self.snapshot = snapshot
         self.blocks = [cache.block(service) for service in snapshot.services]
-        cache.blocks = {block.service.name: block for block in self.blocks}
+        cache.keep(self.blocks)
         self.arena = Arena(HEADER.size)
         self.patterns = Patterns()
         self.split_names: list[str] = []

@@ -8,8 +8,9 @@ it was, and the errors name the keys. No I/O.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 from pydantic_core import PydanticCustomError
@@ -128,7 +129,7 @@ class Assembly:
         built: dict[str, _Assembled | None] = {}
         failed: dict[str, tuple[ConfigError, ...]] = {}
         for name, parts in work.items():
-            goods = {key: each for key, each in self._goods(name) if each.entry.part != "rollout"}
+            goods = self._goods(name)
             if not goods and name not in base.document.services:
                 built[name] = None
                 continue
@@ -146,8 +147,11 @@ class Assembly:
                 built[name] = made
         return built, failed
 
-    def _goods(self, service: str) -> Iterable[tuple[str, Good]]:
-        return self.fragments.services.get(service, {}).items()
+    def _goods(self, service: str) -> Mapping[str, Good]:
+        """All of a service but its rollout. There can be very many, so they are only copied where they must be."""
+        found = self.fragments.services.get(service, {})
+        rollout = keys.suffix_of(service, "rollout")
+        return {key: each for key, each in found.items() if key != rollout} if rollout in found else found
 
     def _assemble(self, base: Base, name: str, goods: Mapping[str, Good], parts: set[str], fresh: bool) -> _Assembled:
         old = None if fresh else self._services.get(name)
@@ -178,9 +182,9 @@ class Assembly:
         if old is not None and "instances" not in parts:
             changes["instances"], instances = old.part.instances, old.instances
         else:
-            pairs = _united(own_instances, goods)
-            changes["instances"] = tuple(part for part, _ in pairs)
-            instances = tuple(made for _, made in pairs)
+            pairs = _united(own_instances, self.fragments.members.get(name, {}))
+            changes["instances"] = tuple(map(itemgetter(0), pairs))
+            instances = tuple(map(itemgetter(1), pairs))
         part = start.model_copy(
             update={key: each for key, each in changes.items() if each or key in start.model_fields_set}
         )
@@ -345,18 +349,27 @@ def _between(base: Base, services: Services) -> list[ConfigError]:
 
 
 def _united(
-    own: Mapping[str, tuple[InstancePart, Instance]], goods: Mapping[str, Good]
+    own: Mapping[str, tuple[InstancePart, Instance]], members: Mapping[str, Good]
 ) -> list[tuple[InstancePart, Instance]]:
     """One for each address: first the document's in their order, then the keys' by name."""
     found = dict(own)
+    found.update(_of_keys(members))
+    return list(found.values())
+
+
+def _of_keys(members: Mapping[str, Good]) -> dict[str, tuple[InstancePart, Instance]]:
+    """Address -> instance, in the order of the keys. Written for ten thousand of them at each change of one."""
+    ordered = [members[key] for key in sorted(members)]
+    found: dict[str, tuple[InstancePart, Instance]] = {each.built.address: each.pair for each in ordered}
+    if len(found) == len(ordered):
+        return found
     newest: dict[str, int] = {}
-    for key in sorted(key for key, each in goods.items() if each.entry.part == "instances"):
-        each = goods[key]
-        address, revision = each.entry.value.address, each.fragment.revision
+    for each in ordered:  # some share an address
+        address, revision = each.built.address, each.fragment.revision
         if revision >= newest.get(address, 0):
             newest[address] = revision
-            found[address] = (each.entry.value, each.built)
-    return list(found.values())
+            found[address] = each.pair
+    return found
 
 
 _NOWHERE: Final = Source("", {}, (1, 1))

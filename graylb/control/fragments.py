@@ -21,11 +21,12 @@ from graylb.model.snapshot import Split
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """One valid key. built: the snapshot's Instance, Rule or Split of it, None for other parts."""
+    """One valid key. built: the snapshot's Instance, Rule or Split of it, None for other parts. pair: value and that."""
 
     fragment: Fragment
     entry: Entry
     built: Any
+    pair: tuple[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class Refused:
 
 
 class Fragments:
-    """`services`: service -> key -> last good; `refused`; `pending`: splits to be completed, by key.
+    """`services`: service -> key -> last good; `members`: of these the instances alone; `refused`; `pending`: splits to be
+    completed, by key.
 
     `revision`: of the newest change that was taken. `held`: keys that went all at once, and are kept; see `_vanished`.
     """
@@ -47,6 +49,7 @@ class Fragments:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.services: dict[str, dict[str, Good]] = {}
+        self.members: dict[str, dict[str, Good]] = {}
         self.refused: dict[str, Refused] = {}
         self.pending: dict[str, tuple[Fragment, Entry]] = {}
         self.held: dict[str, set[str]] = {}
@@ -140,7 +143,11 @@ class Fragments:
             self.pending[key] = (fragment, entry)
             return
         self.held.get(entry.service, set()).discard(key)
-        self.services.setdefault(entry.service, {})[key] = Good(fragment, entry, _built(entry))
+        built = _built(entry)
+        good = Good(fragment, entry, built, (entry.value, built))
+        self.services.setdefault(entry.service, {})[key] = good
+        if entry.part == "instances":
+            self.members.setdefault(entry.service, {})[key] = good
         self.revision = max(self.revision, fragment.revision)
         if before is None or before.entry != entry:
             dirty.setdefault(entry.service, set()).add(entry.part)
@@ -157,8 +164,10 @@ class Fragments:
         if found is None:
             return False
         dirty.setdefault(found.entry.service, set()).add(found.entry.part)
+        self.members.get(found.entry.service, {}).pop(key, None)
         if not entries:
             del self.services[found.entry.service]
+            self.members.pop(found.entry.service, None)
         return True
 
     def _forget_trouble(self, key: str) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from graylb.model import matching, routes, snapshot
 from graylb.model.documents import Document
 from graylb.model.services import ConnectionsPart, InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
 from graylb.model.settings import LimitsPart, ListenerPart
+
+_priority = attrgetter("priority")
 
 SplitId = tuple[str, str | None]
 """Service and rule; None for the split of the service itself."""
@@ -117,8 +120,8 @@ def service(
         sticky=tuple(_sticky(source) for source in part.sticky or ()),
         fallback=part.fallback,
         policy=part.policy,
-        # Python's sort is stable: rules of one priority stay as written.
-        rules=tuple(sorted(rules, key=lambda rule: -rule.priority)),
+        # Python's sort is stable, also in reverse: rules of one priority stay as written.
+        rules=tuple(sorted(rules, key=_priority, reverse=True)),
         lists=tuple((key, found.ids) for key, found in sorted(part.lists.items())),
         instances=tuple(map(build_instance, part.instances)) if instances is None else instances,
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),

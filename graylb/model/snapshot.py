@@ -247,8 +247,33 @@ class Snapshot:
 
 
 def service_digest(service: Service) -> bytes:
-    """SHA-256 of the canonical form."""
-    return hashlib.sha256(orjson.dumps(service, option=orjson.OPT_SORT_KEYS)).digest()
+    """SHA-256 over the digests of the service's parts, so that each can be kept while it stays what it is."""
+    members = b"".join([instance_digest(each) for each in service.instances])
+    return service_digest_of(settings_digest(service), rules_digest(service), members)
+
+
+def service_digest_of(settings: bytes, rules: bytes, instances: bytes) -> bytes:
+    """`service_digest` of its parts' digests, those of the instances in a row."""
+    return hashlib.sha256(settings + rules + hashlib.sha256(instances).digest()).digest()
+
+
+def settings_digest(service: Service) -> bytes:
+    """Of all but rules, lists and instances."""
+    return _canonical(replace(service, rules=(), lists=(), instances=()))
+
+
+def rules_digest(service: Service) -> bytes:
+    """Of rules and lists."""
+    return _canonical((service.rules, service.lists))
+
+
+def instance_digest(instance: Instance) -> bytes:
+    return _canonical(instance)
+
+
+def _canonical(value: object) -> bytes:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).digest()
 
 
 def digest_of(snapshot: Snapshot, services: Sequence[bytes]) -> str:

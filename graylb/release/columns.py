@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate
+from math import lcm
 
 MOST_COLUMNS = 1 << 16
 FULL = (1 << 32) - 1
@@ -27,22 +28,26 @@ def columns(weights: Sequence[float]) -> list[Column] | None:
     exact = [Fraction(weight) for weight in weights]
     if not exact or min(exact) <= 0:
         raise ValueError(f"weights {list(weights)!r}: expected positive numbers")
-    total = sum(exact)
+    # integers in the same proportions: fractions would make a table of many columns slow
+    scale = lcm(*(weight.denominator for weight in exact))
+    parts = [int(weight * scale) for weight in exact]
+    total = sum(parts)
     count = 1
-    while count * min(exact) < total:
+    while count * min(parts) < total:
         count *= 2
     if count > MOST_COLUMNS:
         return None
-    borders = [border / total * count for border in accumulate(exact)]
+    borders = [border * count for border in accumulate(parts)]  # a column is `total` wide
     found: list[Column] = []
     version = 0
-    for column in range(count):
-        border = borders[version]
-        if border >= column + 1:
-            found.append((FULL, version, version))
+    while len(found) < count:
+        whole = borders[version] // total - len(found)
+        if whole > 0:
+            found += [(FULL, version, version)] * whole
         else:
-            found.append((round((border - column) * 2**32), version, version + 1))
+            coin = Fraction((borders[version] - len(found) * total) << 32, total)
+            found.append((round(coin), version, version + 1))
         # a border on the column's edge belongs to the next column's first version
-        while version + 1 < len(borders) and borders[version] <= column + 1:
+        while version + 1 < len(borders) and borders[version] <= len(found) * total:
             version += 1
     return found

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pydantic_core import PydanticCustomError
 
-from graylb.control.fragments import Fragments, Good
+from graylb.control.fragments import Fragments, Good, copied
 from graylb.control.state import SERVICE_SPLIT, StoredSplit
 from graylb.model import build, keys, presets, references, routes
 from graylb.model.documents import Document
@@ -87,6 +87,19 @@ class Assembly:
         self._routes: tuple[Route, ...] = ()
         self._waiting: dict[str, set[str]] = {}  # what a service that is in trouble has not taken yet
         self._sorted: tuple[Service, ...] = ()
+
+    @property
+    def base(self) -> Base | None:
+        """That was taken last; None before the first."""
+        return self._base
+
+    def copy(self, fragments: Fragments) -> Assembly:
+        """To try changes on, over a copy of the fragments."""
+        made = Assembly(fragments)
+        for name, value in vars(self).items():
+            if name != "fragments":
+                setattr(made, name, copied(value))
+        return made
 
     def update(self, base: Base, dirty: Mapping[str, set[str]]) -> bool:
         """Takes what changed; whether the snapshot is another one. dirty: service -> parts, as of `Fragments`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,8 +17,10 @@ from graylb.control import state as states
 from graylb.control.assembly import Base, base_of
 from graylb.control.completer import Completer
 from graylb.control.etcd.client import Client
-from graylb.control.etcd.errors import EtcdError
+from graylb.control.etcd.errors import EtcdError, Unavailable
+from graylb.control.etcd_config import EtcdConfigStore
 from graylb.control.etcd_source import EtcdSource, options_of
+from graylb.control.in_force import Standing, document_keys
 from graylb.control.last_good import Kept, LastGood
 from graylb.control.layers import Layers
 from graylb.control.logs import log
@@ -74,6 +76,8 @@ class EtcdSide:
         self._saved = -1
         self._to_save = asyncio.Event()
         self._applied: Applied | None = None
+        self._own_keys: tuple[Base, Mapping[str, bytes]] | None = None
+        self._took = asyncio.Event()
 
     @property
     def moved(self) -> bool:
@@ -171,9 +175,32 @@ class EtcdSide:
             self._file_errors = errors_of(error)
             self._base, self._made_of = former
             applied = await self._apply(None, last)
+        self._took.set()
         if self._completer is not None:
             self._completer.look(self.layers.pending())
         return applied, self.errors()
+
+    def config_store(self) -> EtcdConfigStore:
+        """What people change, over this proxy's client and what it has in force. After `start`."""
+        assert self._client is not None
+        return EtcdConfigStore(self._client, self.part, self.standing)
+
+    async def standing(self, revision: int) -> Standing:
+        """A copy of what is in force, as of that revision or later. Raises Unavailable when it does not come."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while self.layers.taken < revision:
+                    self._took.clear()
+                    await self._took.wait()
+        except TimeoutError:
+            seen = self.layers.taken
+            raise Unavailable(f"revision {revision} has not come from etcd; the newest is {seen}") from None
+        taken, assembly = await asyncio.to_thread(self.layers.copy)
+        base = assembly.base
+        assert base is not None
+        if self._own_keys is None or self._own_keys[0] is not base:
+            self._own_keys = base, await asyncio.to_thread(document_keys, base)
+        return Standing(taken, assembly, self._own_keys[1])
 
     def errors(self) -> list[dict[str, Any]]:
         """What is not in force, and why."""

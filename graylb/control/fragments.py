@@ -57,6 +57,22 @@ class Fragments:
         self.revision = 0
         self._present: dict[str, Fragment] = {}  # as in the source, good or not
 
+    def copy(self) -> Fragments:
+        """To try changes on. What the containers hold is shared, for it never changes."""
+        made = Fragments(self.prefix)
+        for name, value in vars(self).items():
+            setattr(made, name, copied(value))
+        return made
+
+    def present(self, service: str) -> dict[str, Fragment]:
+        """What the source has of it now, good or not."""
+        start = f"{keys.ROOT}{service}/"
+        return {key: each for key, each in self._present.items() if key.startswith(start)}
+
+    def there(self, key: str) -> Fragment | None:
+        """What the source has of a key now, good or not."""
+        return self._present.get(key)
+
     def good(self, key: str) -> Good | None:
         return self.services.get(_service(key), {}).get(key)
 
@@ -173,6 +189,13 @@ class Fragments:
     def _forget_trouble(self, key: str) -> None:
         self.refused.pop(key, None)
         self.pending.pop(key, None)
+
+
+def copied(value: Any) -> Any:
+    """A container of containers anew; anything else as it is."""
+    if isinstance(value, dict):
+        return {key: each.copy() if isinstance(each, dict | set) else each for key, each in value.items()}
+    return value.copy() if isinstance(value, set) else value
 
 
 def _service(key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +57,21 @@ class Layers:
         """The source's newest revision that was offered."""
         self.offered_at = 0.0
         """The loop's time at which the oldest update that was not applied arrived; 0 when there is none."""
+        self.taken = 0
+        """The source's revision of the newest update that was applied."""
+        self._lock = threading.Lock()  # of what `apply` changes
         self._offered: Update | None = None
         self._compiled = table.Cache()
         self._seeded: dict[str, set[str]] = {}
 
     def seed(self, kept: Kept) -> None:
         self._seeded = self.fragments.seed(kept.fragments, kept.revision)
+        self.taken = kept.revision
+
+    def copy(self) -> tuple[int, Assembly]:
+        """(`taken`, what is in force), to try changes on. Waits while `apply` is at work."""
+        with self._lock:
+            return self.taken, self.assembly.copy(self.fragments.copy())
 
     def offer(self, update: Update) -> None:
         """The next `collect` has it. What is stale does not replace what is known to be newer."""
@@ -79,11 +89,18 @@ class Layers:
         self, update: Update | None, document: Document, base: Base, state: State, last: Applied | None
     ) -> Applied:
         """What is in force now; `last` itself when nothing differs. Raises ConfigErrors, as `Assembly.update`."""
+        with self._lock:
+            return self._apply(update, document, base, state, last)
+
+    def _apply(
+        self, update: Update | None, document: Document, base: Base, state: State, last: Applied | None
+    ) -> Applied:
         at = now()
         dirty, self._seeded = self._seeded, {}
         if update is not None:
             for service, parts in self.fragments.take(update, at).items():
                 dirty.setdefault(service, set()).update(parts)
+            self.taken = update.revision
         try:
             changed = self.assembly.update(base, dirty)
         finally:

@@ -76,16 +76,16 @@ class Client:
         answer = await self._call(lambda link: link.kv.Range, request, repeat=True, leader=not serializable)
         return values.key_value(answer.kvs[0]) if answer.kvs else None
 
-    async def list(self, prefix: str, *, serializable: bool = False) -> Listing:
-        """All keys that begin with `prefix`, as of one revision.
+    async def list(self, prefix: str, *, revision: int = 0, serializable: bool = False) -> Listing:
+        """All keys that begin with `prefix`, as of one revision: now, or `revision` (raises Compacted).
 
         serializable: any member answers, also one without quorum; what it says may be old.
         """
         for last in (*[False] * (LISTINGS - 1), True):
             try:
-                return await self._list(prefix, serializable)
+                return await self._list(prefix, revision, serializable)
             except Compacted:
-                if last:
+                if last or revision:
                     raise
         raise AssertionError
 
@@ -231,8 +231,8 @@ class Client:
             raise
         return str(answer.token)
 
-    async def _list(self, prefix: str, serializable: bool) -> Listing:
-        start, revision, cluster, page = values.span(prefix, prefix=True), 0, 0, PAGE
+    async def _list(self, prefix: str, revision: int, serializable: bool) -> Listing:
+        start, cluster, page = values.span(prefix, prefix=True), 0, PAGE
         items: dict[str, KeyValue] = {}
         while True:
             request = rpc.RangeRequest(**start, limit=page, revision=revision, serializable=serializable)
@@ -243,7 +243,7 @@ class Client:
                     raise
                 page = max(1, page // 8)
                 continue
-            if revision and answer.header.cluster_id != cluster:
+            if cluster and answer.header.cluster_id != cluster:
                 raise Unavailable("etcd: the endpoints belong to different clusters")
             revision, cluster = revision or answer.header.revision, answer.header.cluster_id
             items.update((each.key, each) for each in map(values.key_value, answer.kvs))

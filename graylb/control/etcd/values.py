@@ -44,16 +44,20 @@ _TARGETS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """A condition of a transaction. A key that is absent has version and revisions 0."""
+    """A condition of a transaction. A key that is absent has version and revisions 0.
+
+    prefix: of every key that begins so; it holds too where there is none, unless it is one of values.
+    """
 
     key: str
     target: Literal["version", "create_revision", "mod_revision", "value", "lease"]
     operator: Literal["==", "!=", "<", ">"]
     value: int | bytes
+    prefix: bool = False
 
     def message(self) -> Any:
         return rpc.Compare(
-            key=encode(self.key),
+            **span(self.key, prefix=self.prefix),
             target=getattr(rpc.Compare, _TARGETS[self.target]),
             result=getattr(rpc.Compare, _OPERATORS[self.operator]),
             **{self.target: self.value},
@@ -68,6 +72,11 @@ def absent(key: str) -> Compare:
 def unchanged(key: str, mod_revision: int) -> Compare:
     """The key is as it was when it was read; 0: it does not exist, as then."""
     return Compare(key, "mod_revision", "==", mod_revision)
+
+
+def none_since(prefix: str, revision: int) -> Compare:
+    """No key that begins so was put after `revision`; deletions are not noticed."""
+    return Compare(prefix, "mod_revision", "<", revision + 1, prefix=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +102,25 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Get:
-    """One key, or with `prefix` all that begin with it. limit: 0 for all."""
+    """One key, or with `prefix` all that begin with it. limit: 0 for all. created: only those of that revision.
+
+    keys_only: values are left out.
+    """
 
     key: str
     prefix: bool = False
     limit: int = 0
+    keys_only: bool = False
+    created: int = 0
 
     def message(self) -> Any:
-        return rpc.RangeRequest(**span(self.key, prefix=self.prefix), limit=self.limit)
+        return rpc.RangeRequest(
+            **span(self.key, prefix=self.prefix),
+            limit=self.limit,
+            keys_only=self.keys_only,
+            min_create_revision=self.created,
+            max_create_revision=self.created,
+        )
 
 
 Operation: TypeAlias = Put | Delete | Get

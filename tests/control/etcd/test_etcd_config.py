@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 import pytest
 
-from graylb.control.config_store import ConfigStoreError, Conflict, Edit, NotHere, Record
+from graylb.control.config_store import ConfigStoreError, Conflict, Edit, NotHere
 from graylb.control.etcd.client import Client
-from graylb.control.etcd.values import Put
 from graylb.control.etcd_config import EtcdConfigStore
-from graylb.control.etcd_history import put_key
 from graylb.model import documents, keys
 from graylb.model.problems import ConfigErrors
 from graylb.release.slots import Slots

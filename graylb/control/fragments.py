@@ -21,7 +21,7 @@ from graylb.model.snapshot import Split
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """One valid key. built: the snapshot's Instance, Rule or Split of it, None for other parts. pair: value and that."""
+    """One valid key. built: the snapshot's Instance, Rule or Split of it, or None. pair: the value and that."""
 
     fragment: Fragment
     entry: Entry
@@ -40,8 +40,8 @@ class Refused:
 
 
 class Fragments:
-    """`services`: service -> key -> last good; `members`: of these the instances alone; `refused`; `pending`: splits to be
-    completed, by key.
+    """`services`: service -> key -> last good; `members`: of these the instances alone; `refused`; `pending`: splits to
+    be completed, by key.
 
     `revision`: of the newest change that was taken. `held`: keys that went all at once, and are kept; see `_vanished`.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from graylb.cli import diff, documents, explain, lint, processes, register, releases, replay, running
+from graylb.cli import diff, documents, explain, keys, lint, processes, register, releases, replay, running
 
 app = typer.Typer(
     name="graylb",
@@ -27,6 +27,12 @@ app.command()(explain.explain)
 app.command()(releases.split)
 app.command()(releases.rollback)
 app.command()(releases.history)
+app.command()(keys.get)
+app.command("set")(keys.put)
+app.command()(keys.delete)
+app.command()(keys.edit)
+app.command()(keys.apply)
+app.command()(keys.export)
 app.command()(diff.diff)
 app.command()(replay.replay)
 app.command()(documents.version)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
@@ -32,6 +33,15 @@ Expect = Annotated[
     int | None,
     typer.Option("--expect", metavar="REVISION", help="Only if nobody changed the service since that revision."),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a change. done: every running proxy that is known has it; words: that, said to a person."""
+
+    done: bool
+    words: str
+    problem: str | None = None
 
 
 class Desk(Protocol):
@@ -59,8 +69,8 @@ class Desk(Protocol):
 
     def nodes(self) -> Sequence[dict[str, Any]]: ...
 
-    def applied(self, revision: int) -> tuple[bool, str | None]:
-        """Waits: (whether every worker of the running proxy has it, why not). (False, None) where none runs."""
+    def applied(self, revision: int) -> Applied:
+        """Waits until the running proxy has it, or every one that tells etcd of itself."""
         ...
 
 
@@ -123,23 +133,23 @@ class LocalDesk:
     def nodes(self) -> Sequence[dict[str, Any]]:
         return self._run(lambda store: store.nodes())
 
-    def applied(self, revision: int) -> tuple[bool, str | None]:
+    def applied(self, revision: int) -> Applied:
         if self.target.admin is None:
-            return False, None
+            return self._run(lambda store: _by_nodes(store, revision))
         deadline = time.monotonic() + APPLY_PATIENCE
         problem = f"no answer within {APPLY_PATIENCE:g} s"
         while time.monotonic() < deadline:
             try:
                 status = ask(self.target.admin, "/status")
             except NotRunning as error:
-                return False, str(error)
+                return Applied(False, "", str(error))
             revisions = [worker["revision"] or 0 for worker in status["workers"] if worker["ready"]]
             if revisions and min(revisions) >= revision:
-                return True, None
+                return Applied(True, "applied by the running proxy")
             if status["refusal"]:
                 problem = "; ".join(error["text"] for error in status["refusal"]["errors"])
             time.sleep(0.02)
-        return False, problem
+        return Applied(False, "", problem)
 
     def _run(self, operation: Callable[[ConfigStore], Awaitable[T]]) -> T:
         from graylb.control.open_store import open_store
@@ -149,6 +159,22 @@ class LocalDesk:
                 return await operation(store)
 
         return asyncio.run(run())
+
+
+async def _by_nodes(store: ConfigStore, revision: int) -> Applied:
+    """By what they tell, which they do once a second."""
+    late: list[str] = []
+    try:
+        async with asyncio.timeout(APPLY_PATIENCE):
+            while nodes := await store.nodes():
+                late = [each["node"] for each in nodes if (each.get("revision") or 0) < revision]
+                if not late:
+                    names = ", ".join(each["node"] for each in nodes)
+                    return Applied(True, f"applied by {names}")
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        return Applied(False, "", f"{', '.join(late)} did not say so within {APPLY_PATIENCE:g} s; see graylb status")
+    return Applied(False, "no proxy runs on this document; it applies at the next start")
 
 
 def desk(document: Path | None, state: Path | None, admin: str | None) -> Desk:
@@ -184,21 +210,20 @@ def one_line(error: Exception) -> str:
 def told(at: Desk, outcomes: Sequence[Outcome], as_json: bool, *, many: bool = False) -> None:
     """Says what was done, and waits until the running proxy has applied it. many: JSON of a list, even of one."""
     written = [outcome for outcome in outcomes if outcome.keys]
-    applied, problem = at.applied(max(each.revision for each in written)) if written else (False, None)
+    with telling():
+        applied = at.applied(max(each.revision for each in written)) if written else Applied(False, "")
     if as_json:
-        data = [{**outcome.to_data(), "applied": applied, "problem": problem} for outcome in outcomes]
+        data = [{**outcome.to_data(), "applied": applied.done, "problem": applied.problem} for outcome in outcomes]
         print_json(data if many else data[0])
     else:
         for outcome in outcomes:
             print(_words(outcome))
-        if applied:
-            print("applied by the running proxy")
-        elif written and problem is None:
-            print("no proxy runs on this document; it applies at the next start")
+        if applied.words:
+            print(applied.words)
         for note in dict.fromkeys(outcome.note for outcome in outcomes if outcome.note):
             print(f"note: {note}")
-    if problem:
-        fail(f"stored, but the running proxy has not applied it: {problem}", 1)
+    if applied.problem:
+        fail(f"stored, but not yet applied: {applied.problem}", 1)
 
 
 def _words(outcome: Outcome) -> str:

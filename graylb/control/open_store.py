@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def open_store(document: Path, state: Path, preset: presets.Name | None = None) -> ConfigStore:
-    """To be entered. preset: what the proxy was told to fill in.
+    """To be entered, in a running loop. preset: what the proxy was told to fill in.
 
-    Raises ConfigErrors for a document that is not valid and names an etcd: which one, nobody can know. That of a store
-    in files may be invalid; see `FileConfigStore`.
+    Raises ValueError for settings of etcd that cannot be, ConfigErrors for a document that is not valid and names an
+    etcd: which one, nobody can know. That of a store in files may be invalid; see `FileConfigStore`.
     """
     store = Store(state)
     try:
@@ -37,7 +37,7 @@ def open_store(document: Path, state: Path, preset: presets.Name | None = None) 
         module = importlib.import_module("graylb.control.etcd_config")  # gRPC takes a moment to load
     except ModuleNotFoundError:
         raise NotHere(f"{document} keeps its services in etcd: change them there, with etcdctl") from None
-    found: ConfigStore = module.EtcdConfigStore(document, store, preset)
+    found: ConfigStore = module.EtcdConfigStore.opened(part, document, state, preset)
     return found
 
 

@@ -114,10 +114,13 @@ def rules_in_order(view: View, service: str) -> list[str]:
 
 
 def document_of(view: View) -> dict[str, Any]:
-    """The services as a document's data: settings, split with salt and slots, rules in order, lists, instances."""
+    """The services as a document's data: settings, split with salt and slots, rules in order, lists, instances.
+
+    Numbers as a person would write them: 95 for 95.0.
+    """
     services: dict[str, Any] = {}
     for service in services_of(view):
-        own = {key: orjson.loads(value) for key, value in items_of(view, service, keys.PARTS).items()}
+        own = {key: tidy(orjson.loads(value)) for key, value in items_of(view, service, keys.PARTS).items()}
         data: dict[str, Any] = dict(own.get(keys.suffix_of(service, "service"), {}))
         if (split := own.get(keys.suffix_of(service, "split"))) is not None:
             data["split"] = split
@@ -132,3 +135,12 @@ def document_of(view: View) -> dict[str, Any]:
             data["instances"] = instances
         services[service] = data
     return {"services": services}
+
+
+def tidy(data: Any) -> Any:
+    """Plain data with 95 for 95.0."""
+    if isinstance(data, dict):
+        return {key: tidy(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [tidy(value) for value in data]
+    return int(data) if isinstance(data, float) and data.is_integer() else data

@@ -88,13 +88,19 @@ class Document(Part):
 
 
 def load(
-    text: str | bytes, name: str, read_file: ReadFile | None = None, preset: presets.Name | None = None
+    text: str | bytes,
+    name: str,
+    read_file: ReadFile | None = None,
+    preset: presets.Name | None = None,
+    *,
+    alone: bool = False,
 ) -> Document:
     """The document in a YAML or JSON text, with what its preset fills in; `name` stands for it in errors.
 
     read_file: gives the text of a list file, by its path as the document has it (relative to the document); it may
-    raise OSError or ValueError. preset: asked for outside the text. Raises ConfigErrors with every error of the text,
-    sorted by position, and nothing else.
+    raise OSError or ValueError. preset: asked for outside the text. alone: it is for the services in it only, so it
+    needs no listeners, no preset is applied, and what they lack may be elsewhere. Raises ConfigErrors with every error
+    of the text, sorted by position, and nothing else.
     """
     source = source_map.parse(text, name)
     if not isinstance(source.data, dict):
@@ -109,16 +115,19 @@ def load(
     errors += translate.nulls(source, errors)
     if any(key in source.data and getattr(read.document, key) is None for key in ("preset", "sidecar")):
         raise ConfigErrors(errors)  # what else the document says has no meaning before these are right
+    if alone and read.document.sidecar is not None:
+        why = "a sidecar's services are placed for that sidecar alone"
+        errors.append(translate.problem(source, ("sidecar",), "services without it", why, key=True))
     try:
-        resolved = presets.resolve(read.document, preset)
+        resolved = presets.Resolved(read.document) if alone else presets.resolve(read.document, preset)
     except presets.Unresolved as error:
         # what is wrong in shape may be all that keeps the preset from being applied
         raise ConfigErrors(errors or [_fault(source, each) for each in error.faults]) from None
     document = resolved.document
     meant = any(error.suggestion == "listeners" for error in errors)
-    if not document.listeners and "listeners" not in source.data and not meant:
+    if not document.listeners and "listeners" not in source.data and not meant and not alone:
         errors.append(translate.missing(source, ("listeners",), _LISTENERS))
-    found, warnings = references.check(source, read.parts(resolved, source.data))
+    found, warnings = references.check(source, read.parts(resolved, source.data, alone))
     if errors or found:
         raise ConfigErrors([*errors, *found])
     document._warnings = warnings
@@ -144,7 +153,7 @@ class _Read:
     routes: Sequence[int]
     limits: bool = True
 
-    def parts(self, resolved: presets.Resolved, data: dict[str, Any]) -> references.Parts:
+    def parts(self, resolved: presets.Resolved, data: dict[str, Any], alone: bool) -> references.Parts:
         """Of the resolved document, by where the text has them."""
         document = resolved.document
         written = data.get("services")
@@ -156,7 +165,7 @@ class _Read:
             dict(zip(places, document.listeners, strict=True)),
             document.admin,
             document.limits if self.limits else None,
-            partial="etcd" in data,
+            partial=alone or "etcd" in data,
         )
 
 

@@ -85,6 +85,8 @@ def _is_written(source: Source, path: Path) -> bool:
 
 def _listeners(source: Source, parts: Parts) -> Iterator[ConfigError]:
     """Names that routes refer to; a table tells that many apart."""
+    if parts.partial and "listeners" not in source.data and not parts.listeners:
+        return  # services alone
     seen: set[str] = set()
     for at, listener in parts.listeners.items():
         if listener.called not in seen and len(seen) == MAX_LISTENERS:

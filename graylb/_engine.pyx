@@ -28,7 +28,7 @@ from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, LITTLE, MSG_NOSIGN
 import ipaddress
 import resource
 
-from graylb._live import is_ip
+from graylb._live import carried, is_ip
 from graylb.errors import BY_REASON, KINDS
 cdef extern from * nogil:
     """
@@ -121,6 +121,7 @@ cdef class Engine(Pools):
         self.heads = <char*>malloc(self.heads_size)
         if self.heads == NULL or not make_context(&self.context, MAX_HEAD): raise MemoryError
         self.upstreams = {}
+        self.named = {}
         self.counters = {}
         self.series = {}
         self.listeners = []
@@ -155,12 +156,12 @@ cdef class Engine(Pools):
         before, self.members = self.members, {}
         instances, retired = [], []
         for service in table.meta["services"]:
-            known = before.pop(service["name"], ("", []))
-            if known[0] != service["digest"]:
-                known = service["digest"], self._instances_of(service, table, len(instances), known[1], retired)
-            self.members[service["name"]] = known
-            instances += known[1]
-        for name, (_, gone) in before.items():
+            known = before.pop(service["name"], None)
+            if known is None or known[0] != service["digest"]: own = self._instances_of(service, table, len(instances), known, retired)
+            else: own = known[1]
+            self.members[service["name"]] = service["digest"], own, len(instances), service["connections"]
+            instances += own
+        for name, (_, gone, *_) in before.items():
             retired += gone
             self.series = {key: found for key, found in self.series.items() if key[0] != name}
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
@@ -173,26 +174,39 @@ cdef class Engine(Pools):
         self._warm_up()
         self._reap()
 
-    cdef list _instances_of(self, dict service, Table table, int first, list former, list retired):
+    cdef list _instances_of(self, dict service, Table table, int first, tuple known, list retired):
         """The instances of a service that is new or changed; former ones that it has no more are added to `retired`."""
-        cdef Upstream u
-        found = []
-        for name, address, version, weight in table.instance_list(first, service["instances"]):
-            u = self.upstreams.get((name, address))
-            if u is None or u.version != version:
-                u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
-            u.configure(service["connections"])
-            if weight == 0: u.warm = 0
-            if u.warm: self.warm.add(u)
-            else: self.warm.discard(u)
-            self._fit(u)
-            found.append(u)
-        retired += set(former).difference(found)
+        cdef int i, n = service["instances"]
+        cdef list left = []
+        if known is None: found = [None] * n
+        elif known[3] != service["connections"]:
+            left += known[1]
+            found = [None] * n
+        else: found = carried(table, first, n, self.state.table, known[2], known[1], left)
+        for i in range(n):
+            if found[i] is None: found[i] = self._instance_of(service, table.instance_list(first + i, 1)[0])
+        if left: retired += set(left).difference(found)
         return found
+
+    cdef Upstream _instance_of(self, dict service, tuple instance):
+        cdef Upstream u
+        name, address, version, weight = instance
+        u = self.upstreams.get((name, address))
+        if u is None or u.version != version:
+            u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
+            if not is_ip(address): self.named[name, address] = u
+        u.configure(service["connections"])
+        if weight == 0: u.warm = 0
+        if u.warm: self.warm.add(u)
+        else: self.warm.discard(u)
+        self._fit(u)
+        return u
 
     cdef _retire_instance(self, Upstream u):
         """No table names it any more; another version may have taken its address."""
-        if self.upstreams.get((u.service, u.address)) is u: del self.upstreams[u.service, u.address]
+        if self.upstreams.get((u.service, u.address)) is u:
+            del self.upstreams[u.service, u.address]
+            self.named.pop((u.service, u.address), None)
         self.warm.discard(u)
         self._retire(u)
 
@@ -268,7 +282,7 @@ cdef class Engine(Pools):
     def upstream_names(self):
         """((service, address), known) of the current instances whose host is a name; known: it was resolved before."""
         cdef Upstream u
-        return [((u.service, u.address), u.sa_len > 0) for u in self.upstreams.values() if not is_ip(u.address)]
+        return [(key, u.sa_len > 0) for key, u in self.named.items()]
 
     def resolved(self, str service, str address, str ip):
         """Takes the IP address found for an instance's host name."""

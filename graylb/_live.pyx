@@ -2,9 +2,10 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
-from graylb._fast cimport Table
+from graylb._fast cimport Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
 
 import socket
@@ -169,6 +170,42 @@ cdef class TableState:
         free(self.live.draws)
         free(self.live.in_flight)
         free(self.upstreams)
+
+
+cdef bint _same(Table a, int i, Table b, int k) noexcept:
+    """Whether instances of two tables, of one service, are one and the same to this worker: only a weight may differ."""
+    cdef const Instance* x = &a.instances[i]
+    cdef const Instance* y = &b.instances[k]
+    cdef const Str* v = <const Str*>(a.base + a.services[x.service].versions) + x.version
+    cdef const Str* w = <const Str*>(b.base + b.services[y.service].versions) + y.version
+    return (x.address.n == y.address.n and (x.weight == 0) == (y.weight == 0) and v.n == w.n
+            and memcmp(a.base + x.address.off, b.base + y.address.off, x.address.n) == 0
+            and memcmp(a.base + v.off, b.base + w.off, v.n) == 0)
+
+
+def carried(Table table, int first, int n, Table former, int at, list members, list left):
+    """The upstreams of a service's n instances from `first` on, as far as those of the former table, from `at` on, are the
+    same; None for the others. left: gets those of `members` that were not carried over.
+
+    Where few come, go or change it costs one comparison each; an instance that is not recognised is only looked up anew.
+    """
+    cdef int i = 0, k = 0, m = len(members)
+    cdef list found = []
+    while i < n:
+        if k < m and _same(table, first + i, former, at + k):
+            found.append(members[k])
+            i, k = i + 1, k + 1
+        elif k + 1 < m and _same(table, first + i, former, at + k + 1):  # one has gone
+            left.append(members[k])
+            k += 1
+        else:
+            found.append(None)
+            i += 1
+            if k < m and not (i < n and _same(table, first + i, former, at + k)):  # else one has come
+                left.append(members[k])
+                k += 1
+    left += members[k:]
+    return found
 
 
 def is_ip(str address):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import report, stamp
@@ -12,7 +12,7 @@ from benchmarks.failure import BenchError
 from benchmarks.load import peers, wrk
 from benchmarks.load.cases import Case
 from benchmarks.load.peers import KINDS, Peer
-from benchmarks.load.stage import Stage, all_up, drive, end, my_cores, spawn, stage
+from benchmarks.load.stage import Stage, all_up, drive, end, my_cores, spawn, stage, timeouts_so_far
 from benchmarks.stats import rotated, round_ratios, spread
 
 SHARE = 0.7
@@ -70,10 +70,17 @@ def beside(number: int, on: Stage, peer: Peer, seconds: int, case: str) -> dict[
     return row(number, case, peer.name, {**found, "downloads_s": loaded.requests / loaded.seconds}, rate)
 
 
+def counted(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """What it found, with the kernel's TCP timeouts meanwhile."""
+    before = timeouts_so_far()
+    found = measure(*arguments)
+    return {**found, "tcp_timeouts": timeouts_so_far() - before}
+
+
 def tell(found: Mapping[str, Any]) -> None:
     text = f"round {found['round']} {found['case']:7} {found['peer']:10} {found['rate']:7.0f}/s"
     text += "".join(f"  {name} {found[name + '_us']:8.0f}" for name in ("p50", "p99", "p999", "max"))
-    print(f"{text} us", flush=True)
+    print(f"{text} us" + (f"  TCP timeouts {found['tcp_timeouts']}" if found["tcp_timeouts"] else ""), flush=True)
 
 
 def run(names: Sequence[str], rounds: int, seconds: int) -> dict[str, Any]:
@@ -90,11 +97,11 @@ def run(names: Sequence[str], rounds: int, seconds: int) -> dict[str, Any]:
         print(f"nginx answers {peak:.0f} requests/s at most; everybody is asked {rate:.0f}/s", flush=True)
         for number in range(1, rounds + 1):
             for name in rotated(names, number):
-                runs.append(steady(number, on, up[name], rate, seconds))
+                runs.append(counted(steady, number, on, up[name], rate, seconds))
                 tell(runs[-1])
             for case in BESIDE:
                 for name in rotated(quick, number):
-                    runs.append(beside(number, on, up[name], seconds, case))
+                    runs.append(counted(beside, number, on, up[name], seconds, case))
                     tell(runs[-1])
     settings = {"rounds": rounds, "seconds": seconds, "peers": names, "peak": peak, "rate": rate}
     return {"kind": "pace", "stamp": environment, "settings": settings, "runs": runs}
@@ -140,6 +147,11 @@ def page(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     text += (
         f"- {settings['rounds']} rounds of {settings['seconds']} s; nginx's highest rate {settings['peak']:,.0f}/s\n"
     )
+    stood = [f"{run['peer']} in round {run['round']} ({run['case']})" for run in runs if run.get("tcp_timeouts")]
+    if stood:
+        text += (
+            f"- the kernel lost segments on loopback and waited 200 ms or more for some of them: {', '.join(stood)}\n"
+        )
     head = ["proxy", "p50", "p99", "p99.9", "worst round's p99"]
     small = f"over {SMALL_CONNECTIONS} connections, beside 16 downloads of 1 MiB; ms"
     for case, about in (

@@ -121,3 +121,19 @@ def core_ticks(stat: str, core: int) -> int:
 def busy_seconds(cores: Iterable[int]) -> float:
     stat = Path("/proc/stat").read_text()
     return sum(core_ticks(stat, core) for core in cores) / os.sysconf("SC_CLK_TCK")
+
+
+def tcp_timeouts(netstat: str) -> int:
+    """Retransmissions that the kernel made after waiting for 200 ms or more, from a /proc/net/netstat text.
+
+    Loopback drops segments when its backlog is full; a connection then stands still, whoever its ends are.
+    """
+    lines = netstat.splitlines()
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        if names.startswith("TcpExt:"):
+            return int(dict(zip(names.split(), values.split(), strict=True))["TCPTimeouts"])
+    raise BenchError("/proc/net/netstat tells nothing of TcpExt")
+
+
+def timeouts_so_far() -> int:
+    return tcp_timeouts(Path("/proc/net/netstat").read_text())

@@ -19,7 +19,7 @@ from benchmarks.load import peers, process, verify, wrk
 from benchmarks.load.cases import BROWSER, CASES, Case
 from benchmarks.load.peers import KINDS, Peer, Setting, Upstreams
 from benchmarks.load.run import check_served, participants
-from benchmarks.load.stage import choose_cores, core_ticks
+from benchmarks.load.stage import choose_cores, core_ticks, tcp_timeouts, timeouts_so_far
 
 GET = next(case for case in CASES if case.name == "get-128")
 
@@ -148,6 +148,14 @@ def test_proc_texts() -> None:
     assert process.smaps_field("00-ff ---p\nRss:  1200 kB\nPss:   300 kB\nPss_Dirty: 5 kB\n", "Pss") == 300
     with pytest.raises(BenchError, match="no Swap"):
         process.smaps_field("Rss: 1 kB\n", "Swap")
+
+
+def test_tcp_timeouts_are_those_of_the_kernel() -> None:
+    text = "TcpExt: SyncookiesSent TCPTimeouts\nTcpExt: 3 81\nIpExt: InNoRoutes\nIpExt: 7\n"
+    assert tcp_timeouts(text) == 81
+    with pytest.raises(BenchError, match="TcpExt"):
+        tcp_timeouts("IpExt: InNoRoutes\nIpExt: 7\n")
+    assert timeouts_so_far() >= 0
 
 
 def test_a_tree_counts_children_time_and_memory(tmp_path: Path) -> None:

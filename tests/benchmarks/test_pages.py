@@ -103,8 +103,10 @@ def test_a_proxy_that_cannot_keep_up_has_no_latency() -> None:
     runs = pace_runs(graylb=(1.0, 9.0), nginx=(2.0, 50.0), haproxy=(3.0, 9.0), envoy=(4000.0, 1.0))
     runs = [run for run in runs if run["peer"] != "envoy" or run["case"] not in pace.BESIDE]
     next(run for run in runs if run["peer"] == "envoy")["behind"] = 0.2
+    next(run for run in runs if run["peer"] == "haproxy")["tcp_timeouts"] = 1
     settings = {"rounds": 1, "seconds": 2, "peers": ["graylb", "nginx", "haproxy", "envoy"], "peak": 10.0, "rate": 7.0}
     text = page("pace", {"settings": settings, "runs": runs})
+    assert "waited 200 ms or more for some of them: haproxy in round 1 (steady)\n" in text
     assert "| Envoy | does not keep up | – | – | – |" in text
     assert "| graylb | 0.10 | 1.00 | 2.00 | 1.00 |" in text
     assert text.count("Envoy |") == 1

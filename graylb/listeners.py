@@ -8,7 +8,6 @@ that wait in a backlog outlive the workers, and are handed on at a roll with the
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import socket
 from collections.abc import Iterable
@@ -153,16 +152,6 @@ def address_of(made: socket.socket) -> str:
         return UNIX + (name if isinstance(name, str) else name.decode(errors="replace"))
     host, port = name[:2]
     return f"[{host}]:{port}" if made.family == socket.AF_INET6 else f"{host}:{port}"
-
-
-def is_local(address: str) -> bool:
-    """Nobody beyond this machine can reach it."""
-    if address.startswith(UNIX):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    with contextlib.suppress(ValueError):
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    return False
 
 
 def is_address(text: str) -> bool:

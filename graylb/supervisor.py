@@ -27,7 +27,8 @@ from graylb.control.store import Store, state_path
 from graylb.control.workers import Nursery, Worker, WorkerFailed
 from graylb.handover import HandoverFailed, Predecessor, Successor
 from graylb.listeners import Bound, Given, ListenError
-from graylb.model.snapshot import Listener, Snapshot
+from graylb.model.snapshot import Access, Listener, Snapshot
+from graylb.model.values import is_local
 
 KILL_AFTER: Final = 2.0
 """Seconds past the drain that workers have to exit by themselves."""
@@ -49,6 +50,10 @@ class Options:
     roll_timeout: float = 60.0  # seconds that a successor has to be ready
     spare: bool = True  # keep a worker process in advance
     preset: Literal["edge", "sidecar"] | None = None  # fills in what the document leaves out
+
+
+Told = signal.Signals | Literal["drain"] | None
+"""To stop: by a signal, by the admin API, or because a successor serves."""
 
 
 class StartError(Exception):
@@ -75,13 +80,15 @@ class Supervisor:
         self.workers: list[Worker] = []
         self.listeners: list[Bound] = []
         self.draining = False
+        self.withdrawn = False  # somebody asked that /ready says no
         self.rolling = False
         self.roll_failed: str | None = None  # why the last one did
+        self._drain_seconds = options.drain
         self._admin: Bound | None = None
         self._unwanted: list[Given] = []
         self._announced = False
         self._started_with: Snapshot | None = None
-        self._stops: asyncio.Queue[signal.Signals | None] = asyncio.Queue()  # None: a successor serves
+        self._stops: asyncio.Queue[Told] = asyncio.Queue()
         self._nursery = Nursery((), spare=False)
         self._keepers: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[Any]] = []  # each runs for ever
@@ -99,13 +106,13 @@ class Supervisor:
             # FastAPI takes about as long to load as a worker to start
             loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "graylb.control.admin"))
             await self._start_workers(applied)
-            admin = await loading
+            access = (await loading).Access(applied.snapshot.access, self.options.document.parent)
             if not self._stops.empty():  # told to stop while it started
                 return await self._drain()
             if predecessor is not None:
                 await self._relieve(predecessor)
             if self._admin is not None:
-                self._run(admin.serve(self._admin.sockets[0], self.plane, self))
+                self._run(access.serve(self._admin.sockets[0], self.plane, self))
             self._announce(applied)
             self._run(self.plane.run(self.publish))
             await self._until_told()
@@ -132,14 +139,28 @@ class Supervisor:
         return self._admin.address if self._admin else None
 
     def ready(self) -> bool:
-        """All workers serve a table, and none is told to stop."""
-        return bool(self.workers) and not self.draining and all(worker.ready.is_set() for worker in self.workers)
+        """All workers serve a table, none is told to stop, and nobody asked for another answer."""
+        if self.draining or self.withdrawn or not self._stops.empty():
+            return False
+        return bool(self.workers) and all(worker.ready.is_set() for worker in self.workers)
+
+    def withdraw(self, withdrawn: bool) -> None:
+        """Whether `ready` says no while all goes on."""
+        self.withdrawn = withdrawn
+
+    def drain(self, seconds: float | None = None) -> float:
+        """As SIGTERM, with a drain time of its own if there is one; the time. A second call changes nothing."""
+        if not self.draining and self._stops.empty():
+            self._drain_seconds = self.options.drain if seconds is None else seconds
+            self._stops.put_nowait("drain")
+        return self._drain_seconds
 
     def status(self) -> dict[str, Any]:
         """The process tree's part of the status."""
         return {
             "pid": os.getpid(),
             "ready": self.ready(),
+            "withdrawn": self.withdrawn,
             "draining": self.draining,
             "rolling": self.rolling,
             "roll_failed": self.roll_failed,
@@ -203,8 +224,8 @@ class Supervisor:
             given += predecessor.admin
         admin = self.options.admin or snapshot.admin
         if admin is not None:
-            _refuse_beyond_this_machine(admin)
-            (self._admin,) = listeners.open_listeners([Listener(admin, name="admin")], 1, given)
+            _refuse_open_to_others(admin, snapshot.access)
+            (self._admin,) = listeners.open_listeners([Listener(admin, name="admin", mode=0o600)], 1, given)
         if predecessor is not None:
             given = [*predecessor.listeners, *given]
         self.listeners = listeners.open_listeners(wanted, count, given)
@@ -274,7 +295,7 @@ class Supervisor:
         for bound in self.listeners:
             log.info("listening on %s (revision %d)", _shown(bound.address), applied.revision)
         if self.admin_address:
-            log.info("admin on %s", _shown(self.admin_address))
+            log.info("admin on %s", _shown(self.admin_address, tls=applied.snapshot.access.cert is not None))
         self._tell_ready()
         with contextlib.suppress(ValueError):
             if seconds := systemd.watchdog_seconds():
@@ -299,21 +320,21 @@ class Supervisor:
             await self._end_background()  # the successor watches, and answers on the admin address
             await self.plane.close()
         else:
-            log.info("%s: draining for at most %g s", told.name, self.options.drain)
+            log.info("%s: draining for at most %g s", _named(told), self._drain_seconds)
             self._manager.stopping("draining")
         await self._nursery.close()
         for worker in self.workers:
-            worker.drain(self.options.drain, keep_idle=relieved)
+            worker.drain(self._drain_seconds, keep_idle=relieved)
         # our copies too, or the kernel would go on accepting connections that nobody serves
         for bound in self.listeners:
             bound.close(remove=not relieved)
         gone = asyncio.gather(*self._keepers, return_exceptions=True)
         again = asyncio.create_task(self._stops.get())
         either: list[asyncio.Future[Any]] = [gone, again]
-        await asyncio.wait(either, timeout=self.options.drain + KILL_AFTER, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, timeout=self._drain_seconds + KILL_AFTER, return_when=asyncio.FIRST_COMPLETED)
         if not gone.done():
             by = again.result() if again.done() else None
-            log.warning("ending the workers at once%s", f" ({by.name})" if by else "")
+            log.warning("ending the workers at once%s", f" ({_named(by)})" if by else "")
             for worker in self.workers:
                 worker.kill()
         again.cancel()
@@ -430,6 +451,7 @@ class Supervisor:
         pairs = {
             "listeners": (then.listeners, now.listeners, self.options.listen),
             "admin": (then.admin, now.admin, self.options.admin),
+            "admin.token_file, admin.tls": (then.access, now.access, None),
             "workers": (then.workers, now.workers, self.options.workers),
             "pin_workers": (then.pin_workers, now.pin_workers, None),
         }
@@ -464,17 +486,21 @@ def _told(listener: Listener, made: socket.socket) -> dict[str, Any]:
     return {"fd": made.fileno(), **{key: said[key] for key in ("name", "role", "proxy_protocol", "trusted")}}
 
 
-def _refuse_beyond_this_machine(address: str) -> None:
-    """Raises StartError for an admin address that others could reach."""
-    if not listeners.is_local(address):
+def _refuse_open_to_others(address: str, access: Access) -> None:
+    """Raises StartError for an admin address of the command line that others could reach, with nothing asked of them."""
+    if not is_local(address) and access.token_file is None and access.client_ca is None:
         raise StartError(
-            f"admin address {address}: the admin API has no authentication yet; expected a loopback address, "
-            "127.0.0.1:9900, or unix:/path"
+            f"admin address {address}: others could reach it without a token or a certificate; expected a loopback "
+            "address, 127.0.0.1:9900, or unix:/path, or in the document's admin: a token_file or tls with a client_ca"
         )
 
 
-def _shown(address: str) -> str:
-    return address if address.startswith(listeners.UNIX) else f"http://{address}"
+def _named(told: Told) -> str:
+    return told.name if isinstance(told, signal.Signals) else "told to drain"
+
+
+def _shown(address: str, *, tls: bool = False) -> str:
+    return address if address.startswith(listeners.UNIX) else f"http{'s' if tls else ''}://{address}"
 
 
 def _replace(path: Path, data: bytes) -> None:

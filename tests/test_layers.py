@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.lint": ("graylb.model.snapshot", "graylb.release", "graylb._fast", "graylb.explain"),
     # of the worker's floor only the codec of the channel, which both ends speak
     "graylb.control": ("graylb.control", "graylb.model", "graylb.release", "graylb.table", "graylb.proxy.channel"),
+    "graylb.control.api": ("graylb.control", "graylb.model", "graylb.explain"),
     "graylb.control.etcd": ("graylb.control.etcd",),
     "graylb.proxy": ("graylb.proxy", "graylb._fast", "graylb._engine"),
     "graylb.listeners": ("graylb.model.snapshot",),
@@ -71,6 +72,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb.supervisor": (
         "graylb.control",
         "graylb.model.snapshot",
+        "graylb.model.values",
         "graylb.listeners",
         "graylb.handover",
         "graylb.systemd",

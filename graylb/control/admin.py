@@ -1,84 +1,95 @@
-"""The admin API: what is in force, why something is not, and whether the proxy is ready. Reads only, loopback only."""
+"""The admin API's server: who is let in, TLS, and uvicorn on the socket that the supervisor opened."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import orjson
 import uvicorn
-from fastapi import FastAPI, Response
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from graylb import __version__
+from graylb.control.api.app import create_app
+from graylb.control.api.context import Context, Tree
+from graylb.control.api.guard import AccessError, Tokens, certificate_name
 from graylb.control.plane import Plane
 
-
-class Tree(Protocol):
-    """What the supervisor tells about its processes."""
-
-    def ready(self) -> bool: ...
-    def status(self) -> dict[str, Any]: ...
-    async def stats(self) -> list[dict[str, Any]]: ...
+if TYPE_CHECKING:
+    from graylb.model import snapshot
 
 
-def create_app(plane: Plane, tree: Tree) -> FastAPI:
-    """GET /live /ready /status /services /snapshot /stats, JSON all of them."""
-    app = FastAPI(title="graylb", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+class Access:
+    """What lets a caller in: the tokens and certificates that a document names, read. Raises AccessError."""
 
-    @app.get("/live")
-    async def live() -> Response:
-        return _json({"live": True})
+    def __init__(self, access: snapshot.Access, folder: Path) -> None:
+        self.tokens = Tokens(folder / access.token_file) if access.token_file is not None else None
+        self.certificates = access.client_ca is not None
+        self._tls = None
+        if access.cert is not None and access.key is not None:
+            client_ca = folder / access.client_ca if access.client_ca is not None else None
+            self._tls = _context(folder / access.cert, folder / access.key, client_ca)
 
-    @app.get("/ready")
-    async def ready() -> Response:
-        is_ready = tree.ready()
-        return _json({"ready": is_ready}, 200 if is_ready else 503)
+    async def serve(self, listener: socket.socket, plane: Plane, tree: Tree) -> None:
+        """Serves on a listening socket in the running loop until it is cancelled; then it no longer accepts.
 
-    @app.get("/status")
-    async def status() -> Response:
-        return _json({"version": __version__, **plane.status(), **tree.status()})
+        `/live`: the control process answers. `/ready`: every worker accepts clients, and none is told to stop; who
+        balances over several proxies sends nothing more to one that is not ready.
+        """
+        tls = self._tls
+        config = uvicorn.Config(
+            create_app(Context(plane, tree, plane.config_store), self.tokens, self.certificates),
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # nobody's word about the scheme or the client counts
+            timeout_graceful_shutdown=1,
+            ssl_context_factory=None if tls is None else lambda *_: tls,
+        )
+        server = _Server(config)
+        try:
+            await server.serve(sockets=[listener])
+        except asyncio.CancelledError:
+            # another process may listen on the same socket: what is left open here would take connections from it
+            if server.started:
+                await server.shutdown(sockets=[listener])
+            raise
 
-    @app.get("/services")
-    async def services() -> Response:
-        return _json(plane.services())
 
-    @app.get("/snapshot")
-    async def snapshot() -> Response:
-        assert plane.applied is not None
-        return Response(plane.applied.snapshot.to_bytes(), media_type="application/json")
-
-    @app.get("/stats")
-    async def stats() -> Response:
-        return _json(await tree.stats())
-
-    return app
-
-
-async def serve(listener: socket.socket, plane: Plane, tree: Tree) -> None:
-    """Serves on a listening socket in the running loop until it is cancelled; then it no longer accepts.
-
-    `/live`: the control process answers. `/ready`: every worker accepts clients, and none is told to stop; who balances
-    over several proxies sends nothing more to one that is not ready.
-    """
-    config = uvicorn.Config(
-        create_app(plane, tree),
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = _Server(config)
+def _context(cert: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """A client without a certificate is let in here, and told by the guard what is expected. Raises AccessError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        await server.serve(sockets=[listener])
-    except asyncio.CancelledError:
-        # another process may listen on the same socket: what is left open here would take connections from it
-        if server.started:
-            await server.shutdown(sockets=[listener])
-        raise
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise AccessError(f"admin.tls: {cert} and {key} are no certificate and its key: {_why(error)}") from error
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_OPTIONAL
+        try:
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise AccessError(f"admin.tls.client_ca: {client_ca} has no certificates: {_why(error)}") from error
+    return context
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class _Connection(HttpToolsProtocol):
+    """Whoever TLS vouched for is told to the guard."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        name = certificate_name(transport.get_extra_info("peercert"))
+        self.app_state: dict[str, Any] = {**self.app_state, "certificate": name}
 
 
 class _Server(uvicorn.Server):
@@ -87,7 +98,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, media_type="application/json")

@@ -10,6 +10,7 @@ from typing import Literal
 import orjson
 
 Format = Literal["plain", "json"]
+Level = Literal["debug", "info", "warning", "error"]
 
 log = logging.getLogger("graylb")
 
@@ -50,3 +51,15 @@ def configure(kind: Format) -> None:
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO)
+
+
+def level() -> str:
+    """Lines below it are left out."""
+    return logging.getLevelName(log.level).lower()
+
+
+def set_level(wanted: Level) -> str:
+    """The former one."""
+    before = level()
+    log.setLevel(wanted.upper())
+    return before

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import importlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from graylb.control import prepare
+from graylb.control.config_store import ConfigStore
+from graylb.control.file_config import FileConfigStore
 from graylb.control.file_source import FileSource
 from graylb.control.logs import log
 from graylb.control.prepare import Applied
@@ -87,6 +90,12 @@ class Plane:
         """Takes leave of etcd, if there is one."""
         if self.side is not None:
             await self.side.close()
+
+    def config_store(self) -> AbstractAsyncContextManager[ConfigStore]:
+        """Where people change what is in force; entered for each use."""
+        if self.side is not None:
+            return self.side.config_store()
+        return FileConfigStore(self.path, self.store, self.preset)
 
     def reload(self) -> asyncio.Future[None]:
         """Look again, as after a change of a file; done once that was applied or refused."""

@@ -9,7 +9,7 @@ from operator import attrgetter
 from graylb.model import matching, routes, snapshot
 from graylb.model.documents import Document
 from graylb.model.services import ConnectionsPart, InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
-from graylb.model.settings import LimitsPart, ListenerPart
+from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
 
 _priority = attrgetter("priority")
 
@@ -53,6 +53,7 @@ def build(
         routes=_routes(document) if made_routes is None else made_routes,
         services=_services(document, splits) if services is None else services,
         admin=document.admin.address if document.admin is not None else None,
+        access=_access(document.admin),
         workers=document.workers,
         pin_workers=document.pin_workers,
         decision_headers=document.decision_headers,
@@ -73,6 +74,13 @@ def _listener(part: ListenerPart) -> snapshot.Listener:
     proxy = part.proxy_protocol
     trusted = proxy.trusted if proxy is not None else ()
     return snapshot.Listener(part.address, part.role, part.called, proxy is not None, trusted, part.mode)
+
+
+def _access(part: AdminPart | None) -> snapshot.Access:
+    if part is None:
+        return snapshot.Access()
+    tls = part.tls.model_dump() if part.tls is not None else {}
+    return snapshot.Access(token_file=part.token_file, **tls)
 
 
 def _requests(document: Document) -> Iterator[SplitRequest]:

@@ -14,7 +14,7 @@ from graylb.model.services import ConnectionsPart, Rule, ServicePart, SplitPart
 from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
 from graylb.model.source_map import Source
 from graylb.model.translate import problem
-from graylb.model.values import near
+from graylb.model.values import is_local, near
 
 MAX_LISTENERS = 32
 """Names of listeners: a route keeps them as the bits of one word."""
@@ -46,6 +46,7 @@ def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[Config
         warnings += _service_warnings(source, ("services", name), service)
     if parts.partial:
         warnings = []
+    warnings += _admin_warnings(source, parts.admin)
     return errors, tuple(sorted(warnings, key=lambda warning: (warning.line, warning.column)))
 
 
@@ -71,6 +72,12 @@ def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
     owned.sort(key=lambda pair: _is_written(source, pair[0][:-1]))  # to be told of, rather than what a preset adds
     owned = [(path, address) for path, address in owned if address.startswith("unix:") or not address.endswith(":0")]
     yield from _repeated(source, owned, "addresses that differ")
+
+
+def _admin_warnings(source: Source, admin: AdminPart | None) -> Iterator[ConfigError]:
+    if admin is not None and admin.tls is None and not is_local(admin.address):
+        message = "tokens and what they are sent with cross the network in the clear"
+        yield problem(source, ("admin", "address"), "tls: {cert, key} beside it", message)
 
 
 def _is_written(source: Source, path: Path) -> bool:

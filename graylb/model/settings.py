@@ -125,12 +125,47 @@ class SidecarPart(Part):
         return self
 
 
+class AdminTlsPart(Part):
+    """TLS of the administration interface. Paths are relative to the document."""
+
+    cert: values.Filled = Field(description="PEM file of the server's certificate and those between it and a root.")
+    key: values.Filled = Field(description="PEM file of the certificate's key.")
+    client_ca: values.Filled | None = Field(
+        default=None,
+        description="PEM file of those who may sign clients' certificates; such a certificate is as good as a token.",
+    )
+
+
 class AdminPart(Part):
     """The administration interface."""
 
     address: values.SocketAddress = Field(
-        description="IP address and port (port 0 lets the system choose), or `unix:/path`."
+        description="IP address and port (port 0 lets the system choose), or `unix:/path`, a socket for its owner alone "
+        "(mode 0600). Beyond loopback it takes a `token_file` or a `client_ca`."
     )
+    token_file: values.Filled | None = Field(
+        default=None,
+        description="A file with a token in each line, `TOKEN` or `NAME: TOKEN`; clients send one as "
+        "`Authorization: Bearer TOKEN`. Relative to the document; read again when it changes. Default: none is asked "
+        "for.",
+    )
+    tls: AdminTlsPart | None = Field(default=None, description="Default: plain HTTP.")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        unix = self.address.startswith("unix:")
+        if unix and self.tls is not None:
+            with deeper("tls"):
+                raise fault("no tls beside a unix: address", "a Unix socket does not leave this machine")
+        if self.token_file is None and (self.tls is None or self.tls.client_ca is None):
+            if not values.is_local(self.address):
+                with deeper("address"):
+                    raise fault(
+                        "a loopback address such as 127.0.0.1:9900, unix:/path, or beside it token_file or "
+                        "tls: {cert, key, client_ca}",
+                        f"others could reach the administration on {self.address} without a token or a certificate",
+                    )
+        return self
 
 
 def _prefix(value: Any) -> str:

@@ -225,12 +225,23 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who may use the administration interface. Files as the document names them; None: that is not asked for."""
+
+    token_file: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    client_ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     revision: int
     listeners: tuple[Listener, ...]
     routes: tuple[Route, ...]
     services: tuple[Service, ...]  # sorted by name
     admin: str | None = None
+    access: Access = Access()
     workers: int = 1
     pin_workers: bool = False  # each to a CPU of its own
     decision_headers: bool = False

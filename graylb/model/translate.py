@@ -21,6 +21,8 @@ _EXPECTED = {
 _REQUIRED = {
     "address": "ADDRESS:PORT",
     "app": "the address of the local app, such as 127.0.0.1:8000",
+    "cert": "a PEM file with the certificate",
+    "key": "a PEM file with the key",
     "match": "a mapping of conditions; {} for every request",
     "name": "a name for the rule",
     "prefix": "the path that takes the prefix's place",

@@ -54,6 +54,17 @@ def fault(expected: str, message: str = "", suggestion: str | None = None, at: P
     return PydanticCustomError("graylb", "a fault", context)
 
 
+def is_local(address: str) -> bool:
+    """Nobody beyond this machine can reach this socket address."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def near(word: object, known: tuple[str, ...] | list[str]) -> str | None:
     """The known word that was probably meant."""
     found = get_close_matches(str(word), known, 1, 0.6)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from graylb import listeners
 from graylb.listeners import Bound, Given, ListenError, bind, open_listeners
+from graylb.model import values
 from graylb.model.snapshot import Listener
 
 ANYWHERE = Listener("127.0.0.1:0")
@@ -269,4 +270,4 @@ def test_what_is_no_listening_socket_is_told(tmp_path: Path) -> None:
     ],
 )
 def test_who_can_reach_it(address: str, local: bool) -> None:
-    assert listeners.is_local(address) is local
+    assert values.is_local(address) is local

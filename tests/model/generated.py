@@ -153,7 +153,14 @@ DOCUMENTS = optional(
             lambda found: [{**each, "hosts": [f"r{i}.example"]} for i, each in enumerate(found)]
         ),
     },
-    admin=st.just({"address": "127.0.0.1:9900"}),
+    admin=st.sampled_from(
+        [
+            {"address": "127.0.0.1:9900"},
+            {"address": "unix:/run/admin.sock"},
+            {"address": "0.0.0.0:9900", "token_file": "tokens", "tls": {"cert": "a.pem", "key": "a.key"}},
+            {"address": "[::]:9900", "tls": {"cert": "a.pem", "key": "a.key", "client_ca": "ca.pem"}},
+        ]
+    ),
     workers=st.sampled_from([1, 4, "auto"]),
     pin_workers=st.booleans(),
     decision_headers=st.booleans(),

@@ -1,0 +1,253 @@
+"""Bodies and answers of the admin API, for its OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Weight = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+VersionName = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._+:/@-]{0,127}$")]
+Revision = Annotated[int, Field(ge=0, lt=2**63)]
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class _Open(BaseModel):
+    """Later releases of graylb may say more."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class _Body(BaseModel):
+    """An unknown key is a slip of the pen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+# -- what is in force --------------------------------------------------------------------------------------------------
+
+
+class Live(BaseModel):
+    live: bool
+
+
+class Ready(BaseModel):
+    ready: bool
+
+
+class SetReady(_Body):
+    ready: bool = Field(description="false: `/ready` answers 503, and everything goes on as it was.")
+
+
+class WorkerStatus(_Open):
+    worker: int
+    pid: int | None
+    ready: bool
+    revision: int | None = Field(description="That it has applied.")
+    restarts: int
+    recovered: float | None = Field(description="Seconds from its last death until it served again.")
+
+
+class Refusal(BaseModel):
+    """Why the newest configuration is not the one in force."""
+
+    since: str
+    errors: list[dict[str, Any]]
+
+
+class Status(_Open):
+    version: str
+    document: str
+    preset: str | None
+    state: str
+    revision: int
+    digest: str
+    applied_at: str
+    refusal: Refusal | None
+    warnings: list[dict[str, Any]]
+    etcd: dict[str, Any] | None
+    pid: int
+    ready: bool
+    withdrawn: bool = Field(description="Somebody asked that `/ready` says no.")
+    draining: bool
+    rolling: bool
+    roll_failed: str | None
+    listeners: list[str]
+    admin: str | None
+    restart_needed: list[str] = Field(description="Settings that take effect at the next start or roll.")
+    workers: list[WorkerStatus]
+
+
+class ServiceInShort(_Open):
+    name: str
+    stable: str
+    split: dict[str, float] | None
+    rules: int
+    instances: int
+    versions: list[str]
+    overridden: bool
+    revision: int | None
+
+
+class InstanceAnswer(_Open):
+    address: str
+    version: str
+    weight: int
+    metadata: dict[str, str]
+    zone: str
+
+
+class ServiceAnswer(_Open):
+    """One service as the workers have it."""
+
+    name: str
+    revision: int = Field(description="Of the whole configuration in force.")
+    stable: str
+    split: dict[str, float] | None
+    sticky: list[dict[str, Any]]
+    fallback: str
+    policy: str
+    rules: list[str] = Field(description="In the order in which they are tried.")
+    lists: dict[str, int] = Field(description="How many ids each has.")
+    instances: list[InstanceAnswer]
+    timeouts: dict[str, Any]
+    connections: dict[str, Any]
+    tunnels: dict[str, Any]
+
+
+class WorkerStats(BaseModel):
+    worker: int
+    stats: dict[str, Any] | None = Field(description="null: it does not answer.")
+
+
+# -- what people change ------------------------------------------------------------------------------------------------
+
+
+class Write(_Body):
+    reason: Text = Field("", description="Why, for the history.")
+    expected: Revision | None = Field(
+        None, description="The revision that the change was made from; 409 when somebody changed the service since."
+    )
+
+
+class SplitBody(Write):
+    weights: Annotated[dict[VersionName, Weight], Field(min_length=1)]
+
+
+class RuleBody(Write):
+    rule: dict[str, Any] = Field(description="As in a document, with or without its `name`.")
+
+
+class SettingsBody(Write):
+    settings: dict[str, Any] = Field(description="Of a service as in a document, without split, rules, lists, instances.")
+
+
+class ConfigBody(Write):
+    items: Annotated[dict[str, Any], Field(min_length=1)] = Field(
+        description="Key (`services/NAME/PART…`) to value; null deletes the key. All or nothing."
+    )
+
+
+class ApplyBody(_Body):
+    document: dict[str, Any] | str = Field(description="A document, or its text in YAML or JSON.")
+    prune: bool = Field(False, description="Delete rules and services that it does not have.")
+    dry_run: bool = Field(False, description="Tell what would change, and change nothing.")
+    reason: Text = ""
+    expected: Revision | None = None
+
+
+class RollbackBody(Write):
+    to: Revision | None = Field(None, description="Default: what was in force before, so that twice is back.")
+
+
+class OutcomeAnswer(BaseModel):
+    """A change that was stored."""
+
+    service: str
+    revision: int
+    former: str = Field(description="The service's split before, in words.")
+    split: str
+    keys: list[str] = Field(description="That were written.")
+    note: str = ""
+    applied: bool | None = Field(None, description="By every worker; null where nobody waited for that.")
+    problem: str | None = Field(None, description="Why it is not applied.")
+
+
+class ApplyAnswer(BaseModel):
+    outcomes: list[OutcomeAnswer] = Field(description="One for each service that differs.")
+    dry_run: bool
+
+
+class SplitAnswer(BaseModel):
+    service: str
+    revision: int = Field(description="What `expected` may say.")
+    weights: dict[str, float] | None = Field(description="null: everything to the stable version.")
+    salt: str | None = None
+    slots: str | None = None
+
+
+class ItemAnswer(BaseModel):
+    value: Any
+    revision: int = Field(description="Of its newest change.")
+    origin: str = Field(description="Where a person would edit it: `file`, or the store.")
+
+
+class ConfigAnswer(BaseModel):
+    revision: int = Field(description="What `expected` may say.")
+    items: dict[str, ItemAnswer]
+
+
+class HistoryEntry(_Open):
+    service: str
+    revision: int
+    at: str
+    who: str
+    why: str
+    action: str
+
+
+# -- explain and process -----------------------------------------------------------------------------------------------
+
+
+class Explain(_Body):
+    """One request."""
+
+    method: str = Field("GET", pattern="^[!-~]{1,64}$")
+    host: str | None = Field(None, max_length=1024, description="Default: that of the headers, else localhost.")
+    path: str = Field("/", pattern="^/", max_length=65536, description="With the query if there is one.")
+    headers: dict[str, str] | list[Pair] = Field({}, description="A list of [name, value] where a name is repeated.")
+    client_ip: str = "127.0.0.1"
+    listener: str | None = Field(None, description="That it comes in by, where routes differ by it.")
+    draw: int = Field(0, ge=0, lt=2**32, description="Which draw of a split without a sticky key.")
+    pick: int = Field(0, ge=0, lt=2**32, description="Which pick among the instances of the version.")
+
+
+class Earlier(BaseModel):
+    rule: str
+    reason: str
+
+
+class Decision(_Open):
+    outcome: str
+    because: str
+    revision: int
+    service: str | None = None
+    version: str | None = None
+    instance: str | None = None
+    earlier_rules: list[Earlier]
+
+
+class DrainBody(_Body):
+    seconds: float | None = Field(
+        None, ge=0, le=86400, allow_inf_nan=False, description="That requests may take. Default: as `graylb run --drain`."
+    )
+
+
+class Draining(BaseModel):
+    draining: bool
+    seconds: float
+
+
+class LogLevel(_Body):
+    level: Literal["debug", "info", "warning", "error"]

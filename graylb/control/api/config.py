@@ -1,0 +1,68 @@
+"""Several keys at once, and whole documents: get, set, export, apply."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Response
+
+from graylb.control import operations
+from graylb.control.api.answers import ApplyAnswer, ApplyBody, ConfigAnswer, ConfigBody, OutcomeAnswer
+from graylb.control.api.changes import READ, answers, items_answer, put, value_of
+from graylb.control.api.context import BasedOn, ContextOf, Route, StoreOf, Wait, Who, expected
+from graylb.control.api.failures import STORE, WRITE, json_response
+from graylb.model import documents
+
+router = APIRouter(tags=["configuration"], route_class=Route)
+
+
+@router.get("/config", response_model=ConfigAnswer, responses=READ)
+async def config(
+    store: StoreOf,
+    key: Annotated[
+        str, Query(max_length=1024, description="One key, or what stands before several: `services/users`.")
+    ] = "",
+) -> Response:
+    """Keys in force, whether the document or a command gave them."""
+    revision = (await store.read()).revision  # the older one: a change meanwhile is a Conflict, and not lost
+    return items_answer(revision, await operations.get(store, key))
+
+
+@router.post("/config", response_model=OutcomeAnswer, responses=WRITE)
+async def set_config(
+    body: ConfigBody, context: ContextOf, store: StoreOf, who: Who, based_on: BasedOn, wait: Wait = 0
+) -> Response:
+    """Write and delete several keys, all or none."""
+    items = {key: None if value is None else value_of(value) for key, value in body.items.items()}
+    action: Any = "set" if any(items.values()) else "delete"
+    return await put(context, store, items, who, body.reason, expected(body.expected, based_on), wait, action)
+
+
+@router.get("/export", response_model=dict[str, Any], responses=STORE)
+async def export(store: StoreOf) -> Response:
+    """The services in force as one document, which `/apply` takes back."""
+    return json_response(await operations.export(store))
+
+
+@router.post("/apply", response_model=ApplyAnswer, responses=WRITE)
+async def apply(
+    body: ApplyBody, context: ContextOf, store: StoreOf, who: Who, based_on: BasedOn, wait: Wait = 0
+) -> Response:
+    """The services of a document, in one change. Its listeners and the like are no services, and stay where they are."""
+    text = body.document if isinstance(body.document, str) else orjson.dumps(body.document)
+    outcomes = await operations.apply(
+        store,
+        documents.load(text, "document"),
+        prune=body.prune,
+        who=who,
+        why=body.reason,
+        expected=expected(body.expected, based_on),
+        dry_run=body.dry_run,
+    )
+    if body.dry_run:
+        found: list[dict[str, Any]] = [each.to_data() for each in outcomes]
+        return json_response({"outcomes": found, "dry_run": True})
+    return json_response({"outcomes": await answers(context, outcomes, who, wait), "dry_run": False})
+
+

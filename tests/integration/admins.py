@@ -1,0 +1,84 @@
+"""The admin API of a running proxy, as its callers see it: over TCP, TLS and a Unix socket."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+import trustme
+
+from tests.integration import proxies
+from tests.integration.proxies import Document, Proxy
+from tests.integration.upstream import Upstream
+
+PATIENCE = 20.0
+TOKEN = "a-token-long-enough-for-anybody"
+OTHER = "another-token-that-is-long-enough"
+
+
+def document(v1: Upstream, v2: Upstream, **admin: Any) -> Document:
+    """One service of two versions with a rule; admin: in addition to, or in place of, an address on loopback."""
+    users = proxies.service(
+        (v1.address, "v1"),
+        (v2.address, "v2"),
+        sticky=[{"header": "x-user-id"}],
+        split={"v1": 90, "v2": 10},
+        rules=[{"name": "testers", "match": {"headers": {"user-group": "beta"}}, "to": "v2"}],
+    )
+    return proxies.document({"users": users}, admin={"address": "127.0.0.1:0", **admin})
+
+
+def client(proxy: Proxy, *, token: str = "", user: str = "", tls: ssl.SSLContext | None = None) -> httpx.Client:
+    """token, user: to be sent with each request. tls: to be trusted, and a certificate to be shown, if it has one."""
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    headers |= {"x-graylb-user": user} if user else {}
+    if proxy.admin.startswith("unix:"):
+        transport = httpx.HTTPTransport(uds=proxy.admin.removeprefix("unix:"))
+        return httpx.Client(base_url="http://localhost", transport=transport, headers=headers, timeout=PATIENCE)
+    scheme = "https" if tls is not None else "http"
+    verify = tls if tls is not None else True
+    return httpx.Client(base_url=f"{scheme}://{proxy.admin}", verify=verify, headers=headers, timeout=PATIENCE)
+
+
+def says(answer: httpx.Response, status: int, *words: str) -> Any:
+    """The JSON of an answer that has this status and, in its message, all the words."""
+    assert answer.status_code == status, answer.text
+    found = answer.json()
+    for word in words:
+        assert word in found["message"], found
+    return found
+
+
+class Certificates:
+    """A server's, on 127.0.0.1, and what its clients take."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.ca, self.clients = folder, trustme.CA(), trustme.CA()
+        server = self.ca.issue_cert("127.0.0.1", "localhost")
+        server.private_key_pem.write_to_path(folder / "server.key")
+        server.cert_chain_pems[0].write_to_path(folder / "server.pem")
+        self.ca.cert_pem.write_to_path(folder / "ca.pem")
+        self.clients.cert_pem.write_to_path(folder / "clients.pem")
+
+    @property
+    def tls(self) -> dict[str, str]:
+        """Of `admin`, without `client_ca`."""
+        return {"cert": str(self.folder / "server.pem"), "key": str(self.folder / "server.key")}
+
+    def issue(self, name: str, by: trustme.CA | None = None) -> tuple[Path, Path]:
+        """Files of a client's certificate and its key."""
+        made = (by or self.clients).issue_cert(f"{name}@example.org", common_name=name)
+        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        made.cert_chain_pems[0].write_to_path(cert)
+        made.private_key_pem.write_to_path(key)
+        return cert, key
+
+    def context(self, *pair: Path) -> ssl.SSLContext:
+        """Of a client that trusts the server, and shows a certificate if one is given with its key."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+        if pair:
+            context.load_cert_chain(*pair)
+        return context

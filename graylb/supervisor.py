@@ -487,7 +487,7 @@ def _told(listener: Listener, made: socket.socket) -> dict[str, Any]:
 
 
 def _refuse_open_to_others(address: str, access: Access) -> None:
-    """Raises StartError for an admin address of the command line that others could reach, with nothing asked of them."""
+    """Raises StartError for an admin address, of the command line, where others could do all without being asked."""
     if not is_local(address) and access.token_file is None and access.client_ca is None:
         raise StartError(
             f"admin address {address}: others could reach it without a token or a certificate; expected a loopback "

@@ -140,7 +140,7 @@ class AdminPart(Part):
     """The administration interface."""
 
     address: values.SocketAddress = Field(
-        description="IP address and port (port 0 lets the system choose), or `unix:/path`, a socket for its owner alone "
+        description="IP address and port (port 0 lets the system choose), or `unix:/path`, for its owner alone "
         "(mode 0600). Beyond loopback it takes a `token_file` or a `client_ca`."
     )
     token_file: values.Filled | None = Field(
@@ -157,14 +157,14 @@ class AdminPart(Part):
         if unix and self.tls is not None:
             with deeper("tls"):
                 raise fault("no tls beside a unix: address", "a Unix socket does not leave this machine")
-        if self.token_file is None and (self.tls is None or self.tls.client_ca is None):
-            if not values.is_local(self.address):
-                with deeper("address"):
-                    raise fault(
-                        "a loopback address such as 127.0.0.1:9900, unix:/path, or beside it token_file or "
-                        "tls: {cert, key, client_ca}",
-                        f"others could reach the administration on {self.address} without a token or a certificate",
-                    )
+        asks = self.token_file is not None or (self.tls is not None and self.tls.client_ca is not None)
+        if not asks and not values.is_local(self.address):
+            with deeper("address"):
+                raise fault(
+                    "a loopback address such as 127.0.0.1:9900, unix:/path, or beside it token_file or "
+                    "tls: {cert, key, client_ca}",
+                    f"others could reach the administration on {self.address} without a token or a certificate",
+                )
         return self
 
 

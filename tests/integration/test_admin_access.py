@@ -74,9 +74,7 @@ def test_tokens(tmp_path: Path, versions: tuple[Upstream, Upstream]) -> None:
         assert "401" not in proxy.log()
 
 
-def test_client_certificates(
-    tmp_path: Path, versions: tuple[Upstream, Upstream], certificates: Certificates
-) -> None:
+def test_client_certificates(tmp_path: Path, versions: tuple[Upstream, Upstream], certificates: Certificates) -> None:
     tls = {**certificates.tls, "client_ca": str(certificates.folder / "clients.pem")}
     ann, stranger = certificates.issue("ann"), certificates.issue("eve", certificates.ca)
     with proxies.running(tmp_path, admins.document(*versions, tls=tls)) as proxy:

@@ -171,7 +171,9 @@ CASES: dict[str, str | bytes] = {
     "preset-without-routes": "preset: edge\n",
     "preset-edge-with-sidecar": sidecar("preset: edge"),
     "preset-in-the-way": "preset: edge\nlisteners: [{address: 127.0.0.1:9900}]\nservices: {a: {stable: v1}}\n",
-    "preset-in-the-way-of-admin": "preset: edge\nadmin: {address: 0.0.0.0:8080, token_file: t}\nservices: {a: {stable: v1}}\n",
+    "preset-in-the-way-of-admin": (
+        "preset: edge\nadmin: {address: 0.0.0.0:8080, token_file: t}\nservices: {a: {stable: v1}}\n"
+    ),
     "listeners-misspelt": "listener: [{address: 127.0.0.1:80}]\nservices: {a: {stable: v1}}\n",
     "sidecar-no-version": sidecar(part="service: users, app: 127.0.0.1:8000"),
     "sidecar-null": "sidecar:\n",

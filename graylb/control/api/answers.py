@@ -140,7 +140,7 @@ class RuleBody(Write):
 
 
 class SettingsBody(Write):
-    settings: dict[str, Any] = Field(description="Of a service as in a document, without split, rules, lists, instances.")
+    settings: dict[str, Any] = Field(description="As in a document, without split, rules, lists and instances.")
 
 
 class ConfigBody(Write):
@@ -195,7 +195,15 @@ class ItemAnswer(BaseModel):
 
 class ConfigAnswer(BaseModel):
     revision: int = Field(description="What `expected` may say.")
+    ordered: bool = Field(description="Rules are tried in this order, those of one priority; else by name.")
+    note: str = Field(description="What a person has to know, such as that the document is not valid at present.")
     items: dict[str, ItemAnswer]
+
+
+class DiffAnswer(BaseModel):
+    changes: list[dict[str, Any]]
+    callers: list[dict[str, Any]] = Field(description="Of each service: which share of callers changes version.")
+    notes: list[str]
 
 
 class HistoryEntry(_Open):
@@ -240,7 +248,7 @@ class Decision(_Open):
 
 class DrainBody(_Body):
     seconds: float | None = Field(
-        None, ge=0, le=86400, allow_inf_nan=False, description="That requests may take. Default: as `graylb run --drain`."
+        None, ge=0, le=86400, allow_inf_nan=False, description="That requests may take. Default: as `run --drain`."
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Response
 
-from graylb.control import operations
+from graylb.control import operations, revisions
 from graylb.control.api.answers import (
     ConfigAnswer,
+    DiffAnswer,
     HistoryEntry,
     ItemAnswer,
     OutcomeAnswer,
@@ -69,7 +72,7 @@ async def rules(name: ServiceName, store: StoreOf) -> Response:
     """All rules as they are stored, by key."""
     view = await _view(store, name)
     prefix = f"{keys.ROOT}{name}/rules/"
-    return items_answer(view.revision, {key: item for key, item in view.items.items() if key.startswith(prefix)})
+    return view_answer(replace(view, items={key: item for key, item in view.items.items() if key.startswith(prefix)}))
 
 
 @router.get("/services/{name}/rules/{rule}", response_model=ItemAnswer, responses=READ)
@@ -149,7 +152,7 @@ async def rollback(
     wait: Wait = 0,
 ) -> Response:
     """Back to former settings, rules and split, slots included; instances and lists stay as they are."""
-    wanted = body or RollbackBody()
+    wanted = body or RollbackBody.model_validate({})
     outcome = await operations.rollback(
         store, name, to=wanted.to, who=who, why=wanted.reason, expected=expected(wanted.expected, based_on)
     )
@@ -165,13 +168,23 @@ async def history(
     return json_response(await operations.history(store, service))
 
 
+@router.get("/diff", response_model=DiffAnswer, responses=READ)
+async def diff(
+    store: StoreOf,
+    a: Annotated[Revision, Query(description="A revision.")],
+    b: Annotated[Revision | None, Query(description="Default: what is in force now.")] = None,
+) -> Response:
+    """What differs between two revisions, and how many callers change version by it."""
+    return json_response((await revisions.diff(store, a, b)).to_data())
+
+
 # -- what the routers of changes share ---------------------------------------------------------------------------------
 
 
 async def put(
     context: Context,
     store: ConfigStore,
-    items: dict[str, bytes | None],
+    items: Mapping[str, bytes | None],
     who: str,
     why: str,
     based_on: int | None,
@@ -208,8 +221,10 @@ def told(item: Item) -> dict[str, Any]:
     return {"value": orjson.Fragment(item.value), "revision": item.revision, "origin": item.origin}
 
 
-def items_answer(revision: int, items: dict[str, Item]) -> Response:
-    return _tagged({"revision": revision, "items": {key: told(item) for key, item in items.items()}}, revision)
+def view_answer(view: View) -> Response:
+    items = {key: told(item) for key, item in view.items.items()}
+    about = {"revision": view.revision, "ordered": view.ordered, "note": view.note}
+    return _tagged({**about, "items": items}, view.revision)
 
 
 def value_of(data: Any) -> bytes:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 
 from graylb.control import operations
 from graylb.control.api.answers import ApplyAnswer, ApplyBody, ConfigAnswer, ConfigBody, OutcomeAnswer
-from graylb.control.api.changes import READ, answers, items_answer, put, value_of
+from graylb.control.api.changes import READ, answers, put, value_of, view_answer
 from graylb.control.api.context import BasedOn, ContextOf, Route, StoreOf, Wait, Who, expected
 from graylb.control.api.failures import STORE, WRITE, json_response
 from graylb.model import documents
@@ -25,8 +25,7 @@ async def config(
     ] = "",
 ) -> Response:
     """Keys in force, whether the document or a command gave them."""
-    revision = (await store.read()).revision  # the older one: a change meanwhile is a Conflict, and not lost
-    return items_answer(revision, await operations.get(store, key))
+    return view_answer(await operations.look(store, key))
 
 
 @router.post("/config", response_model=OutcomeAnswer, responses=WRITE)
@@ -49,7 +48,7 @@ async def export(store: StoreOf) -> Response:
 async def apply(
     body: ApplyBody, context: ContextOf, store: StoreOf, who: Who, based_on: BasedOn, wait: Wait = 0
 ) -> Response:
-    """The services of a document, in one change. Its listeners and the like are no services, and stay where they are."""
+    """The services of a document, in one change. Its listeners and the like are no services, and count for nothing."""
     text = body.document if isinstance(body.document, str) else orjson.dumps(body.document)
     outcomes = await operations.apply(
         store,
@@ -64,5 +63,3 @@ async def apply(
         found: list[dict[str, Any]] = [each.to_data() for each in outcomes]
         return json_response({"outcomes": found, "dry_run": True})
     return json_response({"outcomes": await answers(context, outcomes, who, wait), "dry_run": False})
-
-

@@ -1,4 +1,4 @@
-"""What goes wrong, as answers: a machine-readable word, one message, and where a configuration is at fault each fault."""
+"""What goes wrong, as answers: a machine-readable word, one message, and for a configuration each of its faults."""
 
 from __future__ import annotations
 

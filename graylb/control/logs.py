@@ -58,8 +58,5 @@ def level() -> str:
     return logging.getLevelName(log.level).lower()
 
 
-def set_level(wanted: Level) -> str:
-    """The former one."""
-    before = level()
+def set_level(wanted: Level) -> None:
     log.setLevel(wanted.upper())
-    return before

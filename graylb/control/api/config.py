@@ -52,7 +52,7 @@ async def apply(
     text = body.document if isinstance(body.document, str) else orjson.dumps(body.document)
     outcomes = await operations.apply(
         store,
-        documents.load(text, "document"),
+        documents.load(text, "document", alone=True),
         prune=body.prune,
         who=who,
         why=body.reason,

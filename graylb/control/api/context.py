@@ -41,7 +41,8 @@ class Context:
 
     async def wait(self, revision: int, seconds: float) -> tuple[bool | None, str | None]:
         """Whether every worker has it (None: nobody waited for that), and if not, why."""
-        self.plane.reload()  # rather than when the change is noticed
+        if self.plane.side is None:
+            self.plane.reload()  # rather than when the change of the file is noticed
         if not seconds:
             return None, None
         loop = asyncio.get_running_loop()

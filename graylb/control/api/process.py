@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 
 from fastapi import APIRouter, Response
 
@@ -70,6 +71,9 @@ async def log_level() -> Response:
 @router.put("/log-level", response_model=LogLevel)
 async def set_log_level(body: LogLevel, who: Who) -> Response:
     """Until the next start. At `debug` every request to this API is logged, too."""
-    before = logs.set_level(body.level)
-    log.warning("%s: log level %s, was %s", who, body.level, before)
+    seen, before = log.isEnabledFor(logging.WARNING), logs.level()
+    if not seen:
+        logs.set_level(body.level)
+    log.warning("%s: log level %s, was %s", who, body.level, before)  # by whichever of the two lets it through
+    logs.set_level(body.level)
     return json_response({"level": logs.level()})

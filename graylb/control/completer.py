@@ -49,6 +49,8 @@ class Completer:
     ) -> None:
         self.client, self.prefix = client, prefix + "/"
         self._part, self._remembered = part, remembered
+        self.on_turn: Callable[[Leadership | None], object] | None = None
+        """Called with each term of this node that begins, and with None when it has ended."""
         self._election = Election(client, f"{prefix}/leader", node, ttl=TTL)
         self._pending: Pending = {}
         self._wake = asyncio.Event()
@@ -101,6 +103,8 @@ class Completer:
 
     async def _follow_election(self) -> None:
         async for leadership in self._election:
+            if self.on_turn is not None:
+                self.on_turn(leadership)
             if leadership is not None:
                 log.info("this node leads: it completes splits")
                 self._wake.set()

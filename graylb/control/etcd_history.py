@@ -110,7 +110,7 @@ def shown(found: Mapping[str, list[Kept]]) -> tuple[Record, ...]:
     for kept in found.values():
         newest = kept[::-1][: states.KEEP_CHANGES]
         records += [each.record for each in newest[: states.KEEP_CONTENTS]]
-        records += [_forgotten(each.record) for each in newest[states.KEEP_CONTENTS :]]
+        records += [forgotten(each.record) for each in newest[states.KEEP_CONTENTS :]]
     return tuple(sorted(records, key=lambda each: (-each.revision, each.service)))
 
 
@@ -118,11 +118,12 @@ def to_trim(kept: list[Kept]) -> tuple[list[Kept], list[tuple[Kept, bytes]]]:
     """(records to delete, records with the value that they should have instead)."""
     newest = kept[::-1]
     old = newest[states.KEEP_CONTENTS : states.KEEP_CHANGES]
-    lean = [(each, encode(_forgotten(each.record), revision=True)) for each in old if each.record.known]
+    lean = [(each, encode(forgotten(each.record), revision=True)) for each in old if each.record.known]
     return newest[states.KEEP_CHANGES :], lean
 
 
-def _forgotten(record: Record) -> Record:
+def forgotten(record: Record) -> Record:
+    """Without its values."""
     nothing = dict.fromkeys({*record.before, *record.after})
     return replace(record, before=nothing, after=nothing, known=False)
 

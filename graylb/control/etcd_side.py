@@ -26,6 +26,7 @@ from graylb.control.layers import Layers
 from graylb.control.logs import log
 from graylb.control.nodes import NodeStatus
 from graylb.control.prepare import Applied
+from graylb.control.recorder import Recorder
 from graylb.control.store import Conflict, Store, StoreError
 from graylb.model.documents import Document
 from graylb.model.problems import ConfigError, ConfigErrors
@@ -68,6 +69,7 @@ class EtcdSide:
         self._client: Client | None = None
         self._source: EtcdSource | None = None
         self._completer: Completer | None = None
+        self._recorder: Recorder | None = None
         self._nodes: NodeStatus | None = None
         self._feeding: asyncio.Task[None] | None = None
         self._base: Base | None = None
@@ -93,7 +95,10 @@ class EtcdSide:
             self.layers.seed(self.kept)
             self._saved = self.kept.revision
         self._client = Client(self._options)
-        self._source = await EtcdSource(self._client, self.part.prefix).__aenter__()
+        self._recorder = Recorder(self._client, self.part.prefix, self._document_keys)
+        self._source = EtcdSource(self._client, self.part.prefix)
+        self._source.tell(self._recorder.log.loaded, self._recorder.log.took)
+        await self._source.__aenter__()
         self._feeding = asyncio.create_task(self._feed(self._source, wake))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE
@@ -127,9 +132,12 @@ class EtcdSide:
         """The duties beside following, as tasks of `group`."""
         assert self._client is not None
         self._completer = Completer(self._client, self.part.prefix, self.node, self.layers.part, self.layers.split)
+        assert self._recorder is not None
+        self._completer.on_turn = self._recorder.turn
         self._nodes = NodeStatus(self._client, f"{self.part.prefix}/nodes/{self.node}", self.node_status)
         group.create_task(_attend(self._completer))
         group.create_task(_attend(self._nodes))
+        group.create_task(self._recorder.run())
         group.create_task(self._save())
         group.create_task(self._attended())
         wake()  # files may have changed, and splits may wait for a leader
@@ -198,9 +206,16 @@ class EtcdSide:
         taken, assembly = await asyncio.to_thread(self.layers.copy)
         base = assembly.base
         assert base is not None
+        return Standing(taken, assembly, await self._document_keys(base))
+
+    async def _document_keys(self, base: Base | None = None) -> Mapping[str, bytes]:
+        """base: the present one unless given."""
+        base = base or self._base
+        if base is None:
+            return {}
         if self._own_keys is None or self._own_keys[0] is not base:
             self._own_keys = base, await asyncio.to_thread(document_keys, base)
-        return Standing(taken, assembly, self._own_keys[1])
+        return self._own_keys[1]
 
     def errors(self) -> list[dict[str, Any]]:
         """What is not in force, and why."""
@@ -251,7 +266,7 @@ class EtcdSide:
 
     def _writing(self) -> list[str]:
         """Why this node can neither lead nor tell its status, as far as that is not because etcd is away."""
-        duties = (self._completer, self._nodes)
+        duties = (self._completer, self._nodes, self._recorder)
         found = [str(each.problem) for each in duties if each is not None and each.problem is not None]
         return list(dict.fromkeys(found))
 

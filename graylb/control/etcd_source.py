@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ from graylb.control.etcd.links import Options
 from graylb.control.etcd.mailbox import Changed, Loaded, Lost, Restored
 from graylb.control.etcd.reflector import Reflector
 from graylb.control.etcd.values import KeyValue
+from graylb.control.etcd.watch import Batch
 from graylb.control.logs import log
 from graylb.control.prepare import now
 from graylb.control.sources import Fragment, Health, Update
@@ -59,6 +60,10 @@ class EtcdSource:
         self._error = ""
         self._since = ""
         self._stale = False
+
+    def tell(self, on_load: Callable[[int], object], on_batch: Callable[[Batch], object]) -> None:
+        """Every change by itself, as `Reflector` has it; before this is entered."""
+        self._reflector.on_load, self._reflector.on_batch = on_load, on_batch
 
     async def __aenter__(self) -> Self:
         await self._reflector.__aenter__()

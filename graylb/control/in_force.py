@@ -210,5 +210,5 @@ def good_value(key: str, value: bytes) -> bool:
     """Whether a node that has nothing before would take it."""
     try:
         return keys.decode(key, value).complete
-    except ConfigErrors:
+    except Exception:  # as in `Fragments`: invalid, or beyond us
         return False

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import math
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, Self
@@ -53,6 +53,10 @@ class Reflector:
     def __init__(self, client: Client, prefix: str, *, chance: random.Random | None = None) -> None:
         self.client, self.prefix = client, prefix
         self.counts = Counts()
+        self.on_load: Callable[[int], object] = _nothing
+        """Called with the revision of each full state that is not stale."""
+        self.on_batch: Callable[[Batch], object] = _nothing
+        """Called with every change by itself, which events do not tell."""
         self._mailbox = Mailbox()
         self._backoff = Backoff(BASE, CAP, chance or random.Random())
         self._resume = 0
@@ -140,6 +144,7 @@ class Reflector:
             raise
         self.counts.loads += 1
         self._mailbox.load(listing)
+        self.on_load(listing.revision)
         self._resume = listing.revision + 1
         self._must_list = False
         self._wake.set()
@@ -157,6 +162,7 @@ class Reflector:
             return
         last = batch.changes[-1].revision
         self.counts.changes += len(batch.changes)
+        self.on_batch(batch)
         self._mailbox.change(last, ((change.key, change.now) for change in batch.changes))
         self._resume = last + 1
         self._wake.set()
@@ -174,3 +180,7 @@ class Reflector:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _nothing(_: object) -> None:
+    pass

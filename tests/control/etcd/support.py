@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -40,6 +40,16 @@ async def until(look: Callable[[], T], what: str) -> T:
     try:
         while not (found := look()):  # noqa: ASYNC110 it looks at what tells nobody
             await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        raise AssertionError(f"{what}: not in time") from None
+    return found
+
+
+async def eventually(look: Callable[[], Awaitable[T]], what: str) -> T:
+    """The first true answer of `look`, which asks; `run` bounds the wait."""
+    try:
+        while not (found := await look()):  # noqa: ASYNC110 it looks at what tells nobody
+            await asyncio.sleep(0.02)
     except asyncio.CancelledError:
         raise AssertionError(f"{what}: not in time") from None
     return found

@@ -3,88 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import pytest
 
-from graylb.control.config_store import ConfigStoreError, Conflict, Edit, NotHere
+from graylb.control.config_store import ConfigStoreError, Conflict, NotHere
 from graylb.control.etcd.client import Client
 from graylb.control.etcd_config import EtcdConfigStore
 from graylb.model import documents, keys
 from graylb.model.problems import ConfigErrors
 from graylb.release.slots import Slots
 from tests.control import parts
-from tests.control.etcd import support
 from tests.control.etcd.servers import Cluster
 from tests.control.etcd.support import run
-
-T = TypeVar("T")
-SERVICE = b'{"sticky":[{"header":"x-user-id"}],"stable":"v1"}'
-
-
-def own(prefix: str) -> str:
-    """A prefix as documents name it."""
-    return "/" + "".join(c if c.isalnum() else "-" for c in prefix.strip("/"))
-
-
-class World:
-    """One store on one prefix, and what a person does past it."""
-
-    def __init__(self, store: EtcdConfigStore, client: Client) -> None:
-        self.store, self.client = store, client
-
-    async def past(self, key: str, value: Any) -> int:
-        """A bare put or deletion; its revision."""
-        text = value if isinstance(value, bytes) else orjson.dumps(value)
-        if value is None:
-            await self.client.delete(self.store.prefix + key)
-            return 0
-        return await self.client.put(self.store.prefix + key, text)
-
-    async def edit(self, items: Mapping[str, Any], who: str = "ann", **more: Any) -> int:
-        """On what is in force now unless `based_on` says otherwise."""
-        based_on = more.pop("based_on", None) or (await self.store.read()).revision
-        texts = {
-            key: value if value is None or isinstance(value, bytes) else orjson.dumps(value)
-            for key, value in items.items()
-        }
-        return await self.store.write(
-            Edit(texts, based_on, who, more.pop("why", ""), more.pop("action", "set"), **more)
-        )
-
-    async def get(self, key: str) -> Any:
-        found = await self.client.get(self.store.prefix + key)
-        return None if found is None else json.loads(found.value)
-
-    async def users(self) -> None:
-        """A service of two instances."""
-        for number in (1, 2):
-            await self.past(
-                f"services/users/instances/{number}", {"address": f"127.0.0.1:900{number}", "version": f"v{number}"}
-            )
-        await self.past("services/users/service", SERVICE)
-
-
-@contextlib.asynccontextmanager
-async def opened(
-    etcd: Cluster, folder: Path, prefix: str, services: dict[str, Any] | None = None
-) -> AsyncIterator[World]:
-    document = {**parts.document(x={}), "services": services or {}}
-    document["etcd"] = {"endpoints": list(etcd.endpoints), "prefix": own(prefix)}
-    path = parts.write(folder, document)
-    part = documents.load(path.read_bytes(), str(path)).etcd
-    assert part is not None
-    async with support.client(etcd) as client, EtcdConfigStore.opened(part, path) as store:
-        yield World(store, client)
-
-
-def weights(*shares: float) -> dict[str, float]:
-    return {f"v{number}": share for number, share in enumerate(shares, 1)}
+from tests.control.etcd.worlds import opened, weights
 
 
 def test_a_split_is_completed_written_and_recorded_in_one_revision(etcd: Cluster, tmp_path: Path, prefix: str) -> None:

@@ -1,0 +1,281 @@
+"""The history on a real etcd: what is changed past graylb is recorded too, once, whoever leads and whenever."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from graylb.control import in_force, recorder
+from graylb.control.config_store import Conflict
+from graylb.control.etcd.messages import rpc, stubs
+from graylb.model import keys
+from graylb.model.problems import ConfigErrors
+from tests.control import parts
+from tests.control.etcd import support
+from tests.control.etcd.servers import Cluster
+from tests.control.etcd.support import run
+from tests.control.etcd.worlds import World, alike, left_by, opened, own, proxied, weights
+
+RULE = {"match": {"path": "/x"}, "to": "v2"}
+
+
+def test_what_is_put_past_graylb_is_recorded_once_and_a_bare_split_as_one_change(
+    etcd: Cluster, tmp_path: Path, prefix: str
+) -> None:
+    async def test() -> None:
+        async with proxied(etcd, tmp_path, prefix) as world:
+            await world.users()
+            first = await world.past("services/users/rules/x", RULE)
+            await world.past("services/users/split", weights(95, 5))
+            settings_, rule, split = await world.records(count=3)
+            assert {(each.who, each.action) for each in (settings_, rule, split)} == {("-", "put")}
+            assert (rule.revision, rule.previous) == (first, settings_.revision)
+            assert rule.before == {"services/users/rules/x": None}
+            [(key, value)] = split.after.items()
+            assert keys.decode(key, value or b"").complete
+            assert split.before == {key: None}
+            await world.past("services/users/split", weights(50, 50))
+            *_, second = await world.records(count=4)
+            assert second.before == split.after
+            done = await world.edit({"services/users/split": weights(20, 80)})
+            await world.past("services/users/rules/x", None)
+            records = await world.records(count=6)
+            assert [each.who for each in records] == ["-"] * 4 + ["ann", "-"]
+            assert records[-2].revision == done
+            assert records[-1].after == {"services/users/rules/x": None}
+
+    run(test())
+
+
+def test_what_is_not_valid_is_no_change_and_what_mends_it_is_one(etcd: Cluster, tmp_path: Path, prefix: str) -> None:
+    async def test() -> None:
+        async with proxied(etcd, tmp_path, prefix) as world:
+            await world.past("services/users/rules/x", RULE)
+            await world.past("services/users/rules/x", b"{")
+            await world.past("services/users/rules/x", {**RULE, "to": "v3"})
+            await world.past("services/users/rules/x", {"to": "v3", **RULE, "priority": 0, "fallback": "any"})
+            first, second, third = await world.records(count=3)
+            assert second.before == first.after
+            assert third.before == second.after
+
+    run(test())
+
+
+def test_a_new_leader_catches_up_with_what_happened_while_nobody_led(
+    etcd: Cluster, tmp_path: Path, prefix: str
+) -> None:
+    async def test() -> None:
+        async with opened(etcd, tmp_path, prefix) as world:
+            await world.users()
+            await world.past("services/users/rules/x", RULE)
+            await world.past("services/users/rules/x", None)
+            await world.edit({"services/users/split": weights(95, 5)})
+            for share in (10, 20):
+                await world.edit({"services/users/split": weights(100 - share, share)}, "bob")
+            await world.past("services/users/rules/y", RULE)
+        async with proxied(etcd, tmp_path, prefix) as world:
+            records = await world.records(count=7)
+            assert [each.who for each in records] == ["-", "-", "-", "ann", "bob", "bob", "-"]
+            left_by(records)
+        async with opened(etcd, tmp_path, prefix) as world:
+            await world.past("services/users/rules/y", {**RULE, "to": "v1"})
+            await world.past("services/users/split", weights(50, 50))
+        for number, node in enumerate(("b", "a", "c")):  # each reads the same past
+            async with proxied(etcd, tmp_path, prefix, node=node) as world:
+                await world.past("services/users/lists/now", [node])
+                records = await world.records(count=10 + number)
+                assert len(records) == 10 + number
+                left_by(records)
+
+    run(test())
+
+
+def test_what_etcd_has_forgotten_is_recorded_as_one_change_of_each_service(
+    etcd: Cluster, tmp_path: Path, prefix: str
+) -> None:
+    async def test() -> None:
+        async with proxied(etcd, tmp_path, prefix) as world:
+            await world.users()
+            await world.past("services/users/rules/x", RULE)
+            await world.past("services/users/rules/gone", RULE)
+            await world.past("services/users/split", weights(95, 5))
+            before = await world.records(count=4)
+        async with opened(etcd, tmp_path, prefix) as world:
+            await world.past("services/users/rules/gone", None)
+            await world.past("services/users/rules/x", {**RULE, "to": "v1"})
+            await world.edit({"services/users/lists/staff": ["ann"]})
+            await world.past("services/users/rules/y", RULE)
+            await world.past("services/orders/service", {"hosts": ["orders"], "stable": "v1"})
+            last = await world.past("services/users/rules/x", {**RULE, "to": "v2", "priority": 7})
+            compact(etcd, last)
+        async with proxied(etcd, tmp_path, prefix) as world:
+            await world.records("orders", 1)
+            records = await world.records(count=6)
+            assert [each.who for each in records[4:]] == ["ann", "-"]
+            newest = records[-1]
+            assert newest.revision == last
+            rules = [f"services/users/rules/{name}" for name in ("gone", "x", "y")]
+            assert sorted(newest.after) == rules
+            assert newest.after[rules[0]] is None
+            assert newest.before[rules[1]] == before[1].after[rules[1]]
+            assert newest.before[rules[2]] is None
+            left_by(records)
+
+    run(test())
+
+
+def compact(etcd: Cluster, revision: int) -> None:
+    with etcd.nodes[0].channel() as channel:
+        stubs.KVStub(channel).Compact(rpc.CompactionRequest(revision=revision, physical=True))
+
+
+def test_the_leader_keeps_the_history_in_its_bounds(
+    etcd: Cluster, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graylb.control.state.KEEP_CONTENTS", 3)
+    monkeypatch.setattr("graylb.control.state.KEEP_CHANGES", 5)
+    monkeypatch.setattr(recorder, "TRIM_EVERY", 2)
+
+    async def test() -> None:
+        async with proxied(etcd, tmp_path, prefix) as world:
+            await world.users()
+            await world.records(count=1)
+            revisions = [await world.edit({"services/users/split": weights(100 - n, n)}) for n in range(1, 20)]
+            root = world.store.prefix + "history/users/"
+
+            async def values() -> list[bytes]:
+                return [each.value for each in (await world.client.list(root)).items.values()]
+
+            async def look() -> bool:
+                found = await values()
+                return len(found) <= 6 and sum(b'"known":false' not in value for value in found) <= 4
+
+            await support.eventually(look, "trimmed")
+            records = await world.records()
+            assert [each.revision for each in records] == revisions[-5:]
+            assert [each.previous for each in records] == revisions[-6:-1]
+            assert [each.known for each in records] == [False] * 2 + [True] * 3
+
+    run(test())
+
+
+def test_a_put_uncovers_and_covers_what_the_document_says(etcd: Cluster, tmp_path: Path, prefix: str) -> None:
+    async def test() -> None:
+        async with proxied(etcd, tmp_path, prefix, {"users": parts.users()}) as world:
+            key = "services/users/split"
+            of_file = (await world.store.read()).items[key].value
+            await world.past(key, weights(50, 50))
+            [first] = await world.records(count=1)
+            assert first.before == {key: of_file}
+            await world.past(key, None)
+            *_, second = await world.records(count=2)
+            assert second.after == {key: of_file}
+            assert second.before == first.after
+
+    run(test())
+
+
+def test_a_proxys_own_store_shows_what_it_has_written_and_tells_of_others(
+    etcd: Cluster, tmp_path: Path, prefix: str
+) -> None:
+    async def test() -> None:
+        async with proxied(etcd, tmp_path, prefix) as world, opened(etcd, tmp_path, prefix) as other:
+            await world.users()
+            await world.records(count=1)
+            for share in range(1, 6):
+                revision = await world.edit({"services/users/split": weights(100 - share, share)})
+                view = await world.store.read()
+                assert view.items["services/users/split"].revision == revision
+                assert (await other.store.read()).items == view.items
+            based_on = (await other.store.read()).revision
+            revision = await other.edit({"services/users/split": weights(1, 1)}, "bob")
+            with pytest.raises(Conflict, match=f"bob set services/users/split in revision {revision}"):
+                await world.edit({"services/users/split": weights(3, 1)}, based_on=based_on)
+            # what a proxy has not heard of yet is not held against who has
+            await world.edit({"services/users/split": weights(3, 1)}, based_on=revision)
+            with pytest.raises(ConfigErrors, match=r"\$\.match\.pth"):
+                await world.edit({"services/users/rules/x": {"match": {"pth": "/"}, "to": "v1"}})
+            assert [each["node"] for each in await world.store.nodes()] == ["a"]
+
+    run(test())
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(["past", "edit"]),
+            st.sampled_from(["split", "rules/x", "rules/y", "lists/staff"]),
+            st.integers(0, 3),
+        ),
+        st.tuples(st.just("leader"), st.just(""), st.just(0)),
+    ),
+    min_size=3,
+    max_size=14,
+)
+VALUES: dict[str, list[Any]] = {
+    "split": [None, weights(9, 1), weights(1, 1), {"v1": -1}],
+    "rules/x": [None, RULE, {"match": {}, "split": {"v1": 1, "v2": 1}}, b"{"],
+    "rules/y": [None, RULE, {"match": {"path": "/y"}, "split": {"v1": 2, "v2": 1}}, {"match": {}, "to": "v1"}],
+    "lists/staff": [None, ["ann"], ["ann", "bob"], [7]],
+}
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+def test_any_interleaving_gives_a_history_that_replays_to_what_is_in_force(
+    etcd: Cluster, tmp_path: Path, prefix: str, steps: list[tuple[str, str, int]]
+) -> None:
+    async def test() -> None:
+        async with opened(etcd, tmp_path, prefix) as world:
+            await world.client.delete(own(prefix) + "/", prefix=True)
+            await world.users()
+            terms = " ".join(what for what, _, _ in steps).split("leader")
+            left = iter(step for step in steps if step[0] != "leader")
+            for number, term in enumerate(terms):  # every other time nobody leads
+                leader = proxied(etcd, tmp_path, prefix) if number % 2 == 0 else contextlib.nullcontext()
+                async with leader:
+                    for _ in term.split():
+                        what, name, chosen = next(left)
+                        key, value = f"services/users/{name}", VALUES[name][chosen]
+                        if what == "past":
+                            await world.past(key, value)
+                        else:
+                            with contextlib.suppress(Conflict, ConfigErrors):
+                                await world.edit({key: value})
+            async with proxied(etcd, tmp_path, prefix):
+                await settled(world)
+
+    run(test())
+
+
+async def settled(world: World) -> None:
+    """Until the history replays to what is in force."""
+    problem: object = None
+
+    async def look() -> bool:
+        nonlocal problem
+        problem = await mismatch(world)
+        return problem is None
+
+    try:
+        await support.eventually(look, "the history")
+    except AssertionError:
+        raise AssertionError(problem) from None
+
+
+async def mismatch(world: World) -> object:
+    records = await world.records()
+    assert len({each.revision for each in records}) == len(records)
+    view = await world.store.read()
+    there = {key: item.value for key, item in view.items.items() if in_force.recorded(key)}
+    try:
+        left = {key: value for key, value in left_by(records).items() if value is not None}
+    except AssertionError as error:  # what lies between is not recorded yet
+        return error
+    good = left.keys() == there.keys() and all(alike(key, left[key], there[key]) for key in left)
+    return None if good else (left, there)

@@ -55,7 +55,6 @@ class EtcdConfigStore:
         self.client, self.prefix = client, part.prefix + "/"
         self._standing_at, self._own = standing, own
         self._seen = 0
-        self._backoff = Backoff(0.05, 1.0, random.Random())
 
     @classmethod
     def opened(
@@ -171,7 +170,7 @@ class EtcdConfigStore:
         writes: list[Operation] = [*plan.writes(self.prefix), *(Put(key, value) for key, value in records.items())]
         loop = asyncio.get_running_loop()
         end, lost = loop.time() + PATIENCE, False
-        self._backoff.reset()
+        backoff = Backoff(0.05, 1.0, random.Random())
         while True:
             try:
                 done = await self.client.txn(compares, writes, [Get(proof)])
@@ -182,7 +181,7 @@ class EtcdConfigStore:
                     raise self._untold(error, proof, lost) from error
             except EtcdError as error:
                 raise self._untold(error, proof, lost) from error
-            await asyncio.sleep(self._backoff.next())
+            await asyncio.sleep(backoff.next())
 
     def _untold(self, error: EtcdError, proof: str, lost: bool) -> ConfigStoreError:
         if lost:

@@ -80,6 +80,7 @@ class EtcdSide:
         self._applied: Applied | None = None
         self._own_keys: tuple[Base, Mapping[str, bytes]] | None = None
         self._took = asyncio.Event()
+        self._config_store: EtcdConfigStore | None = None
 
     @property
     def moved(self) -> bool:
@@ -189,9 +190,14 @@ class EtcdSide:
         return applied, self.errors()
 
     def config_store(self) -> EtcdConfigStore:
-        """What people change, over this proxy's client and what it has in force. After `start`."""
+        """What people change, over this proxy's client and what it has in force. After `start`.
+
+        It is one for all who ask: who reads after somebody's write sees it.
+        """
         assert self._client is not None
-        return EtcdConfigStore(self._client, self.part, self.standing)
+        if self._config_store is None:
+            self._config_store = EtcdConfigStore(self._client, self.part, self.standing)
+        return self._config_store
 
     async def standing(self, revision: int) -> Standing:
         """A copy of what is in force, as of that revision or later. Raises Unavailable when it does not come."""

@@ -97,6 +97,29 @@ def test_an_instance_goes_with_its_lease(tmp_path: Path, cluster: Cluster, two: 
         assert set(etcds.versions(proxy, 10).values()) == {"v1"}
 
 
+def test_an_instance_goes_when_nobody_keeps_its_lease(tmp_path: Path, cluster: Cluster, two: list[Upstream]) -> None:
+    with etcds.keys(cluster) as keys, etcds.nodes(tmp_path, cluster, "a") as (proxy,):
+        one, other = two
+        keys.put("users/instances/one", {"address": one.address, "version": "v1"})
+        lease = keys.store.lease(2)
+        keys.put("users/instances/two", {"address": other.address, "version": "v1"}, lease=lease)
+        gone = keys.revision("users/instances/two")
+        etcds.applied(proxy, revision=gone)
+        until(lambda: proxy.call("/services")[0]["instances"] == 1, "its time is over")
+        assert proxy.status()["etcd"]["applied"] > gone
+        assert set(etcds.versions(proxy, 10).values()) == {"v1"}
+        assert one.name in {answer_of(proxy) for _ in range(4)}
+        assert other.name not in {answer_of(proxy) for _ in range(4)}
+
+
+def answer_of(proxy: Proxy) -> str | None:
+    """Which upstream answers."""
+    client = proxy.client()
+    answer = client.ask()
+    client.close()
+    return answer.get("x-upstream")
+
+
 def test_etcd_killed_under_load_and_graylb_restarted_meanwhile(
     tmp_path: Path, cluster: Cluster, two: list[Upstream]
 ) -> None:

@@ -102,8 +102,7 @@ def test_an_instance_goes_when_nobody_keeps_its_lease(tmp_path: Path, cluster: C
         one, other = two
         keys.put("users/instances/one", {"address": one.address, "version": "v1"})
         lease = keys.store.lease(2)
-        keys.put("users/instances/two", {"address": other.address, "version": "v1"}, lease=lease)
-        gone = keys.revision("users/instances/two")
+        gone = keys.put("users/instances/two", {"address": other.address, "version": "v1"}, lease=lease)
         etcds.applied(proxy, revision=gone)
         until(lambda: proxy.call("/services")[0]["instances"] == 1, "its time is over")
         assert proxy.status()["etcd"]["applied"] > gone

@@ -456,7 +456,7 @@ class Supervisor:
             "pin_workers": (then.pin_workers, now.pin_workers, None),
         }
         changed = [name for name, (before, after, option) in pairs.items() if before != after and not option]
-        return [*changed, *(["etcd"] if self.plane.side is not None and self.plane.side.moved else [])]
+        return [*changed, *(self.plane.side.moved if self.plane.side is not None else [])]
 
     def _write_ports_file(self) -> None:
         """{"listeners": [address], "admin": address, "pid": int, "workers": [pid], "revision": int}."""

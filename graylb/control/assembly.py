@@ -1,8 +1,8 @@
 """The document and the keys of other sources, made one: service by service, each only when something of it changed.
 
 Part by part a key wins over the document: settings, split, each rule and each list by name. Instances are united; of
-two with one address that of a key counts, and of two keys the newer one. A service that does not fit together stays as
-it was, and the errors name the keys. No I/O.
+two with one address that of a key counts, and of two keys the newer one; what registries have comes last. A service
+that does not fit together stays as it was, and the errors name the keys. No I/O.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Final
 from pydantic_core import PydanticCustomError
 
 from graylb.control.fragments import Fragments, Good, copied
+from graylb.control.registered import Registries
 from graylb.control.state import SERVICE_SPLIT, StoredSplit
-from graylb.model import build, keys, presets, references, routes
+from graylb.model import build, keys, presets, references, routes, values
 from graylb.model.documents import Document
 from graylb.model.problems import ConfigError, ConfigErrors, json_path, shown
 from graylb.model.routes import RoutePart
@@ -79,8 +80,9 @@ Services = Mapping[str, _Assembled]
 class Assembly:
     """Use: `update`, then `snapshot`. `problems`: service -> why its newest parts are not in force; "" for routes."""
 
-    def __init__(self, fragments: Fragments) -> None:
+    def __init__(self, fragments: Fragments, registries: Registries | None = None) -> None:
         self.fragments = fragments
+        self.registries = registries or Registries()
         self.problems: dict[str, tuple[ConfigError, ...]] = {}
         self._base: Base | None = None
         self._services: dict[str, _Assembled] = {}
@@ -95,9 +97,9 @@ class Assembly:
 
     def copy(self, fragments: Fragments) -> Assembly:
         """To try changes on, over a copy of the fragments."""
-        made = Assembly(fragments)
+        made = Assembly(fragments, self.registries.copy())
         for name, value in vars(self).items():
-            if name != "fragments":
+            if name not in ("fragments", "registries"):
                 setattr(made, name, copied(value))
         return made
 
@@ -112,7 +114,8 @@ class Assembly:
             self._waiting.setdefault(name, set()).update(parts - {"rollout"})
         work = {name: set(parts) for name, parts in self._waiting.items() if parts}
         if fresh:
-            work = {name: set(PARTS) for name in (*base.document.services, *self.fragments.services, *self._services)}
+            others = (*self.fragments.services, *self.registries.services)
+            work = {name: set(PARTS) for name in (*base.document.services, *others, *self._services)}
         if not work and not fresh:
             return False
         built, failed = self._build(base, work, fresh)
@@ -143,13 +146,13 @@ class Assembly:
         failed: dict[str, tuple[ConfigError, ...]] = {}
         for name, parts in work.items():
             goods = self._goods(name)
-            if not goods and name not in base.document.services:
+            if not goods and name not in base.document.services and not self._invited(name):
                 built[name] = None
                 continue
             try:
                 made = self._assemble(base, name, goods, parts, fresh)
             except PydanticCustomError:  # of a sidecar's: the name is none of a host
-                key = self.fragments.prefix + keys.suffix_of(name, "service")
+                key = self.registries.place(name) or self.fragments.prefix + keys.suffix_of(name, "service")
                 expected = "hosts for this service, as its name is none that callers could use"
                 failed[name] = (ConfigError(key, 1, 1, "$", message="no hosts", expected=expected),)
                 continue
@@ -159,6 +162,10 @@ class Assembly:
             else:
                 built[name] = made
         return built, failed
+
+    def _invited(self, service: str) -> bool:
+        """Whether it is there because a registry has instances of it."""
+        return self.registries.invited(service) and self.registries.has(service)
 
     def _goods(self, service: str) -> Mapping[str, Good]:
         """All of a service but its rollout. There can be very many, so they are only copied where they must be."""
@@ -175,7 +182,7 @@ class Assembly:
             else {each.address: (each, build.build_instance(each)) for each in (file.instances if file else ())}
         )
         settings = goods.get(keys.suffix_of(name, "service"))
-        start: ServicePart = settings.entry.value if settings else file or ServicePart()
+        start: ServicePart = settings.entry.value if settings else file or self._unwritten(base, name)
         changes: dict[str, Any] = {}
         splits = dict(base.splits.get(name, {}))
         split = goods.get(keys.suffix_of(name, "split"))
@@ -195,7 +202,7 @@ class Assembly:
         if old is not None and "instances" not in parts:
             changes["instances"], instances = old.part.instances, old.instances
         else:
-            pairs = _united(own_instances, self.fragments.members.get(name, {}))
+            pairs = _united(own_instances, self.fragments.members.get(name, {}), self.registries.instances(name))
             changes["instances"] = tuple(map(itemgetter(0), pairs))
             instances = tuple(map(itemgetter(1), pairs))
         part = start.model_copy(
@@ -208,6 +215,14 @@ class Assembly:
         if before is not None and before.service == service:
             service = before.service  # the very same, so that nothing of it is compiled again
         return _Assembled(part, rules, instances, own_instances, service)
+
+    def _unwritten(self, base: Base, name: str) -> ServicePart:
+        """The settings of a service that has none anywhere. One that a registry may bring answers to its name."""
+        if base.sidecar is not None or not self.registries.invited(name):
+            return ServicePart()
+        if any(route.service == name for route in base.document.routes):
+            return ServicePart()
+        return ServicePart(hosts=(values.host_name(name),))
 
     def _check(
         self, base: Base, name: str, part: ServicePart, goods: Mapping[str, Good], parts: set[str]
@@ -362,11 +377,15 @@ def _between(base: Base, services: Services) -> list[ConfigError]:
 
 
 def _united(
-    own: Mapping[str, tuple[InstancePart, Instance]], members: Mapping[str, Good]
+    own: Mapping[str, tuple[InstancePart, Instance]],
+    members: Mapping[str, Good],
+    registered: Mapping[str, tuple[InstancePart, Instance]],
 ) -> list[tuple[InstancePart, Instance]]:
-    """One for each address: first the document's in their order, then the keys' by name."""
+    """One for each address: first the document's in their order, then the keys' by name, then those of registries."""
     found = dict(own)
     found.update(_of_keys(members))
+    if registered:
+        found |= {address: pair for address, pair in registered.items() if address not in found}
     return list(found.values())
 
 

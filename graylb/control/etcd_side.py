@@ -1,6 +1,7 @@
-"""All that a proxy has to do with its etcd: follow it, complete splits, say how it fares, remember what was good.
+"""All that a proxy has to do with etcd: follow its own keys and registries, complete splits, say how it fares, remember
+what was good.
 
-Loaded only where a document names an etcd, for gRPC is large.
+Loaded only where a document names an etcd or registries, for gRPC is large.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ from graylb.control import state as states
 from graylb.control.assembly import Base, base_of
 from graylb.control.completer import Completer
 from graylb.control.etcd.client import Client
-from graylb.control.etcd.errors import EtcdError, Unavailable
+from graylb.control.etcd.errors import Unavailable
 from graylb.control.etcd_config import EtcdConfigStore
 from graylb.control.etcd_source import EtcdSource, options_of
 from graylb.control.in_force import Standing, document_keys
@@ -27,7 +28,11 @@ from graylb.control.logs import log
 from graylb.control.nodes import NodeStatus
 from graylb.control.prepare import Applied
 from graylb.control.recorder import Recorder
+from graylb.control.registry_sources import FAREWELL, RegistrySources, within
+from graylb.control.sources import Update
 from graylb.control.store import Conflict, Store, StoreError
+from graylb.model import keys
+from graylb.model.discovery import RegistryPart
 from graylb.model.documents import Document
 from graylb.model.problems import ConfigError, ConfigErrors
 from graylb.model.settings import EtcdPart
@@ -43,8 +48,6 @@ SLOW: Final = 5.0
 PATIENCE: Final = 30.0
 """Seconds that a start waits for etcd when there is nothing to serve without it."""
 SAVE_EVERY: Final = 1.0
-FAREWELL: Final = 1.0
-"""Seconds for taking leave of etcd."""
 
 
 class NothingToServe(Exception):
@@ -54,18 +57,19 @@ class NothingToServe(Exception):
 class EtcdSide:
     """`newest` is what the plane asks for; the rest goes on by itself after `begin`."""
 
-    def __init__(self, part: EtcdPart, document: Path, store: Store) -> None:
-        """Raises ValueError for settings that cannot be."""
+    def __init__(self, part: EtcdPart | None, registries: Sequence[RegistryPart], document: Path, store: Store) -> None:
+        """part: of our own keys, if the document has any. Raises ValueError for settings that cannot be."""
         self.part = part
-        self.node = part.node or socket.gethostname()
+        self.registries = RegistrySources(registries, part, document.parent)
+        self.node = (part.node if part is not None else None) or socket.gethostname()
         self.look_at_files = True
         self.kept: Kept | None = None
         """What was found on disk."""
         self.served_kept = False
         self._document, self._store = document, store
-        self._options = options_of(part, document.parent)
+        self._options = options_of(part, document.parent) if part is not None else None
         self.last_good = LastGood(store.path.with_name(store.path.name.removesuffix(".json") + ".etcd"))
-        self.layers = Layers(part.prefix + "/")
+        self.layers = Layers(f"{part.prefix}/" if part is not None else "", self.registries.registries)
         self._client: Client | None = None
         self._source: EtcdSource | None = None
         self._completer: Completer | None = None
@@ -76,16 +80,31 @@ class EtcdSide:
         self._made_of: tuple[Document, State] | None = None
         self._file_errors: list[dict[str, Any]] = []
         self._saved = -1
+        self._stamp: tuple[int, ...] = ()
         self._to_save = asyncio.Event()
         self._applied: Applied | None = None
         self._own_keys: tuple[Base, Mapping[str, bytes]] | None = None
         self._took = asyncio.Event()
         self._config_store: EtcdConfigStore | None = None
+        self._closed = False
 
     @property
-    def moved(self) -> bool:
-        """Whether the document names another etcd by now."""
-        return self._made_of is not None and self._made_of[0].etcd != self.part
+    def moved(self) -> list[str]:
+        """What of these the document has otherwise by now."""
+        if self._made_of is None:
+            return []
+        now = self._made_of[0]
+        pairs = {"etcd": (now.etcd, self.part), "registries": (now.registries, self.registries.parts)}
+        return [name for name, (wanted, followed) in pairs.items() if wanted != followed]
+
+    @property
+    def known(self) -> bool:
+        """Whether everything that is followed has said what it has."""
+        return all(each.known.is_set() for each in self._sources)
+
+    @property
+    def _sources(self) -> list[EtcdSource]:
+        return [*([self._source] if self._source is not None else []), *self.registries.sources]
 
     async def start(self, document: Document, wake: Callable[[], object]) -> Applied:
         """What to serve first; wake: called when `newest` has something to say. Raises NothingToServe, ConfigErrors."""
@@ -94,13 +113,20 @@ class EtcdSide:
             log.warning("%s", self.last_good.problem)
         if self.kept is not None:
             self.layers.seed(self.kept)
-            self._saved = self.kept.revision
-        self._client = Client(self._options)
-        self._recorder = Recorder(self._client, self.part.prefix, self._document_keys)
-        self._source = EtcdSource(self._client, self.part.prefix)
-        self._source.tell(self._recorder.log.loaded, self._recorder.log.took)
-        await self._source.__aenter__()
-        self._feeding = asyncio.create_task(self._feed(self._source, wake))
+            self._saved, self._stamp = self.kept.revision, self.layers.stamp
+        if self.part is not None and self._options is not None:
+            self._client = Client(self._options)
+            self._recorder = Recorder(self._client, self.part.prefix, self._document_keys)
+            self._source = EtcdSource(self._client, f"{self.part.prefix}/", keys.ROOT)
+            self._source.tell(self._recorder.log.loaded, self._recorder.log.took)
+            await self._source.__aenter__()
+            self._feeding = asyncio.create_task(self._feed(self._source, wake))
+
+        def offer(index: int, update: Update) -> None:
+            self.layers.offer_registered(index, update)
+            wake()
+
+        await self.registries.start(self._client, offer)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE
         await self._wait(loop.time() + (HASTE if self.kept is not None else SLOW), heard=True)
@@ -109,13 +135,10 @@ class EtcdSide:
             return document
 
         applied, _ = await self.newest(read, None)
-        while (
-            not self._source.known.is_set()
-            and self.kept is None
-            and (self.part.required or not applied.snapshot.services)
-        ):
+        while self._must_wait(applied):
             if loop.time() >= deadline:
-                error = self._source.health().error or "no answer"
+                errors = [each.health().error for each in self._sources if not each.known.is_set()]
+                error = next(filter(None, errors), "no answer")
                 why = "etcd is required" if applied.snapshot.services else "the document alone has no working service"
                 raise NothingToServe(
                     f"nothing to serve: {error}; there is no last good configuration at {self.last_good.path}, and "
@@ -123,41 +146,44 @@ class EtcdSide:
                 )
             await self._wait(deadline, heard=False)
             applied, _ = await self.newest(read, applied)
-        if not self._source.known.is_set():
+        if not self.known:
             self.served_kept = self.kept is not None
             what = f"the last good configuration, of {self.kept.at}" if self.kept else "the document alone"
-            log.warning("etcd cannot be reached: starting with %s", what)
+            away = dict.fromkeys(each.name for each in self._sources if not each.known.is_set())
+            log.warning("%s cannot be reached: starting with %s", ", ".join(away), what)
         return applied
 
     def begin(self, group: asyncio.TaskGroup, wake: Callable[[], object]) -> None:
         """The duties beside following, as tasks of `group`."""
-        assert self._client is not None
-        self._completer = Completer(self._client, self.part.prefix, self.node, self.layers.part, self.layers.split)
-        assert self._recorder is not None
-        self._completer.on_turn = self._recorder.turn
-        self._nodes = NodeStatus(self._client, f"{self.part.prefix}/nodes/{self.node}", self.node_status)
-        group.create_task(_attend(self._completer))
-        group.create_task(_attend(self._nodes))
-        group.create_task(self._recorder.run())
+        if self.part is not None and self._client is not None and self._recorder is not None:
+            self._completer = Completer(self._client, self.part.prefix, self.node, self.layers.part, self.layers.split)
+            self._completer.on_turn = self._recorder.turn
+            self._nodes = NodeStatus(self._client, f"{self.part.prefix}/nodes/{self.node}", self.node_status)
+            group.create_task(_attend(self._completer))
+            group.create_task(_attend(self._nodes))
+            group.create_task(self._recorder.run())
         group.create_task(self._save())
+        group.create_task(self.registries.attended())
         group.create_task(self._attended())
         wake()  # files may have changed, and splits may wait for a leader
 
     async def close(self) -> None:
         """Once `begin`'s tasks have ended, or before; a second time does nothing."""
-        if self._client is None:
+        if self._closed:
             return
+        self._closed = True
         if self._feeding is not None:
             self._feeding.cancel()
             await asyncio.gather(self._feeding, return_exceptions=True)
-        if self._applied is not None and self._saved != self.layers.fragments.revision:
+        if self._applied is not None and self._stamp != self.layers.stamp:
             await asyncio.to_thread(self.last_good.write, self.layers.kept(self._applied.at))
+        await self.registries.close()
         leaving = [each.__aexit__() for each in (self._completer, self._nodes, self._source) if each is not None]
         self._completer = self._nodes = self._feeding = None
-        await asyncio.gather(*(_within(FAREWELL, each) for each in leaving))
+        await asyncio.gather(*(within(FAREWELL, each) for each in leaving))
         if self._client is not None:
             client, self._client = self._client, None
-            await _within(FAREWELL, client.close())
+            await within(FAREWELL, client.close())
 
     async def newest(
         self, read: Callable[[], Awaitable[Document]], last: Applied | None
@@ -190,11 +216,12 @@ class EtcdSide:
         return applied, self.errors()
 
     def config_store(self) -> EtcdConfigStore:
-        """What people change, over this proxy's client and what it has in force. After `start`.
+        """What people change, over this proxy's client and what it has in force. After `start`; not without `part`.
 
         It is one for all who ask: who reads after somebody's write sees it.
         """
         assert self._client is not None
+        assert self.part is not None
         if self._config_store is None:
             self._config_store = EtcdConfigStore(self._client, self.part, self.standing)
         return self._config_store
@@ -231,12 +258,17 @@ class EtcdSide:
         """It is in force."""
         self._applied = applied
         self._to_save.set()
-        if self._source is not None and self._source.known.is_set():
+        if self.known:
             self.served_kept = False
 
-    def status(self) -> dict[str, Any]:
-        """Of etcd as seen from here."""
-        assert self._source is not None
+    def registry_status(self) -> list[dict[str, Any]]:
+        """Of each registry as seen from here."""
+        return self.registries.status(self.layers.report.registries)
+
+    def status(self) -> dict[str, Any] | None:
+        """Of our own etcd as seen from here, if there is one."""
+        if self._source is None or self.part is None:
+            return None
         health, report = self._source.health(), self.layers.report
         return {
             "connected": health.connected,
@@ -248,7 +280,7 @@ class EtcdSide:
             "leader": self._completer.leader if self._completer is not None else None,
             "problems_writing": self._writing(),
             "seen": self.layers.seen,
-            "applied": self.layers.fragments.revision,
+            "applied": self.layers.revision,
             "lag": self._lag(),
             "refused": [
                 {
@@ -302,6 +334,15 @@ class EtcdSide:
             "problems": [str(each) for each in report.problems[:100]],
             "pending": list(report.pending[:100]),
             "held": report.held,
+            "registries": [
+                {
+                    "name": each.name,
+                    "instances": each.instances,
+                    "held": each.held,
+                    "refused": [str(error["text"]) for error in each.errors()][:10],
+                }
+                for each in report.registries
+            ],
         }
 
     def _lag(self) -> float:
@@ -311,9 +352,8 @@ class EtcdSide:
 
     def _must_wait(self, applied: Applied) -> bool:
         """Whether there is nothing to start with as long as etcd cannot be reached."""
-        assert self._source is not None
-        unable = self.part.required or not applied.snapshot.services
-        return unable and self.kept is None and not self._source.known.is_set()
+        required = self.part is not None and self.part.required
+        return (required or not applied.snapshot.services) and self.kept is None and not self.known
 
     async def _make_base(self, document: Document) -> None:
         state = await asyncio.to_thread(self._store.read)
@@ -361,20 +401,20 @@ class EtcdSide:
                 self._feeding.result()
 
     async def _wait(self, deadline: float, *, heard: bool) -> None:
-        """Until etcd's keys are there; with `heard`, or until it is known that they cannot be had."""
-        assert self._source is not None
+        """Until all keys are there; with `heard`, or until it is known that they cannot be had."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                await (self._source.heard if heard else self._source.known).wait()
+                for each in self._sources:
+                    await (each.heard if heard else each.known).wait()
 
     async def _save(self) -> None:
         while True:
             await self._to_save.wait()
             self._to_save.clear()
-            revision = self.layers.fragments.revision
-            if self._applied is not None and self._source is not None and revision != self._saved:
+            stamp = self.layers.stamp
+            if self._applied is not None and stamp != self._stamp:
                 await asyncio.to_thread(self.last_good.write, self.layers.kept(self._applied.at))
-                self._saved = revision
+                self._saved, self._stamp = self.layers.fragments.revision, stamp
                 if self.last_good.problem:
                     log.warning("%s", self.last_good.problem)
                 await asyncio.sleep(SAVE_EVERY)
@@ -384,10 +424,3 @@ async def _attend(duty: Completer | NodeStatus) -> None:
     """It is left in `EtcdSide.close`, which can be later than the end of this."""
     await duty.__aenter__()
     await duty.run()
-
-
-async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
-    """An etcd that does not answer holds nobody up."""
-    with contextlib.suppress(TimeoutError, EtcdError):
-        async with asyncio.timeout(seconds):
-            await work

@@ -16,11 +16,10 @@ from graylb.control.etcd.watch import Batch
 from graylb.control.logs import log
 from graylb.control.prepare import now
 from graylb.control.sources import Fragment, Health, Update
-from graylb.model import keys
-from graylb.model.settings import EtcdPart
+from graylb.model.settings import EtcdServersPart
 
 
-def options_of(part: EtcdPart, folder: Path) -> Options:
+def options_of(part: EtcdServersPart, folder: Path) -> Options:
     """Raises ValueError, also for files that cannot be read. folder: of the document."""
 
     def path(name: str | None) -> Path | None:
@@ -47,16 +46,19 @@ def options_of(part: EtcdPart, folder: Path) -> Options:
 
 
 class EtcdSource:
-    """Use: `async with EtcdSource(client, prefix) as source: async for update in source.updates(): …`."""
+    """Use: `async with EtcdSource(client, prefix, below) as source: async for update in source.updates(): …`.
 
-    def __init__(self, client: Client, prefix: str) -> None:
+    prefix: what fragments' keys lack; below: what these all begin with. name: in messages.
+    """
+
+    def __init__(self, client: Client, prefix: str, below: str = "", *, name: str = "etcd") -> None:
         self.client = client
-        self.prefix = prefix + "/"
+        self.prefix, self.name = prefix, name
         self.heard = asyncio.Event()
         """Set once etcd has answered, or is known not to."""
         self.known = asyncio.Event()
         """Set once etcd's keys are known, be it through a member without quorum."""
-        self._reflector = Reflector(client, self.prefix + keys.ROOT)
+        self._reflector = Reflector(client, prefix + below)
         self._error = ""
         self._since = ""
         self._stale = False
@@ -77,16 +79,16 @@ class EtcdSource:
             match event:
                 case Loaded():
                     if event.cluster_changed:
-                        log.warning("etcd: another store than before, with %d keys", len(event.items))
+                        log.warning("%s: another store than before, with %d keys", self.name, len(event.items))
                     self._stale = event.stale
                     yield Update(event.revision, self._fragments(event.items), whole=True, stale=event.stale)
                 case Changed():
                     yield Update(event.revision, self._fragments(event.changes))
                 case Lost():
                     self._error, self._since = str(event.error), now()
-                    log.warning("etcd cannot be followed; what was good last stays: %s", self._error)
+                    log.warning("%s cannot be followed; what was good last stays: %s", self.name, self._error)
                 case Restored():
-                    log.info("etcd is being followed again")
+                    log.info("%s is being followed again", self.name)
                     self._error = self._since = ""
             if not isinstance(event, Lost):
                 self.known.set()
@@ -96,7 +98,7 @@ class EtcdSource:
         """connected: what etcd has is known here."""
         more: dict[str, Any] = {"endpoints": list(self.client.options.endpoints), "stale": self._stale}
         connected = self.known.is_set() and not self._error
-        return Health("etcd", connected, self._reflector.revision, self._error, self._since, more)
+        return Health(self.name, connected, self._reflector.revision, self._error, self._since, more)
 
     def _fragments(self, items: Mapping[str, KeyValue | None]) -> dict[str, Fragment | None]:
         cut = len(self.prefix)

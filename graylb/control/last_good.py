@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +18,13 @@ FORMAT: Final = "graylb-last-good-1"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """revision: of the source. at: ISO 8601, when it was in force."""
+    """revision: of the source. at: ISO 8601, when it was in force. registries: identity -> (revision, fragments)."""
 
     prefix: str
     revision: int
     at: str
     fragments: tuple[Fragment, ...]
+    registries: Mapping[str, tuple[int, tuple[Fragment, ...]]] = field(default_factory=dict)
 
 
 class LastGood:
@@ -49,8 +50,10 @@ class LastGood:
         if data["prefix"] != prefix:
             self.problem = f"{self.path} is of prefix {data['prefix']}, not {prefix}; it is not used"
             return None
-        kept = tuple(Fragment(key, value.encode(), *rest) for key, value, *rest in data["fragments"])
-        return Kept(prefix, data["revision"], data["at"], kept)
+        registries = {
+            identity: (revision, _fragments(rows)) for identity, (revision, rows) in data.get("registries", {}).items()
+        }
+        return Kept(prefix, data["revision"], data["at"], _fragments(data["fragments"]), registries)
 
     def write(self, kept: Kept) -> None:
         """A failure is noted in `problem` and hurts nothing else."""
@@ -59,7 +62,11 @@ class LastGood:
                 "prefix": kept.prefix,
                 "revision": kept.revision,
                 "at": kept.at,
-                "fragments": [[each.key, each.value.decode(), each.revision, each.lease] for each in kept.fragments],
+                "fragments": _rows(kept.fragments),
+                "registries": {
+                    identity: [revision, _rows(fragments)]
+                    for identity, (revision, fragments) in kept.registries.items()
+                },
             }
         )
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
@@ -74,6 +81,14 @@ class LastGood:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             self.problem = f"{self.path} cannot be written: {error.strerror}"
+
+
+def _rows(fragments: Iterable[Fragment]) -> list[list[Any]]:
+    return [[each.key, each.value.decode(), each.revision, each.lease] for each in fragments]
+
+
+def _fragments(rows: Iterable[list[Any]]) -> tuple[Fragment, ...]:
+    return tuple(Fragment(key, value.encode(), *rest) for key, value, *rest in rows)
 
 
 def in_order(fragments: Iterable[Fragment]) -> tuple[Fragment, ...]:

@@ -1,4 +1,4 @@
-"""The document below, the keys of a source above it: one snapshot and table of both, and what is not in force."""
+"""Document, registries and the keys of a source: one snapshot and table of all, and what of it is not in force."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from graylb.control.assembly import Assembly, Base
 from graylb.control.fragments import Fragments, Refused
 from graylb.control.last_good import Kept, in_order
 from graylb.control.prepare import Applied, now
+from graylb.control.registered import Registries
+from graylb.control.registered import Report as RegistryReport
 from graylb.control.sources import Fragment, Update
 from graylb.control.state import State
 from graylb.model.documents import Document
@@ -24,17 +26,19 @@ from graylb.model.snapshot import digest_of
 @dataclass(frozen=True, slots=True)
 class Report:
     """What of the newest is not in force, as of one look. refused: keys by themselves; problems: what does not fit
-    together; pending: splits that wait to be completed; held: keys that went all at once."""
+    together; pending: splits that wait to be completed; held: keys that went all at once. registries: of each."""
 
     refused: tuple[Refused, ...] = ()
     problems: tuple[ConfigError, ...] = ()
     pending: tuple[str, ...] = ()
     held: int = 0
     held_since: str = ""
+    registries: tuple[RegistryReport, ...] = ()
 
     def errors(self, prefix: str) -> list[dict[str, Any]]:
         """As `ConfigError.to_dict`."""
         found: list[dict[str, Any]] = [dict(each.to_dict()) for refused in self.refused for each in refused.errors]
+        found += [error for registry in self.registries for error in registry.errors()]
         found += [dict(each.to_dict()) for each in self.problems]
         if self.held:
             text = (
@@ -48,10 +52,11 @@ class Report:
 class Layers:
     """`offer` and `collect` belong to the event loop; `apply` may run in a thread, one at a time."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, registries: Registries | None = None) -> None:
         self.prefix = prefix
         self.fragments = Fragments(prefix)
-        self.assembly = Assembly(self.fragments)
+        self.registries = registries or Registries()
+        self.assembly = Assembly(self.fragments, self.registries)
         self.report = Report()
         self.seen = 0
         """The source's newest revision that was offered."""
@@ -67,6 +72,8 @@ class Layers:
     def seed(self, kept: Kept) -> None:
         self._seeded = self.fragments.seed(kept.fragments, kept.revision)
         self.taken = kept.revision
+        for service in self.registries.seed(kept.registries):
+            self._seeded.setdefault(service, set()).add("instances")
 
     def copy(self) -> tuple[int, Assembly]:
         """(`taken`, what is in force), to try changes on. Waits while `apply` is at work."""
@@ -78,10 +85,22 @@ class Layers:
         if update.stale and update.revision < self.fragments.revision:
             return
         self.seen = max(self.seen, update.revision)
-        self.offered_at = self.offered_at or asyncio.get_running_loop().time()
+        self._note_arrival()
         self._offered = update if self._offered is None else self._offered.and_then(update)
 
+    def offer_registered(self, index: int, update: Update) -> None:
+        """The same of a registry; index: in `registries.every`."""
+        if self.registries.offer(index, update):
+            if self.registries.every[index].own:
+                self.seen = max(self.seen, update.revision)
+            self._note_arrival()
+
+    def _note_arrival(self) -> None:
+        self.offered_at = self.offered_at or asyncio.get_running_loop().time()
+
     def collect(self) -> Update | None:
+        """The registries' part goes straight to the next `apply`."""
+        self.registries.collect()
         update, self._offered, self.offered_at = self._offered, None, 0.0
         return update
 
@@ -101,13 +120,15 @@ class Layers:
             for service, parts in self.fragments.take(update, at).items():
                 dirty.setdefault(service, set()).update(parts)
             self.taken = update.revision
+        for service in self.registries.take(at):
+            dirty.setdefault(service, set()).add("instances")
         try:
             changed = self.assembly.update(base, dirty)
         finally:
             self._tell()
         if not changed and last is not None:
             return last
-        snapshot = self.assembly.snapshot(self.fragments.revision or state.revision)
+        snapshot = self.assembly.snapshot(self.revision or state.revision)
         try:
             image = table.compile(snapshot, self._compiled)
         except ValueError as error:
@@ -118,7 +139,18 @@ class Layers:
         return Applied(document, snapshot, image, digest, state, at)
 
     def kept(self, at: str) -> Kept:
-        return Kept(self.prefix, self.fragments.revision, at, in_order(self.fragments.all_good()))
+        registries = {each.identity: (each.revision, in_order(each.all_good())) for each in self.registries.every}
+        return Kept(self.prefix, self.fragments.revision, at, in_order(self.fragments.all_good()), registries)
+
+    @property
+    def revision(self) -> int:
+        """The newest of our etcd that is in force; 0 when nothing of it is."""
+        return max(self.fragments.revision, self.registries.revision)
+
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """Another one whenever `kept` would be."""
+        return self.fragments.revision, *self.registries.stamp
 
     def pending(self) -> dict[str, tuple[Fragment, Entry]]:
         return dict(self.fragments.pending)
@@ -133,10 +165,12 @@ class Layers:
 
     def _tell(self) -> None:
         found = self.fragments
+        self.registries.tell(lambda service: self.assembly.part(service) is not None)
         self.report = Report(
             tuple(found.refused[key] for key in sorted(found.refused)),
             tuple(each for name in sorted(self.assembly.problems) for each in self.assembly.problems[name]),
             tuple(sorted(self.prefix + key for key in found.pending)),
             sum(map(len, found.held.values())),
             found.held_since,
+            self.registries.reports,
         )

@@ -57,7 +57,7 @@ class Refusal:
 class Plane:
     """`applied` is what the workers serve, `refusal` why something newer is not served.
 
-    `side`: what belongs to the document's etcd, if it has one.
+    `side`: what belongs to the document's etcd and registries, if it has any.
     """
 
     def __init__(self, document: Path, store: Store, preset: presets.Name | None = None) -> None:
@@ -77,10 +77,10 @@ class Plane:
         """The first revision. Raises StartRefused."""
         try:
             document = await self._read()
-            if document.etcd is None:
-                applied = await self._apply(document)
-            else:
+            if document.partial:
                 applied = await self._start_side(document)
+            else:
+                applied = await self._apply(document)
         except (ConfigErrors, StoreError) as error:
             raise StartRefused(str(error)) from error
         self._accept(applied)
@@ -93,7 +93,7 @@ class Plane:
 
     def config_store(self) -> AbstractAsyncContextManager[ConfigStore]:
         """Where people change what is in force; entered for each use."""
-        if self.side is not None:
+        if self.side is not None and self.side.part is not None:
             return self.side.config_store()
         return FileConfigStore(self.path, self.store, self.preset)
 
@@ -163,6 +163,7 @@ class Plane:
             "refusal": {"since": self.refusal.since, "errors": list(self.refusal.errors)} if self.refusal else None,
             "warnings": [warning.to_dict() for warning in applied.document.warnings],
             "etcd": self.side.status() if self.side is not None else None,
+            "registries": self.side.registry_status() if self.side is not None else [],
         }
 
     def services(self) -> list[dict[str, Any]]:
@@ -204,9 +205,10 @@ class Plane:
         assert self.applied is not None
         try:
             document = await self._read()
-            if document.etcd is not None:  # it was validated as a part of something larger
-                late = "the document names an etcd now, which takes a new start or a roll"
-                raise ConfigErrors([ConfigError(str(self.path), 1, 1, "$.etcd", message=late)])
+            if document.partial:  # it was validated as a part of something larger
+                part = "etcd" if document.etcd is not None else "registries"
+                late = f"the document names {part} now, which takes a new start or a roll"
+                raise ConfigErrors([ConfigError(str(self.path), 1, 1, f"$.{part}", message=late)])
             return await self._apply(document), []
         except ConfigErrors as error:
             return await self._apply(self.applied.document), errors_of(error)
@@ -228,11 +230,11 @@ class Plane:
         """Raises ConfigErrors, StoreError, StartRefused."""
         loading = asyncio.to_thread(importlib.import_module, "graylb.control.etcd_side")
         module = await loading  # gRPC takes a moment to load
-        assert document.etcd is not None
         try:
-            self.side = module.EtcdSide(document.etcd, self.path, self.store)
+            self.side = module.EtcdSide(document.etcd, self.path, self.store, document.registries)
         except ValueError as error:
-            raise ConfigErrors([ConfigError(str(self.path), 1, 1, "$.etcd", message=str(error))]) from error
+            path = "$.registries" if str(error).startswith("registry ") else "$.etcd"
+            raise ConfigErrors([ConfigError(str(self.path), 1, 1, path, message=str(error))]) from error
         try:
             applied: Applied = await self.side.start(document, self._wake.set)
         except module.NothingToServe as error:

@@ -63,8 +63,8 @@ def list_files(path: Path, document: Document) -> list[Path]:
 
 
 def snapshot_of(completion: Completion) -> Snapshot:
-    """Raises ConfigErrors. Of a document with etcd: what it is without etcd."""
-    if completion.document.etcd is not None:
+    """Raises ConfigErrors. Of a document with other sources: what it is without them."""
+    if completion.document.partial:
         alone = Assembly(Fragments(""))
         alone.update(base_of(completion.document, completion.splits, "the document"), {})
         return alone.snapshot(completion.state.revision)

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, PlainValidator, PrivateAttr, ValidationE
 
 from graylb.model import presets, references, source_map, translate, values
 from graylb.model.base import Part
+from graylb.model.discovery import RegistryPart
 from graylb.model.problems import ConfigError, ConfigErrors, Path
 from graylb.model.routes import RoutePart
 from graylb.model.services import ReadFile, ServicePart
@@ -55,6 +56,9 @@ class Document(Part):
     etcd: EtcdPart | None = Field(
         default=None, description="Where more services, or parts of these, come from. Default: nowhere else."
     )
+    registries: tuple[RegistryPart, ...] = Field(
+        default=(), description="Where more instances come from. Default: nowhere else."
+    )
 
     _warnings: tuple[ConfigError, ...] = PrivateAttr(())
     _sidecar: SidecarPart | None = PrivateAttr(None)
@@ -74,6 +78,11 @@ class Document(Part):
     def resolved_sidecar(self) -> SidecarPart | None:
         """What this document's services, and with it those of other sources, have been placed by."""
         return self._sidecar
+
+    @property
+    def partial(self) -> bool:
+        """Whether other sources have services, or parts of them, beside this document's."""
+        return self.etcd is not None or bool(self.registries)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -151,6 +160,7 @@ class _Read:
     document: Document
     listeners: Sequence[int]
     routes: Sequence[int]
+    registries: Sequence[int]
     limits: bool = True
 
     def parts(self, resolved: presets.Resolved, data: dict[str, Any], alone: bool) -> references.Parts:
@@ -165,12 +175,14 @@ class _Read:
             dict(zip(places, document.listeners, strict=True)),
             document.admin,
             document.limits if self.limits else None,
-            partial=alone or "etcd" in data,
+            partial=alone or "etcd" in data or bool(data.get("registries")),
+            registries=dict(zip(self.registries, document.registries, strict=True)),
+            etcd="etcd" in data,
         )
 
 
 def _whole(document: Document) -> _Read:
-    return _Read(document, range(len(document.listeners)), range(len(document.routes)))
+    return _Read(document, range(len(document.listeners)), range(len(document.routes)), range(len(document.registries)))
 
 
 def _sound(data: dict[str, Any], context: dict[str, Any]) -> _Read:
@@ -189,6 +201,7 @@ def _sound(data: dict[str, Any], context: dict[str, Any]) -> _Read:
         return {key: value for key, value in found if value is not None}
 
     listeners, routes = each(ListenerPart, "listeners"), each(RoutePart, "routes")
+    registries = each(RegistryPart, "registries")
     services = each(ServicePart, "services") if isinstance(data.get("services"), dict) else {}
     single: dict[str, Any] = {
         "admin": sound(AdminPart, data.get("admin")),
@@ -201,6 +214,7 @@ def _sound(data: dict[str, Any], context: dict[str, Any]) -> _Read:
         listeners=tuple(listeners.values()),
         routes=tuple(routes.values()),
         services=services,
+        registries=tuple(registries.values()),
         **{name: value for name, value in single.items() if value is not None},
     )
-    return _Read(document, tuple(listeners), tuple(routes), limits=single["limits"] is not None)
+    return _Read(document, tuple(listeners), tuple(routes), tuple(registries), limits=single["limits"] is not None)

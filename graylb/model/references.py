@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from graylb.model import snapshot
 from graylb.model.conditions import Conditions, Operators
+from graylb.model.discovery import UNSERVED, RegistryPart
 from graylb.model.problems import ConfigError, Path, json_path, shown
 from graylb.model.routes import RoutePart, expand
 from graylb.model.services import ConnectionsPart, Rule, ServicePart, SplitPart
 from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
 from graylb.model.source_map import Source
-from graylb.model.translate import problem
+from graylb.model.translate import missing, problem
 from graylb.model.values import is_local, near
 
 MAX_LISTENERS = 32
@@ -25,7 +26,7 @@ class Parts:
     """The well-formed parts of a document. names: of all services, well-formed or not.
 
     listeners: by where the text asks for them, which a preset may do elsewhere than in `listeners`. partial: services,
-    or parts of them, come from elsewhere too; what is missing here may be there.
+    or parts of them, come from elsewhere too; what is missing here may be there. etcd: the document names one.
     """
 
     names: frozenset[str]
@@ -35,17 +36,20 @@ class Parts:
     admin: AdminPart | None
     limits: LimitsPart | None
     partial: bool = False
+    registries: dict[int, RegistryPart] = field(default_factory=dict)
+    etcd: bool = False
 
 
 def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
     """Errors and warnings, the latter by position."""
     errors = [*_addresses(source, parts), *_listeners(source, parts), *_routes(source, parts)]
+    errors += _registries(source, parts)
     warnings: list[ConfigError] = []
     for name, service in parts.services.items():
         errors += check_service(source, name, service, parts.limits, partial=parts.partial)
         warnings += _service_warnings(source, ("services", name), service)
     if parts.partial:
-        warnings = []
+        warnings = list(_registry_warnings(source, parts))
     warnings += _admin_warnings(source, parts.admin)
     return errors, tuple(sorted(warnings, key=lambda warning: (warning.line, warning.column)))
 
@@ -135,6 +139,22 @@ def _routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
         if route.service is not None and route.service not in parts.names and not parts.partial:
             yield _unknown(source, ("routes", index, "service"), "service", route.service, parts.names)
     yield from _same_routes(source, parts)
+
+
+def _registries(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    named = ((("registries", index, "name"), each.called) for index, each in parts.registries.items())
+    yield from _repeated(source, named, "names that differ")
+    for index, each in parts.registries.items():
+        if each.etcd is None and not parts.etcd:
+            yield missing(source, ("registries", index, "etcd"), "{endpoints: [...]}, as the document has no etcd")
+
+
+def _registry_warnings(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    for index, each in parts.registries.items():
+        for at, scheme in enumerate(each.schemes):
+            if scheme in UNSERVED:
+                got = f"instances are asked by HTTP/1 without TLS, whatever {scheme} is at their address"
+                yield problem(source, ("registries", index, "schemes", at), message=got)
 
 
 def _unknown(source: Source, path: Path, noun: str, name: str, known: Iterable[str]) -> ConfigError:

@@ -96,6 +96,18 @@ def pick(found: Iterable[Found], schemes: tuple[str, ...]) -> tuple[Found, ...]:
     return tuple(each for _, each in best.values())
 
 
+def names_in(layout: Layout, rest: str) -> frozenset[str]:
+    """What the service of a key may be called, whether or not the key and its value make sense.
+
+    rest: the key below the prefix.
+    """
+    parts = rest.split("/")
+    found = {"/".join(parts[first:end]) for first in (0, 1) for end in range(first + 1, len(parts))}
+    if layout == "go-zero":
+        found |= {versioned[1] for name in found if (versioned := _VERSIONED.fullmatch(name)) is not None}
+    return frozenset(found)
+
+
 @dataclass(frozen=True, slots=True)
 class _Value:
     """rest: the key below the prefix."""

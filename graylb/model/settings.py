@@ -179,13 +179,12 @@ def _prefix(value: Any) -> str:
 _Prefix = Annotated[str, PlainValidator(_prefix), WithJsonSchema({"type": "string", "pattern": "^/"})]
 
 
-class EtcdPart(Part):
-    """An etcd whose keys are services, or parts of them, beside those of this document; see docs/etcd.md."""
+class EtcdServersPart(Part):
+    """How an etcd is reached."""
 
     endpoints: Annotated[tuple[values.Filled, ...], values.AT_LEAST_ONE] = Field(
         default=("127.0.0.1:2379",), description="`host:port` of each member, with `https://` before it for TLS."
     )
-    prefix: _Prefix = Field(default="/graylb", description="What all keys begin with.")
     user: values.Filled | None = Field(default=None, description="Together with `password_file`.")
     password_file: values.Filled | None = Field(
         default=None, description="A file whose first line is the password. Paths are relative to the document."
@@ -195,13 +194,6 @@ class EtcdPart(Part):
     )
     cert: values.Filled | None = Field(default=None, description="PEM file of the client's certificate. Needs `key`.")
     key: values.Filled | None = Field(default=None, description="PEM file of the client certificate's key.")
-    node: values.Name | None = Field(
-        default=None, description="What this proxy is called under `PREFIX/nodes/`. Default: the host's name."
-    )
-    required: values.Bool = Field(
-        default=False,
-        description="`true`: no start on this document's services alone while etcd cannot be reached.",
-    )
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:
@@ -210,6 +202,19 @@ class EtcdPart(Part):
         if (self.cert is None) != (self.key is None):
             raise fault("cert and key together, or neither")
         return self
+
+
+class EtcdPart(EtcdServersPart):
+    """An etcd whose keys are services, or parts of them, beside those of this document; see docs/etcd.md."""
+
+    prefix: _Prefix = Field(default="/graylb", description="What all keys begin with.")
+    node: values.Name | None = Field(
+        default=None, description="What this proxy is called under `PREFIX/nodes/`. Default: the host's name."
+    )
+    required: values.Bool = Field(
+        default=False,
+        description="`true`: no start on this document's services alone while etcd cannot be reached.",
+    )
 
 
 class ForwardingPart(Part):

@@ -96,7 +96,8 @@ def _matching(pattern: re.Pattern[str], expected: str) -> Callable[[Any], str]:
 
 
 name = _matching(_NAME, "a name of letters, digits, '.', '_' and '-'")
-version = _matching(_VERSION, "a version: letters, digits and any of . _ + : / @ -")
+A_VERSION = "a version: letters, digits and any of . _ + : / @ -"
+version = _matching(_VERSION, A_VERSION)
 salt = _matching(_SALT, "1 to 128 visible ASCII characters")
 token = _matching(_TOKEN, "a name as HTTP allows it: letters, digits and any of !#$%&'*+.^_`|~-")
 method = _matching(_METHOD, "a method in capitals, such as GET")
@@ -104,6 +105,10 @@ method = _matching(_METHOD, "a method in capitals, such as GET")
 
 def is_name(key: str) -> bool:
     return _NAME.fullmatch(key) is not None
+
+
+def is_version(text: str) -> bool:
+    return _VERSION.fullmatch(text) is not None
 
 
 def header_name(value: Any) -> str:

@@ -51,7 +51,7 @@ async def etcd(folder: Path) -> AsyncIterator[Store]:
             else:
                 store.put(f"/graylb/{key}", value)
 
-        async with client(cluster) as ours, EtcdSource(ours, "/graylb") as source:
+        async with client(cluster) as ours, EtcdSource(ours, "/graylb/", "services/") as source:
             yield Store(source, write)
 
 

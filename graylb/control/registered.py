@@ -107,6 +107,8 @@ class Registered:
         self._goods: dict[str, Good] = {}
         self._instances = self._unserved = 0
         self._unversioned: dict[str, int] = {}  # service -> keys
+        self._holders: dict[tuple[str, str], int] = {}  # service, address -> how many there are of it
+        self._shared: dict[str, int] = {}  # service -> addresses that there are several of
         self._present: dict[str, Fragment] = {}  # as in the source, good or not
 
     @property
@@ -234,6 +236,8 @@ class Registered:
     def _put(self, key: str, made: Good, dirty: set[str]) -> None:
         before = self._goods.get(key)
         same = before is not None and (before.service, before.instances) == (made.service, made.instances)
+        if self._shared.get(made.service):
+            same = False  # which key is the newer one counts, too
         self._remove(key, set() if same else dirty)
         self._goods[key] = made
         self.services.setdefault(made.service, {})[key] = made
@@ -257,10 +261,14 @@ class Registered:
         self.stamp += 1
         self._instances += by * len(good.instances)
         self._unserved += by * good.skipped
+        for _, instance in good.instances:
+            place = good.service, instance.address
+            before = self._holders.get(place, 0)
+            _add(self._holders, place, by)
+            if {before, before + by} == {1, 2}:
+                _add(self._shared, good.service, by)
         if good.unversioned:
-            self._unversioned[good.service] = self._unversioned.get(good.service, 0) + by
-            if not self._unversioned[good.service]:
-                del self._unversioned[good.service]
+            _add(self._unversioned, good.service, by)
 
     def _release(self, dirty: set[str]) -> None:
         """A held service is again what the registry says as soon as that has an instance of it."""
@@ -274,6 +282,12 @@ class Registered:
                 self._remove(key, dirty)
         if not self.held:
             self.held_since = ""
+
+
+def _add(counts: dict[Any, int], key: Any, by: int) -> None:
+    counts[key] = counts.get(key, 0) + by
+    if not counts[key]:
+        del counts[key]
 
 
 class Registries:

@@ -177,7 +177,7 @@ class _Read:
             document.limits if self.limits else None,
             partial=alone or "etcd" in data or bool(data.get("registries")),
             registries=dict(zip(self.registries, document.registries, strict=True)),
-            etcd="etcd" in data,
+            etcd=alone or "etcd" in data,
         )
 
 

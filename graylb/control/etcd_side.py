@@ -57,7 +57,9 @@ class NothingToServe(Exception):
 class EtcdSide:
     """`newest` is what the plane asks for; the rest goes on by itself after `begin`."""
 
-    def __init__(self, part: EtcdPart | None, registries: Sequence[RegistryPart], document: Path, store: Store) -> None:
+    def __init__(
+        self, part: EtcdPart | None, document: Path, store: Store, registries: Sequence[RegistryPart] = ()
+    ) -> None:
         """part: of our own keys, if the document has any. Raises ValueError for settings that cannot be."""
         self.part = part
         self.registries = RegistrySources(registries, part, document.parent)

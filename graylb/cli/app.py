@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
-from graylb.cli import diff, documents, explain, keys, lint, processes, register, releases, replay, running
+from graylb.cli import (
+    caller,
+    diff,
+    documents,
+    explain,
+    keys,
+    lint,
+    live,
+    processes,
+    register,
+    releases,
+    replay,
+    running,
+)
+
+_ADMIN = "Calls of the admin API"
 
 app = typer.Typer(
     name="graylb",
@@ -13,12 +31,53 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def options(
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="GRAYLB_ADMIN_TOKEN_FILE",
+            help="Its first line is the token to send. Default: the token in GRAYLB_ADMIN_TOKEN.",
+            rich_help_panel=_ADMIN,
+        ),
+    ] = None,
+    admin_ca: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="GRAYLB_ADMIN_CA",
+            help="PEM file of who signed the proxy's certificate. Default: whom the system trusts.",
+            rich_help_panel=_ADMIN,
+        ),
+    ] = None,
+    admin_cert: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            envvar="GRAYLB_ADMIN_CERT",
+            help="PEM file of a certificate to show.",
+            rich_help_panel=_ADMIN,
+        ),
+    ] = None,
+    admin_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", envvar="GRAYLB_ADMIN_KEY", help="PEM file of its key.", rich_help_panel=_ADMIN),
+    ] = None,
+) -> None:
+    caller.use(caller.Access(admin_token_file, admin_ca, admin_cert, admin_key))
+
+
 app.command()(running.run)
 app.command()(running.demo)
 app.command()(running.status)
 app.command()(processes.reload)
 app.command()(processes.roll)
 app.command()(processes.stop)
+app.command()(live.drain)
+app.command()(live.log_level)
 app.command(context_settings=register.CONTEXT)(register.register)
 app.command()(documents.check)
 app.command()(lint.lint)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import orjson
 import typer
 
+from graylb.cli import caller
+from graylb.cli.caller import DEFAULT_ADMIN, BadAddress, NotAllowed, NotRunning
+
 if TYPE_CHECKING:
     from rich.console import Console
-
-DEFAULT_ADMIN = "127.0.0.1:9900"
-ADMIN_PATIENCE = 2.0
-"""Seconds for one answer of the admin API."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DocumentOption = Annotated[
@@ -68,44 +65,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-class NotRunning(Exception):
-    """Nobody answers as graylb at the admin address."""
-
-
 def ask(address: str, path: str) -> Any:
-    """JSON of the admin API. Raises NotRunning."""
-    connection = _connection(address)
+    """JSON of the admin API. Raises NotRunning; fails in one line where there is a proxy that refuses."""
     try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        body = answer.read()
-        if answer.status >= 400:
-            raise NotRunning(f"{address} answers {path} with status {answer.status}")
-        return orjson.loads(body)
-    except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as error:
-        raise NotRunning(f"no proxy answers on {address}: {error}") from error
-    finally:
-        connection.close()
-
-
-def _connection(address: str) -> http.client.HTTPConnection:
-    if address.startswith("unix:/"):
-        return _UnixConnection(address.removeprefix("unix:"))
-    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
-    if not port.isdigit():
-        fail(f"admin address {address!r}: expected host:port, such as {DEFAULT_ADMIN}, or unix:/path")
-    return http.client.HTTPConnection(host.strip("[]") or "127.0.0.1", int(port), timeout=ADMIN_PATIENCE)
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=ADMIN_PATIENCE)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+        return caller.ask(address, path)
+    except NotAllowed as error:
+        fail(str(error), 1)
+    except BadAddress as error:
+        fail(str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +114,9 @@ def _admin_of(document: Path) -> str:
         data = yaml.load(document.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         if "admin" not in data and "sidecar" in data:
             return presets.SIDECAR_ADMIN
-        return str(data["admin"]["address"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        address = str(data["admin"]["address"])
+        return f"https://{address}" if data["admin"].get("tls") else address
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
         return DEFAULT_ADMIN
 
 

@@ -1,20 +1,20 @@
 """The seam between commands and what they do: a desk has the operations as plain calls, wherever the store is.
 
-`LocalDesk` opens the store itself. Each change is reported in the same words, whoever made it.
+`LocalDesk` opens the store itself; `RemoteDesk` asks the running proxy. Each change is reported in the same words,
+whoever made it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from graylb.cli.common import NotRunning, Target, ask, fail, locate, print_json, user
+from graylb.cli.common import Target, fail, locate, print_json, user
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,22 +134,7 @@ class LocalDesk:
         return self._run(lambda store: store.nodes())
 
     def applied(self, revision: int) -> Applied:
-        if self.target.admin is None:
-            return self._run(lambda store: _by_nodes(store, revision))
-        deadline = time.monotonic() + APPLY_PATIENCE
-        problem = f"no answer within {APPLY_PATIENCE:g} s"
-        while time.monotonic() < deadline:
-            try:
-                status = ask(self.target.admin, "/status")
-            except NotRunning as error:
-                return Applied(False, "", str(error))
-            revisions = [worker["revision"] or 0 for worker in status["workers"] if worker["ready"]]
-            if revisions and min(revisions) >= revision:
-                return Applied(True, "applied by the running proxy")
-            if status["refusal"]:
-                problem = "; ".join(error["text"] for error in status["refusal"]["errors"])
-            time.sleep(0.02)
-        return Applied(False, "", problem)
+        return self._run(lambda store: _by_nodes(store, revision))
 
     def _run(self, operation: Callable[[ConfigStore], Awaitable[T]]) -> T:
         from graylb.control.open_store import open_store
@@ -178,8 +163,11 @@ async def _by_nodes(store: ConfigStore, revision: int) -> Applied:
 
 
 def desk(document: Path | None, state: Path | None, admin: str | None) -> Desk:
-    """By a command's options. Fails in one line."""
-    return LocalDesk(locate(document, state, admin))
+    """By a command's options: at the proxy that runs there, else on the store itself. Fails in one line."""
+    from graylb.cli.remote import RemoteDesk
+
+    target = locate(document, state, admin)
+    return LocalDesk(target) if target.admin is None else RemoteDesk(target.admin)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,9 @@ def _parse_header(text: str) -> tuple[str, str]:
 
 
 def _explain(target: Target, preset: Name | None, listener: str | None, **request: Any) -> dict[str, Any]:
-    """By the document and state as they are now; nothing is written."""
+    """By the table of the running proxy, else by the document and state as they are now; nothing is written."""
+    if target.admin is not None:
+        return _ask(target.admin, {"listener": listener, **request})
     from graylb import table
     from graylb.control import prepare
     from graylb.control.store import Store, StoreError
@@ -93,6 +95,18 @@ def _explain(target: Target, preset: Name | None, listener: str | None, **reques
         return explain_request(snapshot, table.compile(snapshot), listener=listener, **request)
     except ValueError as error:
         fail(f"the proxy would not accept this request: {error}")
+
+
+def _ask(address: str, request: dict[str, Any]) -> dict[str, Any]:
+    from graylb.cli.remote import RemoteDesk
+    from graylb.control.config_store import ConfigStoreError
+
+    try:
+        return RemoteDesk(address).explain(request)
+    except ValueError as error:
+        fail(f"--{error}" if str(error).startswith("listener") else str(error))
+    except ConfigStoreError as error:
+        fail(str(error), 1)
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from graylb.cli.common import DEFAULT_ADMIN, AdminOption, NotRunning, ask, fail
+from graylb.cli.caller import DEFAULT_ADMIN, NotRunning
+from graylb.cli.common import AdminOption, ask, fail
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at a roll."""

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from graylb.cli.caller import DEFAULT_ADMIN, NotRunning
 from graylb.cli.common import (
     AdminOption,
     AsJson,
     DocumentOption,
-    NotRunning,
     Reason,
     StateOption,
     ask,
@@ -24,8 +24,6 @@ from graylb.cli.desk import Expect, desk, telling, told
 def _services(incomplete: str) -> list[str]:
     """For shell completion: the services of the proxy on the default admin address."""
     import os
-
-    from graylb.cli.common import DEFAULT_ADMIN
 
     try:
         found = ask(os.environ.get("GRAYLB_ADMIN", DEFAULT_ADMIN), "/services")

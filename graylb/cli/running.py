@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from graylb.cli.caller import DEFAULT_ADMIN, NotRunning
 from graylb.cli.common import (
-    DEFAULT_ADMIN,
     AdminOption,
     AsJson,
     EdgeOption,
-    NotRunning,
     SidecarOption,
     StateOption,
     ask,

@@ -60,6 +60,15 @@ class Diff:
             "notes": list(self.notes),
         }
 
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Diff:
+        """What `to_data` gave, and JSON made of it."""
+        callers = tuple(
+            Callers(each["service"], each["exact"], tuple(map(tuple, each["moves"])), each["note"], each["rule"])
+            for each in data["callers"]
+        )
+        return cls(tuple(Change(**each) for each in data["changes"]), callers, tuple(data["notes"]))
+
 
 def diff(old: Snapshot, new: Snapshot) -> Diff:
     """Everything that differs but the revision. Services that only one of them has move nobody."""

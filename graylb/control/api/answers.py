@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Weight = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
-VersionName = Annotated[str, Field(pattern="^[A-Za-z0-9_][A-Za-z0-9._+:/@-]{0,127}$")]
 Revision = Annotated[int, Field(ge=0, lt=2**63)]
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 Text = Annotated[str, Field(max_length=4096)]
@@ -132,7 +131,7 @@ class Write(_Body):
 
 
 class SplitBody(Write):
-    weights: Annotated[dict[VersionName, Weight], Field(min_length=1)]
+    weights: Annotated[dict[str, Weight], Field(min_length=1)]
 
 
 class RuleBody(Write):
@@ -144,8 +143,9 @@ class SettingsBody(Write):
 
 
 class ConfigBody(Write):
-    items: Annotated[dict[str, Any], Field(min_length=1)] = Field(
-        description="Key (`services/NAME/PART…`) to value; null deletes the key. All or nothing."
+    items: dict[str, Any] = Field({}, description="Key (`services/NAME/PART…`) to value; null deletes the key.")
+    texts: dict[str, str | None] = Field(
+        {}, description="The same with the JSON text of each value: there 1.10 stays as it is written."
     )
 
 
@@ -188,7 +188,8 @@ class SplitAnswer(BaseModel):
 
 
 class ItemAnswer(BaseModel):
-    value: Any
+    value: Any = None
+    text: str | None = Field(None, description="With `?texts=true`, in place of the value: its JSON as it was written.")
     revision: int = Field(description="Of its newest change.")
     origin: str = Field(description="Where a person would edit it: `file`, or the store.")
 

@@ -216,13 +216,14 @@ def _log(outcome: Outcome, who: str) -> None:
         log.info("revision %d: %s changed %s", outcome.revision, who, ", ".join(outcome.keys[:10]))
 
 
-def told(item: Item) -> dict[str, Any]:
+def told(item: Item, *, text: bool = False) -> dict[str, Any]:
     """The value as it was written, numbers included."""
-    return {"value": orjson.Fragment(item.value), "revision": item.revision, "origin": item.origin}
+    value = {"text": item.value.decode()} if text else {"value": orjson.Fragment(item.value)}
+    return {**value, "revision": item.revision, "origin": item.origin}
 
 
-def view_answer(view: View) -> Response:
-    items = {key: told(item) for key, item in view.items.items()}
+def view_answer(view: View, *, texts: bool = False) -> Response:
+    items = {key: told(item, text=texts) for key, item in view.items.items()}
     about = {"revision": view.revision, "ordered": view.ordered, "note": view.note}
     return _tagged({**about, "items": items}, view.revision)
 

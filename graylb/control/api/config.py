@@ -23,9 +23,10 @@ async def config(
     key: Annotated[
         str, Query(max_length=1024, description="One key, or what stands before several: `services/users`.")
     ] = "",
+    texts: Annotated[bool, Query(description="The JSON text of each value, as it was written.")] = False,
 ) -> Response:
     """Keys in force, whether the document or a command gave them."""
-    return view_answer(await operations.look(store, key))
+    return view_answer(await operations.look(store, key), texts=texts)
 
 
 @router.post("/config", response_model=OutcomeAnswer, responses=WRITE)
@@ -34,6 +35,9 @@ async def set_config(
 ) -> Response:
     """Write and delete several keys, all or none."""
     items = {key: None if value is None else value_of(value) for key, value in body.items.items()}
+    items |= {key: None if text is None else text.encode() for key, text in body.texts.items()}
+    if not items:
+        raise ValueError("items and texts are empty; expected a key in one of them")
     action: Any = "set" if any(items.values()) else "delete"
     return await put(context, store, items, who, body.reason, expected(body.expected, based_on), wait, action)
 

@@ -1,4 +1,4 @@
-"""A desk at the running proxy: each operation is a call of its admin API, with the outcomes and errors of `LocalDesk`."""
+"""A desk at the running proxy: operations are calls of its admin API, with the outcomes and errors of `LocalDesk`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """`python -m benchmarks [WHAT]`: measure, keep the raw figures, generate the page.
 
-WHAT: load, bodies, pace, workers, idle, attribute, micro, or all of them (the default). A whole run writes WHAT.json
+WHAT: load, bodies, pace, workers, idle, attribute, micro, or all of these (the default); or control, which takes long
+and is run by itself. A whole run writes WHAT.json
 and latest.md into the results folder; one that was cut short by an option (--quick, --only, --peers, --seconds, fewer
 --rounds) writes partial-*.json and partial.md, which are not kept in git.
 Exit status: 0 measured, 1 a run failed and nothing was written for it, 2 wrong usage.
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.control import run as control
 from benchmarks.failure import BenchError
 from benchmarks.keep import RESULTS, keep
 from benchmarks.load import attribute, bodies, idle, pace, workers
@@ -30,13 +32,16 @@ SECONDS = 2
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of graylb.")
-    made.add_argument("what", nargs="?", choices=(*MEASURED, "all"), default="all")
+    made.add_argument("what", nargs="?", choices=(*MEASURED, "control", "all"), default="all")
     made.add_argument("--quick", action="store_true", help="a few cases in short rounds")
     made.add_argument("--rounds", type=positive, help="rounds (default: 3 to 15, by what is measured)")
     made.add_argument("--seconds", type=positive, help=f"seconds of each load run (default: {SECONDS}, quick: 1)")
-    known = [*(case.name for case in CASES), *bodies.TITLES, *micro.GROUPS]
-    made.add_argument("--only", action="append", choices=known, help="this case or micro group alone; repeatable")
+    known = [*(case.name for case in CASES), *bodies.TITLES, *micro.GROUPS, *control.PARTS]
+    made.add_argument(
+        "--only", action="append", choices=known, help="this case, micro group or part of control alone; repeatable"
+    )
     made.add_argument("--peers", type=peer_list, help=f"comma-separated, of {','.join(NAMES)} (default: the first 8)")
+    control.add_arguments(made)
     made.add_argument("--out", type=Path, default=RESULTS, help="results folder")
     return made
 
@@ -60,6 +65,8 @@ def peer_list(text: str) -> tuple[str, ...]:
 
 def whole(options: argparse.Namespace, kind: str) -> bool:
     """Whether figures are fit to stand as the project's own."""
+    if kind == "control":
+        return not options.only and control.whole(options)
     cut = options.quick or options.only or options.seconds or (options.rounds or 99) < ROUNDS.get(kind, 1)
     return not cut and (options.peers is None or set(options.peers) >= set(STANDARD))
 
@@ -93,6 +100,8 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, Any] | None:
     if kind == "micro":
         groups = micro.wanted(only)
         return micro.run(groups, rounds) if groups else None
+    if kind == "control":
+        return control.run(options)
     if only and kind not in ("load", "bodies"):
         return None
     if kind == "workers":

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from benchmarks import report
+from benchmarks.control import verdict as control
 from benchmarks.load import attribute, bodies, idle, pace, workers
 from benchmarks.load.cases import CASES
 from benchmarks.load.peers import KINDS
@@ -23,6 +24,7 @@ PAGES: dict[str, report.Page] = {
     "idle": idle.page,
     "attribute": attribute.page,
     "micro": report.micro_page,
+    "control": control.page,
     "soak": verdict.page,
 }
 """What is measured, in the order of the page."""

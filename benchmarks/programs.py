@@ -34,6 +34,7 @@ PROGRAMS = {
     "wrk": Program("wrk", debian("wrk"), ("-v",)),
     "nginx": Program("nginx", debian("nginx"), ("-v",)),
     "haproxy": Program("haproxy", debian("haproxy"), ("-v",)),
+    "etcd": Program("etcd", debian("etcd-server"), ("--version",)),
     "cc": Program("cc", debian("gcc"), ("--version",)),
     "perf": Program("perf", debian("linux-perf"), ("--version",)),
     "envoy": Program("_bin/envoy", EXTRA, ("--version",), module="envoy"),

@@ -16,10 +16,10 @@ LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
 # what the tests run besides, and keep from running as a service too
 PARTS := $(LOAD) etcd=etcd-server
 
-.PHONY: help run test test-all lint build debug asan fuzz cov bench soak clean distclean
+.PHONY: help run test test-all lint build debug asan fuzz cov bench bench-control soak clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: build ## the proxy with two small upstreams of its own, on 127.0.0.1:8080
 	@bash scripts/need curl=curl
@@ -115,6 +115,10 @@ cov: build ## the tests over a line-traced build; report in htmlcov/
 bench: build $(VENV)/.peers ## the benchmark suite against nginx, HAProxy, Envoy, Traefik and Caddy
 	@bash scripts/need $(LOAD) perf=linux-perf
 	$(PY) -m benchmarks $(ARGS)
+
+bench-control: build ## the control plane under load on a real etcd, 15 minutes (ARGS=--quick: two)
+	@bash scripts/need $(LOAD) etcd=etcd-server
+	$(PY) -m benchmarks control $(ARGS)
 
 soak: build ## a long mixed load: memory, descriptors, WebSockets, changes (ARGS='--requests 10000000')
 	@bash scripts/need $(LOAD)

@@ -1,1 +1,1 @@
-"""The control plane under load: how fast a key of etcd decides requests, and what a storm, an outage or a death costs."""
+"""The control plane under load: how fast a key decides requests, and what a storm, an outage or a death costs."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from benchmarks.control import content
@@ -78,24 +79,37 @@ def latency(on: Stage, etcd: Etcd, changes: int, rate: float) -> dict[str, Any]:
 
 
 def storm(on: Stage, etcd: Etcd, seconds: int, per_second: int, rate: float) -> dict[str, Any]:
-    """Traffic without changes, then with so many a second, for so long; memory of both nodes' trees in between."""
+    """Traffic without changes, then with so many a second, for so long; memory of the node's tree in between."""
     keys = Keys(etcd, "/storm")
     keys.put_all(content.front(on.to.v1, on.to.v2) | content.many(SERVICES, 1_000, 500))
-    with running(on.work, etcd, keys.prefix, "quiet", "stormy") as nodes:
+    with running(on.work, etcd, keys.prefix, "stormy") as nodes:
         with load(on, nodes, rate, seconds) as calm:
             time.sleep(seconds)
         samples: list[tuple[float, int]] = []
+        before = _spent(nodes)
         with load(on, nodes, rate, seconds) as traffic:
             began = time.monotonic()
             last = _blow(keys, seconds, per_second, lambda: samples.append((time.monotonic() - began, _pss(nodes))))
             ended = time.monotonic()
             sent = ended - began
+            spent = {name: (after - before[name]) / sent for name, after in _spent(nodes).items()}
             until(lambda: all(node.serves(last) for node in nodes), "the storm's last change in force", 60)
             converged = time.monotonic() - ended
         return {
             "seconds": seconds, "sent_seconds": sent, "changes": seconds * per_second, "converged_s": converged,
-            "memory": [{"s": at, "bytes": size} for at, size in samples], "calm": calm, "traffic": traffic, "rate": rate,
+            "cores": spent,
+            "memory": [{"s": at, "bytes": size} for at, size in samples],
+            "calm": calm, "traffic": traffic, "rate": rate,
         }  # fmt: skip
+
+
+def _spent(nodes: list[Node]) -> dict[str, float]:
+    """CPU seconds of all supervisors, and of the worker that had most."""
+    workers = [[each["pid"] for each in node.workers()] for node in nodes]
+    return {
+        "control": cpu_seconds(node.pid for node in nodes),
+        "worker": max(cpu_seconds([pid]) for each in workers for pid in each),
+    }
 
 
 def _pss(nodes: list[Node]) -> int:
@@ -222,7 +236,7 @@ def respawn(on: Stage, etcd: Etcd, kills: int) -> dict[str, Any]:
             time.sleep(0.7)  # a worker that dies young is given a rest before the next
             worker = node.workers()[number % 2]
             os.kill(worker["pid"], signal.SIGKILL)
-            again = until(lambda: _again(node, worker), "the worker serves again")
+            again = until(partial(_again, node, worker), "the worker serves again")
             took.append(again * 1000)
             time.sleep(0.7)
     return {"kills": kills, "ms": took, "refused": callers.refused, "cut": callers.cut, "connections": callers.answered}

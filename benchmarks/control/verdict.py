@@ -59,6 +59,8 @@ def storm(x: Mapping[str, Any]) -> list[Law]:
          f"≤ {STORM_RATIO}", stormy <= STORM_RATIO * calm),
         ("from the last put to all workers", _s(x["converged_s"]), f"≤ {CONVERGED_S:.0f} s",
          x["converged_s"] <= CONVERGED_S),
+        ("cores used by the control process", f"{x['cores']['control']:.2f}", "", None),
+        ("by the busiest worker, traffic included", f"{x['cores']['worker']:.2f}", "", None),
         ("growth of memory after a third", f"{grown:.1%}", f"≤ {GROWTH:.0%}", grown <= GROWTH),
     ]  # fmt: skip
 

@@ -379,6 +379,8 @@ class EtcdSide:
         assert self._made_of is not None
         document, state = self._made_of
         try:
+            if self.layers.quick(update):  # to go to a thread and back costs more, above all on a busy machine
+                return self.layers.apply(update, document, self._base, state, last)
             return await asyncio.to_thread(self.layers.apply, update, document, self._base, state, last)
         except ConfigErrors:
             raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from graylb import table
 from graylb.control.assembly import Assembly, Base
@@ -49,6 +51,11 @@ class Report:
         return found
 
 
+FEW: Final = 20
+QUICK: Final = 0.03
+"""Seconds that the event loop may be held up by a few changes."""
+
+
 class Layers:
     """`offer` and `collect` belong to the event loop; `apply` may run in a thread, one at a time."""
 
@@ -65,6 +72,7 @@ class Layers:
         self.taken = 0
         """The source's revision of the newest update that was applied."""
         self._lock = threading.Lock()  # of what `apply` changes
+        self._took = math.inf
         self._offered: Update | None = None
         self._compiled = table.Cache()
         self._seeded: dict[str, set[str]] = {}
@@ -109,7 +117,15 @@ class Layers:
     ) -> Applied:
         """What is in force now; `last` itself when nothing differs. Raises ConfigErrors, as `Assembly.update`."""
         with self._lock:
-            return self._apply(update, document, base, state, last)
+            began = time.perf_counter()
+            try:
+                return self._apply(update, document, base, state, last)
+            finally:
+                self._took = time.perf_counter() - began
+
+    def quick(self, update: Update | None) -> bool:
+        """Whether `apply` will hardly be felt where it is called, by what the last one took."""
+        return update is not None and not update.whole and len(update.changes) <= FEW and self._took < QUICK
 
     def _apply(
         self, update: Update | None, document: Document, base: Base, state: State, last: Applied | None

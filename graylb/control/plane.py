@@ -16,6 +16,7 @@ from graylb.control.config_store import ConfigStore
 from graylb.control.file_config import FileConfigStore
 from graylb.control.file_source import FileSource
 from graylb.control.logs import log
+from graylb.control.pace import Pace
 from graylb.control.prepare import Applied
 from graylb.control.store import Conflict, Store, StoreError
 from graylb.model import presets
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 TRIES: Final = 5
 """How often a revision is made anew because a command wrote to the store at the same time."""
-REST: Final = 1.5
-LONGEST_REST: Final = 0.1
-"""In a storm of changes, the pause after each revision: so many times what it took, but no longer than that (seconds).
-A change that comes after the pause is applied at once."""
-
 LOGGED: Final = 20
 """Errors of one look that go to the log; the status has all."""
 
@@ -106,7 +102,7 @@ class Plane:
 
     async def run(self, publish: Publish) -> None:
         """Follows the sources for ever. What arrives while a revision is being made counts as one change."""
-        loop = asyncio.get_running_loop()
+        loop, pace = asyncio.get_running_loop(), Pace()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             if self.side is not None:
@@ -121,7 +117,7 @@ class Plane:
                     if not looked.done():
                         looked.set_result(None)
                 if self.side is not None:
-                    await asyncio.sleep(min(LONGEST_REST, REST * (loop.time() - began)))
+                    await asyncio.sleep(pace.rest(began, loop.time()))
 
     async def follow(self, publish: Publish) -> None:
         """One look at the sources: apply what is new and good, else keep the last good and remember why."""

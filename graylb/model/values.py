@@ -372,7 +372,14 @@ def _host_and_port(value: Any, lowest: int, expected: str) -> tuple[str, int]:
     return host, int(port)
 
 
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}", re.ASCII)
+"""Dotted decimal without leading zeros (RFC 3986, section 3.2.2): most addresses, told from others at once."""
+
+
 def _ip_and_port(host: str, port: int, expected: str) -> str:
+    if _IPV4.fullmatch(host):
+        return f"{host}:{port}"
     bracketed = host.startswith("[") and host.endswith("]")
     local = host.lower().removesuffix(".") == "localhost"
     try:

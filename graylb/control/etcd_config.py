@@ -35,14 +35,14 @@ from graylb.model.settings import EtcdPart
 
 PATIENCE: Final = 15.0
 """Seconds for which a write is tried again while etcd elects a leader, or until the fate of a lost answer is known."""
-COMPARED: Final = 100
-"""Keys of a change's services that are compared one by one; etcd takes 128 comparisons."""
+COMPARED: Final = 120
+"""Comparisons of a change, of 128 that etcd takes; what is beyond is covered by ranges alone."""
 TRIES: Final = 5
 STEPS: Final = 16
 """How far back in a key's history a value that is valid is looked for."""
 
 StandingAt = Callable[[int], Awaitable[Standing]]
-"""What is in force, as of that revision or later. Raises ConfigErrors, EtcdError, StoreError."""
+"""What is in force, as of that revision or later if that comes in time. Raises ConfigErrors, EtcdError, StoreError."""
 
 
 class EtcdConfigStore:
@@ -120,9 +120,12 @@ class EtcdConfigStore:
 
     async def _standing(self, revision: int) -> Standing:
         try:
-            return await self._standing_at(revision)
+            standing = await self._standing_at(revision)
         except (EtcdError, StoreError) as error:
             raise ConfigStoreError(f"{self.name} cannot be read: {error}") from error
+        if standing.revision < revision:  # another store took the place of that one, or this proxy is cut off
+            self._seen = min(self._seen, standing.revision)
+        return standing
 
     def _check_here(self, edit: Edit, standing: Standing) -> None:
         """Raises NotHere for the deletion of what the document says."""
@@ -256,7 +259,8 @@ class _Plan:
         rest = [key for key in self.there if key not in named]
         found = [values.unchanged(prefix + key, self._revision(key)) for key in named]
         # beyond that, a deletion past graylb in these very milliseconds is not noticed
-        found += [values.unchanged(prefix + key, self._revision(key)) for key in rest[: max(0, COMPARED - len(found))]]
+        left = max(0, COMPARED - len(found) - 2 * len(self.services))
+        found += [values.unchanged(prefix + key, self._revision(key)) for key in rest[:left]]
         for service in self.services:
             for part in ("rules", "lists"):
                 found.append(values.none_since(f"{prefix}{keys.ROOT}{service}/{part}/", self.revision))

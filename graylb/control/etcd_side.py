@@ -18,7 +18,6 @@ from graylb.control import state as states
 from graylb.control.assembly import Base, base_of
 from graylb.control.completer import Completer
 from graylb.control.etcd.client import Client
-from graylb.control.etcd.errors import Unavailable
 from graylb.control.etcd_config import EtcdConfigStore
 from graylb.control.etcd_source import EtcdSource, options_of
 from graylb.control.in_force import Standing, document_keys
@@ -47,6 +46,8 @@ SLOW: Final = 5.0
 """The same when it does not, and it is not known yet whether etcd can be reached."""
 PATIENCE: Final = 30.0
 """Seconds that a start waits for etcd when there is nothing to serve without it."""
+LATE: Final = 10.0
+"""Seconds that somebody who changed something waits for it to come from etcd."""
 SAVE_EVERY: Final = 1.0
 
 
@@ -229,15 +230,12 @@ class EtcdSide:
         return self._config_store
 
     async def standing(self, revision: int) -> Standing:
-        """A copy of what is in force, as of that revision or later. Raises Unavailable when it does not come."""
-        try:
-            async with asyncio.timeout(PATIENCE):
+        """A copy of what is in force, as of that revision or later if that comes within LATE."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LATE):
                 while self.layers.taken < revision:
                     self._took.clear()
                     await self._took.wait()
-        except TimeoutError:
-            seen = self.layers.taken
-            raise Unavailable(f"revision {revision} has not come from etcd; the newest is {seen}") from None
         taken, assembly = await asyncio.to_thread(self.layers.copy)
         base = assembly.base
         assert base is not None

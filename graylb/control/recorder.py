@@ -22,7 +22,7 @@ from graylb.control.etcd import values
 from graylb.control.etcd.backoff import Backoff
 from graylb.control.etcd.client import Client
 from graylb.control.etcd.election import Leadership
-from graylb.control.etcd.errors import Compacted, EtcdError, Refused
+from graylb.control.etcd.errors import Compacted, EtcdError, Refused, TooLarge
 from graylb.control.etcd.values import Delete, Get, KeyValue, Put
 from graylb.control.etcd.watch import Batch, watch
 from graylb.control.logs import log
@@ -31,7 +31,8 @@ from graylb.model import keys
 
 MARK: Final = "recorded"
 LIMIT: Final = 10_000
-"""Changes in the log; beyond that they are read from etcd's history instead."""
+ROOM: Final = 32 << 20
+"""Revisions and bytes in the log; beyond that they are read from etcd's history instead."""
 TRIM_EVERY: Final = 20
 """Changes of a service between two looks at what its history keeps too long."""
 MARK_EVERY: Final = 60.0
@@ -59,12 +60,13 @@ class Log:
         self.wake = asyncio.Event()
         self._prefix = prefix
         self._changes: deque[tuple[int, Changes]] = deque()
+        self._size = 0
 
     def loaded(self, revision: int) -> None:
         """A full state took the place of all that was known."""
         self.anew |= revision < self.seen
         self.since = self.seen = revision
-        self._changes.clear()
+        self._clear()
         self.wake.set()
 
     def took(self, batch: Batch) -> None:
@@ -78,10 +80,11 @@ class Log:
         for revision, changes in revisions(batch, self._prefix):
             if changes:
                 self._changes.append((revision, changes))
+                self._size += _size(changes)
                 self.wake.set()
-        if len(self._changes) > LIMIT:
+        if len(self._changes) > LIMIT or self._size > ROOM:
             self.since = self.seen
-            self._changes.clear()
+            self._clear()
 
     def listen(self) -> None:
         if not self.listening:
@@ -89,13 +92,21 @@ class Log:
 
     def rest(self) -> None:
         self.listening = False
+        self._clear()
+
+    def _clear(self) -> None:
         self._changes.clear()
+        self._size = 0
 
     def oldest(self, after: int) -> tuple[int, Changes] | None:
         """The first revision in the log after that one; what is older is dropped."""
         while self._changes and self._changes[0][0] <= after:
-            self._changes.popleft()
+            self._size -= _size(self._changes.popleft()[1])
         return self._changes[0] if self._changes else None
+
+
+def _size(changes: Changes) -> int:
+    return sum(len(value) for _, value in changes if value is not None)
 
 
 def revisions(batch: Batch, prefix: str) -> Iterable[tuple[int, Changes]]:
@@ -186,6 +197,8 @@ class Recorder:
         done = await self.client.txn([leadership.guard], [Put(mark, str(start).encode())])
         if not done.succeeded:
             raise Overtaken
+        if start > done.revision:  # a mark of another store
+            start = 0
         try:
             await self._replay(start, done.revision, leadership)
             reached = done.revision
@@ -291,11 +304,10 @@ class Recorder:
                 done = await self.client.txn(
                     [values.absent(key), leadership.guard], [Put(key, value)], [Get(key, keys_only=True)]
                 )
-            except Refused as error:  # larger than etcd takes: then at least who and when
-                if not known:
-                    log.warning("a change of %s in revision %d cannot be recorded: %s", service, revision, error)
-                    return
-                continue
+            except Refused as error:
+                if not known or not (isinstance(error, TooLarge) or "too large" in str(error)):
+                    raise
+                continue  # then at least what and when
             if not done.succeeded and not done.results[0]:
                 raise Overtaken
             return

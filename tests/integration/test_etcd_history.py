@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +14,8 @@ from graylb.control.etcd_config import EtcdConfigStore
 from tests.control.etcd import servers, support
 from tests.control.etcd.servers import Cluster
 from tests.control.etcd.worlds import left_by, opened, text, weights
-from tests.integration import etcds
-from tests.integration.proxies import until
+from tests.integration import etcds, proxies, upstream
+from tests.integration.proxies import Proxy, until
 
 SPLIT = "services/users/split"
 KILLS = 3
@@ -95,3 +96,37 @@ async def _kill(cluster: Cluster, acknowledged: dict[str, int]) -> None:
         await more()
         await asyncio.to_thread(leader.restart)
         await more()
+
+
+def command(proxy: Proxy, *arguments: str, running: bool) -> Any:
+    """What `graylb … --json` prints; of the running proxy, or of its document and etcd without asking it."""
+    where = ("--admin", proxy.admin) if running else ("-c", str(proxy.file))
+    done = proxies.cli(*arguments, *where, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_release_by_commands_with_and_without_the_proxy(tmp_path: Path) -> None:
+    with (
+        servers.running(tmp_path / "etcd") as cluster,
+        etcds.keys(cluster) as keys,
+        upstream.running("v1", "v2") as ups,
+        etcds.nodes(tmp_path, cluster, "a") as (proxy,),
+    ):
+        keys.service("users", *[(up.address, up.name) for up in ups])
+        first = keys.split("users", {"v1": 95, "v2": 5})
+        etcds.applied(proxy, revision=keys.revision("users/split"))
+        found = command(proxy, "split", "users", "v1=80", "v2=20", "--reason", "step", running=True)
+        assert (found["former"], found["applied"]) == ("v1=95 v2=5", True)
+        second = keys.get("users/split")
+        found = command(proxy, "rollback", "users", running=False)
+        assert (found["former"], found["applied"]) == ("v1=80 v2=20", True)
+        assert keys.get("users/split") == first
+        command(proxy, "rollback", "users", running=True)
+        assert keys.get("users/split") == second
+        told = command(proxy, "history", "users", running=True)
+        assert told == command(proxy, "history", "users", running=False)
+        assert [each["action"] for each in told] == ["rollback", "rollback", "split", "put", "put"]
+        assert [each["split"] for each in told[:4]] == ["v1=80 v2=20", "v1=95 v2=5", "v1=80 v2=20", "v1=95 v2=5"]
+        assert (told[2]["why"], told[3]["who"]) == ("step", "-")

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graylb.control import in_force, recorder
-from graylb.control.config_store import Conflict
+from graylb.control.config_store import ConfigStoreError, Conflict
+from graylb.control.etcd.election import Election, Leadership
+from graylb.control.etcd.errors import EtcdError
 from graylb.control.etcd.messages import rpc, stubs
+from graylb.control.etcd.values import KeyValue
+from graylb.control.etcd.watch import Batch, Change
+from graylb.control.recorder import ROOM, Log, Overtaken, Recorder
 from graylb.model import keys
 from graylb.model.problems import ConfigErrors
 from tests.control import parts
-from tests.control.etcd import support
+from tests.control.etcd import servers, support
 from tests.control.etcd.servers import Cluster
 from tests.control.etcd.support import run
 from tests.control.etcd.worlds import World, alike, left_by, opened, own, proxied, weights
 
+T = TypeVar("T")
 RULE = {"match": {"path": "/x"}, "to": "v2"}
 
 
@@ -164,6 +172,66 @@ def test_the_leader_keeps_the_history_in_its_bounds(
     run(test())
 
 
+def test_who_does_not_lead_any_more_records_nothing(etcd: Cluster, tmp_path: Path, prefix: str) -> None:
+    async def test() -> None:
+        async with opened(etcd, tmp_path, prefix) as world:
+            await world.users()
+            key = own(prefix) + "/leader"
+            async with Election(world.client, key, "a", ttl=60) as election:
+                leadership = await anext(election)
+                assert leadership is not None
+                await world.client.put(key, b"b")  # without a lease; who was frozen has not noticed
+                await world.client.delete(key)
+                await world.client.put(key, b"b")
+                frozen = Leadership(key, leadership.revision, leadership.lease, leadership.lease_id)
+                assert frozen.valid
+                former = Recorder(world.client, own(prefix), no_document)
+                for attempt in (
+                    former._follow(frozen),
+                    former._record("users", 5, {}, {}, frozen),
+                    former._trim("users", frozen),
+                ):
+                    with contextlib.suppress(Overtaken):
+                        await attempt
+                assert await world.records() == []
+                assert await world.get("recorded") is None
+
+    run(test())
+
+
+async def no_document() -> dict[str, bytes]:
+    return {}
+
+
+def test_the_log_is_whole_or_says_from_where_it_is(prefix: str) -> None:
+    log = Log("/p/")
+
+    def took(*revisions: int, value: bytes = b"[]") -> None:
+        changes = (
+            Change("/p/services/users/lists/a", each, KeyValue("/p/services/users/lists/a", value, each, each, 1, 0))
+            for each in revisions
+        )
+        log.took(Batch(tuple(changes)))
+
+    log.loaded(5)
+    took(6, 7)
+    assert (log.since, log.oldest(0)) == (7, None)  # nobody listens
+    log.listen()
+    took(8, 9)
+    found = log.oldest(7)
+    assert found is not None
+    assert (log.since, found[0]) == (7, 8)
+    assert log.oldest(9) is None
+    took(10, value=b"x" * (ROOM // 2))
+    took(11, value=b"x" * (ROOM // 2 + 1))
+    assert (log.since, log.oldest(9)) == (11, None)
+    took(12)
+    log.loaded(20)
+    assert (log.since, log.oldest(9), log.anew) == (20, None, False)
+    log.loaded(3)
+    assert (log.since, log.anew) == (3, True)
+
+
 def test_a_put_uncovers_and_covers_what_the_document_says(etcd: Cluster, tmp_path: Path, prefix: str) -> None:
     async def test() -> None:
         async with proxied(etcd, tmp_path, prefix, {"users": parts.users()}) as world:
@@ -279,3 +347,45 @@ async def mismatch(world: World) -> object:
         return error
     good = left.keys() == there.keys() and all(alike(key, left[key], there[key]) for key in left)
     return None if good else (left, there)
+
+
+def test_another_store_in_the_place_of_the_one_before_has_a_history_of_its_own(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graylb.control.etcd_side.LATE", 0.5)
+
+    async def test() -> None:
+        async with proxied(cluster, tmp_path, prefix) as world:
+            await world.users()
+            await world.records(count=1)
+            for share in range(1, 6):
+                await world.edit({"services/users/split": weights(100 - share, share)})
+            await asyncio.to_thread(cluster.nodes[0].wipe)
+            await again(world.users)
+            await again(lambda: world.past("services/users/split", weights(1, 1)))
+
+            async def look() -> list[str]:
+                found = await again(world.records)
+                return [each.action for each in found] if len(found) >= 2 else []
+
+            assert set(await support.eventually(look, "records")) == {"put"}
+
+            async def read() -> bool:
+                view = await world.store.read()
+                return b'"v2":1.0' in view.items["services/users/split"].value
+
+            await support.eventually(read, "the new split")
+            await world.edit({"services/users/split": weights(3, 1)})
+            assert (await world.records())[-1].action == "set"
+
+    with servers.running(tmp_path / "etcd") as cluster:
+        run(test())
+
+
+async def again(ask: Callable[[], Awaitable[T]]) -> T:
+    """Until etcd answers."""
+    while True:
+        try:
+            return await ask()
+        except (EtcdError, ConfigStoreError):
+            await asyncio.sleep(0.05)

@@ -178,6 +178,7 @@ class _Read:
             partial=alone or "etcd" in data or bool(data.get("registries")),
             registries=dict(zip(self.registries, document.registries, strict=True)),
             etcd=alone or "etcd" in data,
+            alone=alone,
         )
 
 

@@ -26,7 +26,8 @@ class Parts:
     """The well-formed parts of a document. names: of all services, well-formed or not.
 
     listeners: by where the text asks for them, which a preset may do elsewhere than in `listeners`. partial: services,
-    or parts of them, come from elsewhere too; what is missing here may be there. etcd: the document names one.
+    or parts of them, come from elsewhere too; what is missing here may be there. etcd: the document names one. alone:
+    services for such an elsewhere, so that nothing can be said of what is between them.
     """
 
     names: frozenset[str]
@@ -38,12 +39,15 @@ class Parts:
     partial: bool = False
     registries: dict[int, RegistryPart] = field(default_factory=dict)
     etcd: bool = False
+    alone: bool = False
 
 
 def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
     """Errors and warnings, the latter by position."""
-    errors = [*_addresses(source, parts), *_listeners(source, parts), *_routes(source, parts)]
-    errors += _registries(source, parts)
+    errors: list[ConfigError] = []
+    if not parts.alone:
+        errors += [*_addresses(source, parts), *_listeners(source, parts), *_routes(source, parts)]
+        errors += _registries(source, parts)
     warnings: list[ConfigError] = []
     for name, service in parts.services.items():
         errors += check_service(source, name, service, parts.limits, partial=parts.partial)
@@ -96,8 +100,6 @@ def _is_written(source: Source, path: Path) -> bool:
 
 def _listeners(source: Source, parts: Parts) -> Iterator[ConfigError]:
     """Names that routes refer to; a table tells that many apart."""
-    if parts.partial and "listeners" not in source.data and not parts.listeners:
-        return  # services alone
     seen: set[str] = set()
     for at, listener in parts.listeners.items():
         if listener.called not in seen and len(seen) == MAX_LISTENERS:

@@ -1,0 +1,448 @@
+"""Operations on a file store and on a dictionary with copies: whatever happens, both say the same."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from graylb.control import operations
+from graylb.control.config_store import ConfigStore, ConfigStoreError, Conflict, Edit, Item, NotHere, Record, View
+from graylb.control.file_config import FileConfigStore
+from graylb.control.operations import Outcome
+from graylb.control.state import UnknownTarget
+from graylb.control.store import Store, state_path
+from graylb.model import documents, effective
+from graylb.model.problems import ConfigError, ConfigErrors
+from graylb.release.slots import Slots
+from tests.control.parts import Data, document, load, users, write
+
+USERS = "services/users/"
+
+
+class Copies:
+    """The slow and obvious store: a copy of all keys for each revision. It begins as another store is."""
+
+    def __init__(self, view: View) -> None:
+        self.revision = view.revision
+        self.items = dict(view.items)
+        self.records: list[Record] = []
+        self.changed: dict[str, int] = {}
+        self._record(Edit({}, 0, "file", "", "file"), {}, self.items)
+
+    @property
+    def name(self) -> str:
+        return "a dictionary"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+    async def read(self) -> View:
+        return View(self.revision, dict(self.items), ordered=True)
+
+    async def write(self, edit: Edit) -> int:
+        services = {key.split("/")[1] for key in edit.items}
+        for service in services:
+            if edit.based_on > self.revision or self.changed.get(service, 0) > edit.based_on:
+                raise Conflict("somebody else was faster")
+        after = dict(self.items)
+        for key, value in edit.items.items():
+            if key.endswith("/service") and value is None:
+                after[key] = Item(b"{}", self.revision + 1)  # the service is still in the document
+            elif value is None:
+                after.pop(key, None)
+            else:
+                after[key] = Item(value, self.revision + 1)
+        for service in services:
+            if f"services/{service}/split" not in after and b"stable" not in after[f"services/{service}/service"].value:
+                raise ConfigErrors([ConfigError("", 1, 1, "", message="no stable version")])
+        before, self.items = self.items, after
+        self.revision += 1
+        self._record(edit, before, after)
+        return self.revision
+
+    async def history(self, service: str | None = None) -> tuple[Record, ...]:
+        found = [each for each in self.records if service in (None, each.service)]
+        return tuple(reversed(found))
+
+    async def nodes(self) -> tuple[dict[str, Any], ...]:
+        return ()
+
+    def _record(self, edit: Edit, before: Mapping[str, Item], after: Mapping[str, Item]) -> None:
+        for service in sorted({key.split("/")[1] for key in (*before, *after)}):
+            own = [key for key in {**before, **after} if key.startswith(f"services/{service}/")]
+            was = {key: before[key].value if key in before else None for key in own}
+            now = {key: after[key].value if key in after else None for key in own}
+            differing = [key for key in own if was[key] != now[key] and "/instances/" not in key]
+            if differing or any(key.startswith(f"services/{service}/") for key in edit.items):
+                self.records.append(
+                    Record(
+                        service,
+                        self.revision,
+                        self.changed.get(service, 0),
+                        "",
+                        edit.who,
+                        edit.why,
+                        edit.action,
+                        {key: was[key] for key in differing},
+                        {key: now[key] for key in differing},
+                        edit.to,
+                    )
+                )
+                self.changed[service] = self.revision
+
+
+def rule(value: str) -> Data:
+    """As the file store writes it out; and so `ab`."""
+    return {"match": {"headers": {"group": {"exact": value}}}, "to": {"version": "v2"}}
+
+
+def ab(share: int) -> Data:
+    return {"match": {"query": {"exp": {"exact": "a"}}}, "split": {"v1": 100 - share, "v2": share}}
+
+
+def alone(services: Data) -> documents.Document:
+    return documents.load(json.dumps({"services": services}), "test", alone=True)
+
+
+shares = st.sampled_from([1, 5, 20, 50, 80])
+names = st.sampled_from(["users", "orders"])
+rules = st.one_of(st.builds(rule, st.sampled_from("xy")), st.builds(ab, shares))
+partial = st.fixed_dictionaries(
+    {},
+    optional={
+        "stable": st.sampled_from(["v1", "v2"]),
+        "fallback": st.sampled_from(["strict", "any"]),
+        "split": st.builds(lambda share: {"v1": 100 - share, "v2": share}, shares),
+        "rules": st.lists(st.tuples(st.sampled_from("abc"), rules), unique_by=lambda pair: pair[0]).map(
+            lambda pairs: [{"name": name, **each} for name, each in sorted(pairs, key=lambda pair: pair[0])]
+        ),
+    },
+)
+Step = tuple[Any, ...]
+steps = st.lists(
+    st.tuples(
+        st.one_of(
+            st.tuples(st.just("split"), names, shares),
+            st.tuples(st.just("rollback"), names, st.none() | st.integers(0, 12)),
+            st.tuples(st.just("put"), names, st.sampled_from("abc"), st.none() | rules),
+            st.tuples(st.just("weights"), names, st.none() | shares),
+            st.tuples(st.just("settings"), names, st.sampled_from(["v1", "v2", None])),
+            st.tuples(st.just("apply"), st.dictionaries(names, partial, min_size=1), st.booleans()),
+        ),
+        st.none() | st.none() | st.integers(-3, 1),
+    ),
+    max_size=8,
+)
+
+
+async def done(store: ConfigStore, step: Step, ago: int | None) -> Any:
+    """What became of it, in a form that two stores can agree on. ago: revisions since what it is based on."""
+    more: Any = {"who": "ann", "expected": None if ago is None else (await store.read()).revision + ago}
+    try:
+        match step:
+            case ("split", service, share):
+                outcomes = [await operations.set_split(store, service, {"v1": 100 - share, "v2": share}, **more)]
+            case ("rollback", service, to):
+                outcomes = [await operations.rollback(store, service, to=to, **more)]
+            case ("put", service, name, value):
+                text = None if value is None else json.dumps(value).encode()
+                outcomes = [await operations.put(store, {f"services/{service}/rules/{name}": text}, **more)]
+            case ("weights", service, share):
+                text = None if share is None else json.dumps({"v1": 100 - share, "v2": share}).encode()
+                outcomes = [await operations.put(store, {f"services/{service}/split": text}, **more)]
+            case ("settings", service, stable):
+                text = json.dumps({"hosts": [service], **({"stable": stable} if stable else {})}).encode()
+                outcomes = [await operations.put(store, {f"services/{service}/service": text}, **more)]
+            case ("apply", services, prune):
+                services = {
+                    name: {"hosts": [name], **each} if prune or {"stable", "fallback"} & each.keys() else each
+                    for name, each in services.items()
+                }
+                outcomes = await operations.apply(store, alone(services), prune=prune, **more)
+            case _:
+                raise AssertionError(step)
+    except (UnknownTarget, ConfigStoreError, ConfigErrors) as error:
+        return Conflict if isinstance(error, Conflict) else type(error)
+    return [(each.service, each.revision, each.before, each.after, sorted(each.keys)) for each in outcomes]
+
+
+def content(view: View) -> dict[str, Any]:
+    return {key: json.loads(item.value) for key, item in view.items.items()}
+
+
+def two_services() -> Data:
+    return document(users=users(hosts=["users"]), orders=users(hosts=["orders"], split={"v1": 1}))
+
+
+@settings(max_examples=8, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(steps)
+def test_a_file_store_is_a_dictionary_with_copies(todo: list[tuple[Step, int | None]]) -> None:
+    async def test(folder: Path) -> None:
+        path = write(folder, two_services())
+        file = FileConfigStore(path, Store(state_path(path)))
+        Store(state_path(path)).put((await asyncio.to_thread(file._look)).base, expected=0)  # as a proxy does
+        copies = Copies(await file.read())
+        for step, ago in todo:
+            before = await file.read()
+            outcomes = await done(file, step, ago)
+            assert outcomes == await done(copies, step, ago), step
+            after = await file.read()
+            assert content(after) == content(await copies.read()), step
+            assert after.revision == (await copies.read()).revision
+            assert [each["split"] for each in await operations.history(file)] == [
+                each["split"] for each in await operations.history(copies)
+            ]
+            laws(before, after, step)
+        await takes_its_own_export_back(file)
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(test(Path(folder)))
+
+
+def laws(before: View, after: View, step: Step) -> None:
+    """Of slots, whatever wrote them; and who asks for one service changes no other."""
+    if step[0] != "apply":
+        odd = [key for key in {**before.items, **after.items} if not key.startswith(f"services/{step[1]}/")]
+        assert [before.items.get(key) for key in odd] == [after.items.get(key) for key in odd]
+    for key, item in after.items.items():
+        if not key.endswith("/split"):
+            continue
+        data = json.loads(item.value)
+        counts, whole = Slots.parse(data["slots"]).counts(), sum(data["weights"].values())
+        for version, weight in data["weights"].items():
+            assert abs(counts.get(version, 0) - 10_000 * weight / whole) < 2, key
+
+
+async def takes_its_own_export_back(store: ConfigStore) -> None:
+    """Also by way of YAML, and nothing is left to prune."""
+    exported = await operations.export(store)
+    back = documents.load(effective.to_yaml(exported), "exported", alone=True)
+    for prune in (False, True):
+        assert await operations.apply(store, back, prune=prune, who="ann") == []
+
+
+# -- one by one ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path, document())
+
+
+def on(path: Path) -> FileConfigStore:
+    return FileConfigStore(path, Store(state_path(path)))
+
+
+def put(path: Path, **items: Any) -> Outcome:
+    """By the rest of keys below `services/users/`, with `_` for `/`."""
+    texts = {
+        USERS + key.replace("_", "/"): None if value is None else json.dumps(value).encode()
+        for key, value in items.items()
+    }
+    return asyncio.run(operations.put(on(path), texts, who="ann"))
+
+
+def value(path: Path, key: str) -> Any:
+    return json.loads(asyncio.run(operations.get(on(path), USERS + key))[USERS + key].value)
+
+
+def apply(path: Path, data: Data, **more: Any) -> list[Outcome]:
+    return asyncio.run(operations.apply(on(path), alone(data), who="ann", **more))
+
+
+def asked(path: Path) -> list[str]:
+    """Rules in their order."""
+    return [key.rpartition("/")[2] for key in asyncio.run(operations.get(on(path), USERS + "rules"))]
+
+
+def test_a_bare_split_goes_on_from_the_slots_in_force(path: Path) -> None:
+    asyncio.run(operations.set_split(on(path), "users", {"v1": 50, "v2": 30, "v3": 20}, who="ann"))
+    before = Slots.parse(value(path, "split")["slots"]).owners()
+    put(path, split={"v1": 40, "v2": 40, "v3": 20})
+    after = Slots.parse(value(path, "split")["slots"]).owners()
+    assert {(a, b) for a, b in zip(before, after, strict=True) if a != b} == {("v1", "v2")}
+
+
+def test_nothing_to_change_writes_nothing(path: Path) -> None:
+    put(path, split={"v1": 50, "v2": 50})
+    state = state_path(path).read_bytes()
+    again = put(path, split={"v2": 50.0, "v1": 50.0})
+    assert (again.service, again.keys, again.revision) == ("users", (), 2)
+    assert state_path(path).read_bytes() == state
+
+
+def test_rules_keep_the_order_that_a_document_gives_them_and_rollback_brings_back_the_old_one(path: Path) -> None:
+    write(path.parent, document(users=users(rules=[{"name": "z", **rule("x")}, {"name": "a", **rule("y")}])))
+    assert asked(path) == ["z", "a"]
+    exported = asyncio.run(operations.export(on(path)))["services"]
+    exported["users"]["rules"].reverse()
+    (told,) = apply(path, exported)
+    assert (asked(path), len(told.keys)) == (["a", "z"], 2)
+    put(path, rules_m=rule("z"))
+    assert asked(path) == ["a", "z", "m"]
+    apply(path, {"users": {"rules": [{"name": "m", **rule("z")}, {"name": "z", **rule("x")}]}})
+    assert asked(path) == ["m", "z", "a"]
+    for order in (["a", "z", "m"], ["m", "z", "a"]):
+        asyncio.run(operations.rollback(on(path), "users", who="ann"))
+        assert asked(path) == order
+    asyncio.run(operations.rollback(on(path), "users", to=1, who="ann"))
+    assert asked(path) == ["z", "a"]
+
+
+def test_without_an_order_of_its_own_priorities_keep_it() -> None:
+    """etcd asks rules of one priority by name; a document that says otherwise must mean the same there."""
+
+    class Unordered(Copies):
+        async def read(self) -> View:
+            return View(self.revision, dict(self.items))
+
+    async def test() -> None:
+        services = {"users": {"stable": "v1", "rules": [{"name": "z", **rule("x")}, {"name": "a", **rule("y")}]}}
+        store = Unordered(View(1, {"services/users/service": Item(b'{"stable": "v1"}', 1)}))
+        assert await operations.apply(store, alone(services), who="ann")
+        exported = (await operations.export(store))["services"]["users"]["rules"]
+        assert [(each["name"], each["priority"]) for each in exported] == [("z", 20), ("a", 10)]
+        assert await operations.apply(store, alone(services), who="ann") == []
+        await takes_its_own_export_back(store)
+
+    asyncio.run(test())
+
+
+def test_instances_lists_and_new_services_belong_to_the_document(path: Path) -> None:
+    state = state_path(path)
+    for data, word in [
+        ({"users": {"instances": [{"address": "127.0.0.1:9", "version": "v1"}]}}, "instances of users are kept in"),
+        ({"users": {"lists": {"staff": ["ann"]}}}, "lists of users are kept in"),
+        ({"shop": {"stable": "v1"}}, "add shop to"),
+    ]:
+        with pytest.raises(NotHere, match=word) as told:
+            apply(path, {**data, "users": {**data.get("users", {}), "split": {"v1": 1}}})
+        assert str(path) in str(told.value)
+    assert not state.exists()
+    same = users()["instances"]
+    assert apply(path, {"users": {"instances": same}}) == []
+
+
+@pytest.mark.parametrize(
+    ("items", "words"),
+    [
+        ({"split": {"v1": 0}}, "services/users/split:1:1: $: every weight is 0"),
+        ({"rules_a": {"match": {}, "too": "v1"}}, "services/users/rules/a"),
+        ({"rules_a": {"match": {"headers": {"x": {"in": "staff"}}}, "to": "v1"}}, "rules/a:1:1: $.match.headers.x.in"),
+        ({"service": {"sticky": [{"header": "a"}, {"header": "a"}]}}, "services/users/service:1:1: $.sticky[1]"),
+        ({"service": {"split": {"v1": 1}}}, "services/users/split instead"),
+        ({"unknown": {}}, 'unknown part "unknown"'),
+    ],
+)
+def test_errors_name_the_key(path: Path, items: Data, words: str) -> None:
+    with pytest.raises(ConfigErrors) as told:
+        put(path, rules_b=rule("x"), **items)
+    assert words in str(told.value)
+    assert not state_path(path).exists()
+
+
+def test_deleting_what_is_not_there_is_told(path: Path) -> None:
+    with pytest.raises(UnknownTarget, match="no key services/users/rules/none"):
+        put(path, rules_none=None)
+    with pytest.raises(UnknownTarget, match="no key services/shop"):
+        asyncio.run(operations.get(on(path), "services/shop"))
+
+
+def test_somebody_who_writes_at_the_same_time_is_not_overwritten(path: Path) -> None:
+    """The other one's change of another key stays, and where both change the split the later one goes on from it."""
+
+    class Late(FileConfigStore):
+        others = 3
+
+        async def read(self) -> View:
+            view = await super().read()
+            if self.others:
+                self.others -= 1
+                share = 10 * (self.others + 1)
+                await operations.set_split(on(path), "users", {"v1": 100 - share, "v3": share}, who="bob")
+            return view
+
+    store = Late(path, Store(state_path(path)))
+    asyncio.run(operations.put(store, {USERS + "rules/a": json.dumps(rule("x")).encode()}, who="ann"))
+    assert value(path, "split")["weights"] == {"v1": 90, "v3": 10}
+    put(path, split={"v1": 1})
+    store.others, seen = 1, asyncio.run(on(path).read()).revision
+    with pytest.raises(Conflict, match=f"not {seen}: bob set the split of users to v1=90 v3=10"):
+        asyncio.run(operations.set_split(store, "users", {"v2": 1}, who="ann", expected=seen))
+    assert value(path, "split")["weights"] == {"v1": 90, "v3": 10}
+    store.others = 10
+    with pytest.raises(Conflict):
+        asyncio.run(operations.set_split(store, "users", {"v2": 1}, who="ann"))
+
+
+def test_a_change_of_instances_or_of_another_service_is_no_conflict(tmp_path: Path) -> None:
+    data = document(users=users(hosts=["users"]), orders=users(hosts=["orders"]))
+    path = write(tmp_path, data)
+    asyncio.run(operations.set_split(on(path), "users", {"v1": 1}, who="ann"))
+    seen = asyncio.run(on(path).read()).revision
+    asyncio.run(operations.set_split(on(path), "orders", {"v1": 1}, who="bob"))
+    data["services"]["users"]["instances"].append({"address": "127.0.0.1:9009", "version": "v4"})
+    write(tmp_path, data)
+    told = asyncio.run(operations.set_split(on(path), "users", {"v4": 1}, who="ann", expected=seen))
+    assert told.after == "v4=1"
+    with pytest.raises(Conflict, match="ann set the split of users to v4=1"):
+        asyncio.run(operations.set_split(on(path), "users", {"v1": 1}, who="ann", expected=seen))
+
+
+def test_an_edit_of_the_document_is_a_change_too(path: Path) -> None:
+    asyncio.run(operations.set_split(on(path), "users", {"v1": 1}, who="ann"))
+    seen = asyncio.run(on(path).read()).revision
+    write(path.parent, document(users=users(fallback="any")))
+    with pytest.raises(Conflict, match="file changed users"):
+        asyncio.run(operations.set_split(on(path), "users", {"v2": 1}, who="ann", expected=seen))
+
+
+def test_a_document_that_is_not_valid_is_no_reason_to_refuse(path: Path) -> None:
+    asyncio.run(operations.set_split(on(path), "users", {"v1": 1, "v2": 1}, who="ann"))
+    write(path.parent, "services: [")
+    for words in ("v1=95 v2=5", "v1=1 v2=1"):
+        told = asyncio.run(operations.rollback(on(path), "users", who="ann"))
+        assert told.after == words
+        assert "the document is not valid" in told.note
+    assert "the document is not valid" in put(path, rules_a=rule("x")).note
+    assert load(document(users=users())).services  # and what is in force is none of it
+    state_path(path).unlink()
+    with pytest.raises(ConfigErrors):
+        put(path, rules_a=rule("x"))
+
+
+def test_how_far_back_a_rollback_can_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graylb.control.state.KEEP_CONTENTS", 3)
+    for share in range(10, 60, 10):
+        asyncio.run(operations.set_split(on(path), "users", {"v1": 100 - share, "v2": share}, who="ann"))
+    history = asyncio.run(operations.history(on(path), "users"))
+    assert [each["known"] for each in history] == [True] * 3 + [False] * 3
+    assert [each["split"] for each in history][::-1] == [
+        "v1=95 v2=5",
+        *(f"v1={100 - s} v2={s}" for s in range(10, 60, 10)),
+    ]
+    with pytest.raises(UnknownTarget, match="users at revision 2 is no longer kept"):
+        asyncio.run(operations.rollback(on(path), "users", to=2, who="ann"))
+    assert asyncio.run(operations.rollback(on(path), "users", to=4, who="ann")).after == "v1=70 v2=30"
+
+
+def test_every_key_tells_its_newest_change(path: Path) -> None:
+    asyncio.run(operations.set_split(on(path), "users", {"v1": 1, "v2": 1}, who="ann"))
+    put(path, rules_a=rule("x"))
+    items = asyncio.run(on(path).read()).items
+    told = {key.removeprefix(USERS): (item.revision, item.origin) for key, item in items.items()}
+    assert told["split"] == (2, "state")
+    assert told["rules/a"] == (3, "state")
+    assert told["service"] == (1, "state")
+    assert told["instances/127.0.0.1:9001"][1] == "file"

@@ -106,11 +106,7 @@ def _put(items: dict[str, bytes], values: Mapping[str, bytes | None]) -> None:
 
 def rules_in_order(view: View, service: str) -> list[str]:
     """Keys of its rules in the order in which they are asked within one priority."""
-    found = [key for key in view.items if service_of(key) == service and part_of(key) == "rules"]
-    if view.ordered:
-        return found
-    file = [key for key in found if view.items[key].origin == "file"]
-    return file + sorted(key for key in found if key not in file)
+    return [key for key in view.items if service_of(key) == service and part_of(key) == "rules"]
 
 
 def document_of(view: View) -> dict[str, Any]:

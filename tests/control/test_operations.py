@@ -305,7 +305,7 @@ def test_without_an_order_of_its_own_priorities_keep_it() -> None:
 
     class Unordered(Copies):
         async def read(self) -> View:
-            return View(self.revision, dict(self.items))
+            return View(self.revision, dict(sorted(self.items.items())))
 
     async def test() -> None:
         services = {"users": {"stable": "v1", "rules": [{"name": "z", **rule("x")}, {"name": "a", **rule("y")}]}}

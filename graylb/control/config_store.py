@@ -44,12 +44,15 @@ class View:
     ordered: the store keeps rules in an order of their own: that of `items`, and an edit that names all rules of a
     service puts them in its order. Else those of one priority go as docs/etcd.md says, by name.
     note: what a person has to know of this view, such as that the document is not valid at present.
+    registered: service -> versions of the instances that registries have, which are no keys; None where the document
+    names registries and what they have is not known here.
     """
 
     revision: int
     items: Mapping[str, Item]
     ordered: bool = False
     note: str = ""
+    registered: Mapping[str, frozenset[str]] | None = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

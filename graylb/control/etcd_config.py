@@ -79,7 +79,8 @@ class EtcdConfigStore:
     async def read(self) -> View:
         """As of the store's own last change at least."""
         standing = await self._standing(self._seen)
-        return View(standing.revision, await asyncio.to_thread(standing.items))
+        items, registered = await asyncio.to_thread(lambda: (standing.items(), standing.registered()))
+        return View(standing.revision, items, registered=registered)
 
     async def write(self, edit: Edit) -> int:
         """All or nothing, and known for certain: a ConfigStoreError says so where it cannot be found out in time."""

@@ -96,7 +96,9 @@ class FileConfigStore:
                 items[key] = Item(value, revisions[key], origin)
             for key, value in _data(name, look.document).items():
                 items[key] = Item(value, service.changes[-1].revision, "file")
-        return View(look.base.revision, items, ordered=True, note=look.note)
+        registered: Mapping[str, frozenset[str]] | None
+        registered = None if look.document is not None and look.document.registries else {}
+        return View(look.base.revision, items, ordered=True, note=look.note, registered=registered)
 
     def _history(self, service: str | None) -> tuple[Record, ...]:
         look = self._look() if self.store.path.exists() else None

@@ -64,6 +64,16 @@ class Standing:
                 del found[key]
         return found
 
+    def registered(self) -> dict[str, frozenset[str]] | None:
+        """As `View.registered` has it."""
+        base, registries = self.assembly.base, self.assembly.registries
+        if not registries.every:
+            return None if base is not None and base.document.registries else {}
+        return {
+            service: frozenset(built.version for _, built in registries.instances(service).values())
+            for service in registries.services
+        }
+
     def value(self, key: str) -> bytes | None:
         """In force."""
         good = self.fragments.good(key)

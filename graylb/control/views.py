@@ -37,9 +37,11 @@ def items_of(view: View, service: str, parts: Sequence[str] = CONTENT) -> dict[s
 
 
 def versions_of(view: View, service: str) -> list[str]:
-    """Of its instances, as far as the view knows them."""
+    """Of its instances; none where there may be others than the view knows."""
+    if view.registered is None:
+        return []
     found = (orjson.loads(value) for value in items_of(view, service, ("instances",)).values())
-    return sorted({str(instance["version"]) for instance in found})
+    return sorted({str(instance["version"]) for instance in found} | view.registered.get(service, frozenset()))
 
 
 def stable_of(view: View, service: str) -> str | None:

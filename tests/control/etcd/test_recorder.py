@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from graylb.control import in_force, recorder
+from graylb.control import in_force, operations, recorder
 from graylb.control.config_store import ConfigStoreError, Conflict
 from graylb.control.etcd.election import Election, Leadership
 from graylb.control.etcd.errors import EtcdError
@@ -269,6 +270,32 @@ def test_a_proxys_own_store_shows_what_it_has_written_and_tells_of_others(
             with pytest.raises(ConfigErrors, match=r"\$\.match\.pth"):
                 await world.edit({"services/users/rules/x": {"match": {"pth": "/"}, "to": "v1"}})
             assert [each["node"] for each in await world.store.nodes()] == ["a"]
+
+    run(test())
+
+
+def test_versions_that_only_a_registry_has_can_have_a_share(etcd: Cluster, tmp_path: Path, prefix: str) -> None:
+    registries = [{"kind": "grpc-go", "prefix": own(prefix) + "-others", "services": {"users": "users"}}]
+
+    async def test() -> None:
+        async with (
+            proxied(etcd, tmp_path, prefix, registries=registries) as world,
+            opened(etcd, tmp_path, prefix, registries=registries) as command,
+        ):
+            await world.users()
+            await world.records(count=1)
+            value = {"Op": 0, "Addr": "127.0.0.1:9009", "Metadata": {"version": "v9"}}
+            await world.client.put(own(prefix) + "-others/users/127.0.0.1:9009", orjson.dumps(value))
+
+            async def look() -> bool:
+                return "users" in ((await world.store.read()).registered or {})
+
+            await support.eventually(look, "the registered instance")
+            await operations.set_split(world.store, "users", {"v1": 1, "v9": 1}, who="ann")
+            with pytest.raises(ValueError, match="there is v1, v2, v9"):
+                await operations.set_split(world.store, "users", {"v8": 1}, who="ann")
+            assert (await command.store.read()).registered is None
+            await operations.set_split(command.store, "users", {"v1": 1, "v8": 1}, who="ann")  # nobody can know
 
     run(test())
 

@@ -86,16 +86,18 @@ def written(etcd: Cluster, folder: Path, prefix: str, services: dict[str, Any] |
     """A document on that prefix."""
     folder.mkdir(exist_ok=True)
     document = {**parts.document(x={}), "services": services or {}}
+    if (registries := etcd_.pop("registries", None)) is not None:
+        document["registries"] = registries
     document["etcd"] = {"endpoints": list(etcd.endpoints), "prefix": own(prefix), **etcd_}
     return parts.write(folder, document)
 
 
 @contextlib.asynccontextmanager
 async def opened(
-    etcd: Cluster, folder: Path, prefix: str, services: dict[str, Any] | None = None
+    etcd: Cluster, folder: Path, prefix: str, services: dict[str, Any] | None = None, **more: Any
 ) -> AsyncIterator[World]:
     """As a command has it, without a proxy."""
-    path = written(etcd, folder, prefix, services)
+    path = written(etcd, folder, prefix, services, **more)
     part = prepare.read(path).etcd
     assert part is not None
     async with support.client(etcd) as client, EtcdConfigStore.opened(part, path) as store:
@@ -104,13 +106,13 @@ async def opened(
 
 @contextlib.asynccontextmanager
 async def proxied(
-    etcd: Cluster, folder: Path, prefix: str, services: dict[str, Any] | None = None, node: str = "a"
+    etcd: Cluster, folder: Path, prefix: str, services: dict[str, Any] | None = None, node: str = "a", **more: Any
 ) -> AsyncIterator[World]:
     """As a running proxy has it: it follows, may lead, and records."""
-    path = written(etcd, folder / node, prefix, services, node=node)
+    path = written(etcd, folder / node, prefix, services, node=node, **more)
     document = prepare.read(path)
     assert document.etcd is not None
-    side = EtcdSide(document.etcd, path, Store(state_path(path)))
+    side = EtcdSide(document.etcd, path, Store(state_path(path)), document.registries)
     wake = asyncio.Event()
 
     async def read() -> Document:

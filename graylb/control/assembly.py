@@ -16,7 +16,7 @@ from typing import Any, Final
 from pydantic_core import PydanticCustomError
 
 from graylb.control.fragments import Fragments, Good, copied
-from graylb.control.registered import Registries
+from graylb.control.registered import Registries, united
 from graylb.control.state import SERVICE_SPLIT, StoredSplit
 from graylb.model import build, keys, presets, references, routes, values
 from graylb.model.documents import Document
@@ -382,11 +382,8 @@ def _united(
     registered: Mapping[str, tuple[InstancePart, Instance]],
 ) -> list[tuple[InstancePart, Instance]]:
     """One for each address: first the document's in their order, then the keys' by name, then those of registries."""
-    found = dict(own)
-    found.update(_of_keys(members))
-    if registered:
-        found |= {address: pair for address, pair in registered.items() if address not in found}
-    return list(found.values())
+    known = {**own, **_of_keys(members)} if members else own
+    return list(united(known, registered).values())
 
 
 def _of_keys(members: Mapping[str, Good]) -> dict[str, tuple[InstancePart, Instance]]:

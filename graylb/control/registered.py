@@ -109,6 +109,7 @@ class Registered:
         self._unversioned: dict[str, int] = {}  # service -> keys
         self._holders: dict[tuple[str, str], int] = {}  # service, address -> how many there are of it
         self._shared: dict[str, int] = {}  # service -> addresses that there are several of
+        self._found: dict[str, dict[str, Pair]] = {}  # what `instances` gave
         self._present: dict[str, Fragment] = {}  # as in the source, good or not
 
     @property
@@ -156,24 +157,31 @@ class Registered:
                 self.revision = max(self.revision, update.revision)
         return dirty
 
-    def instances(self, service: str) -> dict[str, Pair]:
-        """By address; of two with one address the newer one."""
+    def instances(self, service: str) -> Mapping[str, Pair]:
+        """By address, in the order of the keys; of two with one address the newer one."""
+        if (kept := self._found.get(service)) is not None:
+            return kept
+        found = self._found[service] = self._united(service)
+        return found
+
+    def _united(self, service: str) -> dict[str, Pair]:
         goods = self.services.get(service, {})
-        ordered = [(goods[key].fragment.revision, pair) for key in sorted(goods) for pair in goods[key].instances]
-        found = {pair[1].address: pair for _, pair in ordered}
-        if len(found) == len(ordered):
+        found = {pair[1].address: pair for key in sorted(goods) for pair in goods[key].instances}
+        if not self._shared.get(service):
             return found
         newest: dict[str, int] = {}
-        for revision, pair in ordered:  # some share an address
-            if revision >= newest.get(pair[1].address, 0):
-                newest[pair[1].address] = revision
-                found[pair[1].address] = pair
+        for key in sorted(goods):
+            revision = goods[key].fragment.revision
+            for pair in goods[key].instances:
+                if revision >= newest.get(pair[1].address, 0):
+                    newest[pair[1].address] = revision
+                    found[pair[1].address] = pair
         return found
 
     def copy(self) -> Registered:
         """With the instances of now, for whoever tries changes while this one goes on."""
         made = Registered(self.part, self.prefix, self.below, own=self.own)
-        made.services = copied(self.services)
+        made.services, made._shared = copied(self.services), copied(self._shared)
         return made
 
     def place(self, service: str) -> str:
@@ -238,7 +246,13 @@ class Registered:
         same = before is not None and (before.service, before.instances) == (made.service, made.instances)
         if self._shared.get(made.service):
             same = False  # which key is the newer one counts, too
+        kept = self._found.get(made.service) if not self._shared.get(made.service) else None
         self._remove(key, set() if same else dirty)
+        if kept is not None and before is not None and _place(before) == _place(made):
+            kept.update((pair[1].address, pair) for pair in made.instances)  # of very many, one is another one
+            self._found[made.service] = kept
+        else:
+            self._found.pop(made.service, None)
         self._goods[key] = made
         self.services.setdefault(made.service, {})[key] = made
         self._count(made, 1)
@@ -253,6 +267,7 @@ class Registered:
         del goods[key]
         if not goods:
             del self.services[found.service]
+        self._found.pop(found.service, None)
         self._count(found, -1)
         dirty.add(found.service)
         return True
@@ -284,10 +299,21 @@ class Registered:
             self.held_since = ""
 
 
+def _place(good: Good) -> tuple[str, list[str]]:
+    return good.service, [instance.address for _, instance in good.instances]
+
+
 def _add(counts: dict[Any, int], key: Any, by: int) -> None:
     counts[key] = counts.get(key, 0) + by
     if not counts[key]:
         del counts[key]
+
+
+def united(first: Mapping[str, Pair], then: Mapping[str, Pair]) -> Mapping[str, Pair]:
+    """By address; `first` has the first word. There can be ten thousand."""
+    if not first or not then:
+        return first or then
+    return {**first, **{address: pair for address, pair in then.items() if address not in first}}
 
 
 class Registries:
@@ -361,12 +387,12 @@ class Registries:
     def has(self, service: str) -> bool:
         return any(service in each.services for each in self.every)
 
-    def instances(self, service: str) -> dict[str, Pair]:
+    def instances(self, service: str) -> Mapping[str, Pair]:
         """By address."""
-        found: dict[str, Pair] = {}
+        found: Mapping[str, Pair] = {}
         for each in self.every:
-            for address, pair in each.instances(service).items():
-                found.setdefault(address, pair)
+            if service in each.services:
+                found = united(found, each.instances(service))
         return found
 
     def place(self, service: str) -> str:

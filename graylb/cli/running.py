@@ -103,6 +103,16 @@ def status(admin: AdminOption = None, as_json: AsJson = False) -> None:
         _print_status(found, services)
 
 
+def _registry(found: dict[str, Any]) -> str:
+    """How much there is, and what of it may be a mistake."""
+    text = f"{found['instances']} instances of {found['services']} services"
+    if found["unserved"]:
+        text += f"; [yellow]{found['unserved']} without an address of a scheme that is asked for[/]"
+    if found["unversioned"]:
+        text += f"; [yellow]no version is named by those of[/] {', '.join(found['unversioned'])}"
+    return text
+
+
 def _print_status(found: dict[str, Any], services: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -116,6 +126,10 @@ def _print_status(found: dict[str, Any], services: list[dict[str, Any]]) -> None
         out.print(f"[red]refused since {found['refusal']['since']}, revision {found['revision']} stays in force:[/]")
         for error in found["refusal"]["errors"]:
             out.print(f"  {escape(error['text'])}")
+    for each in found["registries"]:
+        out.print(f"registry {escape(each['name'])} at {escape(each['prefix'])}: {_registry(each)}")
+        if not each["connected"]:
+            out.print(f"  [red]not followed since {each['since'] or 'the start'}:[/] {escape(each['error'])}")
     for text in found["restart_needed"]:
         out.print(f"[yellow]takes effect at the next start or roll:[/] {escape(text)}")
     for warning in found["warnings"]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graylb.model import discovery, documents
 from graylb.model.problems import ConfigError, ConfigErrors
-from graylb.model.registries import LAYOUTS, PREFIXES, Found, Layout, dedupe, parse, pick
+from graylb.model.registries import LAYOUTS, PREFIXES, Found, Layout, dedupe, names_in, parse, pick
 from tests.model.registry_data import GOLDEN
 
 
@@ -239,3 +244,39 @@ def test_errors_say_what_was_expected(layout: Layout, rest: str, value: bytes, s
         parse(layout, "/p", f"/p/{rest}", value)
     assert said in str(caught.value)
     assert str(caught.value).startswith(f"/p/{rest}:1:")
+
+
+def test_the_examples_of_the_page_are_what_frameworks_write() -> None:
+    """Each is read as an instance of the very service that its registry maps."""
+    page = (Path(__file__).parents[2] / "docs" / "registries.md").read_text()
+    section = page.partition("## Each framework")[2]
+    examples = re.findall(r"`registries: (\[.*?\])`.*?```console\n(.*?)```", section, re.DOTALL)
+    assert [yaml.safe_load(settings)[0]["kind"] for settings, _ in examples] == list(LAYOUTS)
+    for settings, commands in examples:
+        text = f"{{listeners: [{{address: 127.0.0.1:0}}], etcd: {{}}, registries: {settings}}}"
+        (part,) = documents.load(text, "x").registries
+        for command in commands.splitlines():
+            words = shlex.split(command)
+            assert words[:3] == ["$", "etcdctl", "put"]
+            (found,) = [
+                reading
+                for prefix, below in part.watched
+                if words[3].startswith(prefix + below)
+                and (reading := discovery.read(part, prefix, words[3], words[4].encode())).instances
+            ]
+            assert found.service == "users"
+            assert not found.unversioned
+
+
+def test_what_the_service_of_a_key_may_be_called() -> None:
+    assert names_in("kratos", "a/b/1") == {"a", "a/b", "b"}
+    assert names_in("go-zero", "user.rpc.v2/1") == {"user.rpc.v2", "user.rpc"}
+    assert names_in("kitex", "stray") == set()
+
+
+def test_a_scheme_that_is_not_served_is_worth_a_word() -> None:
+    text = "{listeners: [{address: 127.0.0.1:0}], registries: [{kind: kratos, etcd: {}, schemes: [http, grpc]}]}"
+    (warning,) = documents.load(text, "x").warnings
+    assert str(warning) == (
+        "x:1:93: $.registries[0].schemes[1]: instances are asked by HTTP/1 without TLS, whatever grpc is at their address"
+    )

@@ -135,30 +135,38 @@ class Probe:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def version(self) -> str:
-        """That answered. Raises BenchError for anything but a whole 200."""
-        self.socket.sendall(ASK)
+        """That answered."""
+        return field_of(self.ask(), b"x-version")
+
+    def revision(self) -> int:
+        """By which it was decided."""
+        return int(field_of(self.ask(), b"x-graylb-revision"))
+
+    def ask(self, head: bytes = ASK) -> bytes:
+        """A whole answer. Raises BenchError when there is none."""
+        self.socket.sendall(head)
         answer = b""
         while b"\r\n\r\n" not in answer or len(answer) < answer.index(b"\r\n\r\n") + 4 + 128:
             piece = self.socket.recv(4096)
             if not piece:
                 raise BenchError("a worker closed a probe's connection")
             answer += piece
-        return version_of(answer)
+        return answer
 
     def close(self) -> None:
         self.socket.close()
 
 
-def version_of(answer: bytes) -> str:
-    """The upstream that an answer came from. Raises BenchError unless it is a 200."""
+def field_of(answer: bytes, wanted: bytes) -> str:
+    """The value of a header, by lower-case name. Raises BenchError unless the answer is a 200 that has it."""
     head, _, _ = answer.partition(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200 "):
         raise BenchError(f"a probe got {head[:120]!r}")
     for line in head.split(b"\r\n")[1:]:
         name, _, value = line.partition(b":")
-        if name.strip().lower() == b"x-version":
+        if name.strip().lower() == wanted:
             return value.strip().decode()
-    raise BenchError(f"an answer without x-version: {head[:300]!r}")
+    raise BenchError(f"an answer without {wanted.decode()}: {head[:300]!r}")
 
 
 @contextmanager

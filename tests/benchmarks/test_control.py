@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.__main__ import parser, whole
 from benchmarks.control import content, run, verdict
-from benchmarks.control.node import version_of
+from benchmarks.control.node import field_of
 from benchmarks.failure import BenchError
 from graylb.model import keys
 
@@ -76,10 +76,10 @@ def test_what_is_put_can_be_read_and_is_as_much_as_promised() -> None:
 
 
 def test_which_upstream_answered() -> None:
-    assert version_of(b"HTTP/1.1 200 OK\r\nX-Version: v2\r\nContent-Length: 1\r\n\r\nx") == "v2"
+    assert field_of(b"HTTP/1.1 200 OK\r\nX-Version: v2\r\nContent-Length: 1\r\n\r\nx", b"x-version") == "v2"
     for answer in (b"HTTP/1.1 503 No\r\nX-Version: v2\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nx-version: v2"):
         with pytest.raises(BenchError):
-            version_of(answer)
+            field_of(answer, b"x-version")
 
 
 @pytest.mark.parametrize(

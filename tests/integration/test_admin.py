@@ -82,6 +82,9 @@ def test_what_is_in_force(proxy: Proxy, client: httpx.Client) -> None:
 
 def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     says(client.get("/nowhere"), 404)
+    says(client.get("/services?wiat=1"), 422, "unknown parameter 'wiat'")
+    says(client.get("/history?servic=users"), 422, 'did you mean "service"?')
+    assert client.get("/live?wiat=1").status_code == 200
     answer = client.delete("/status")
     says(answer, 405)
     assert answer.headers["allow"] == "GET"

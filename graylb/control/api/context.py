@@ -16,7 +16,10 @@ from fastapi.security import HTTPBearer
 from graylb.control.api.failures import BadRevision
 from graylb.control.config_store import ConfigStore
 from graylb.control.plane import Plane
+from graylb.model.values import near
 
+OPEN: Final = ("/live", "/ready")
+"""Who asks for these is a load balancer or a kubelet, which has no token."""
 NAME: Final = "^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
 LOOK_EVERY: Final = 0.01
 """Seconds between two looks at what the workers have applied."""
@@ -117,8 +120,14 @@ class Route(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
+        known = {field.alias for field in self.dependant.query_params}
 
         async def handle(request: Request) -> Response:
+            for name in request.query_params:
+                if name not in known and self.path not in OPEN:  # `?wiat=5` is a slip of the pen, too
+                    meant = near(name, sorted(known))
+                    expected = f'did you mean "{meant}"?' if meant else f"expected {', '.join(sorted(known)) or 'none'}"
+                    raise ValueError(f"query: unknown parameter {name[:40]!r}; {expected}")
             return await handler(_Request(request.scope, request.receive))
 
         return handle

@@ -20,12 +20,11 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from graylb.control.api.context import OPEN
 from graylb.control.api.failures import refusal
 from graylb.control.logs import log
 from graylb.control.plane import StartRefused
 
-OPEN: Final = ("/live", "/ready")
-"""Who asks for these is a load balancer or a kubelet, which has no token."""
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
 LARGEST_BODY: Final = 16 * 2**20
 """Bytes. A document of 10,000 instances has about one million."""

@@ -280,7 +280,7 @@ class EtcdSide:
             "leader": self._completer.leader if self._completer is not None else None,
             "problems_writing": self._writing(),
             "seen": self.layers.seen,
-            "applied": self.layers.revision,
+            "applied": self.layers.fragments.revision,
             "lag": self._lag(),
             "refused": [
                 {

@@ -99,8 +99,6 @@ class Layers:
     def offer_registered(self, index: int, update: Update) -> None:
         """The same of a registry; index: in `registries.every`."""
         if self.registries.offer(index, update):
-            if self.registries.every[index].own:
-                self.seen = max(self.seen, update.revision)
             self._note_arrival()
 
     def _note_arrival(self) -> None:
@@ -144,7 +142,7 @@ class Layers:
             self._tell()
         if not changed and last is not None:
             return last
-        snapshot = self.assembly.snapshot(self.revision or state.revision)
+        snapshot = self.assembly.snapshot(self.fragments.revision or state.revision)
         try:
             image = table.compile(snapshot, self._compiled)
         except ValueError as error:
@@ -157,11 +155,6 @@ class Layers:
     def kept(self, at: str) -> Kept:
         registries = {each.identity: (each.revision, in_order(each.all_good())) for each in self.registries.every}
         return Kept(self.prefix, self.fragments.revision, at, in_order(self.fragments.all_good()), registries)
-
-    @property
-    def revision(self) -> int:
-        """The newest of our etcd that is in force; 0 when nothing of it is."""
-        return max(self.fragments.revision, self.registries.revision)
 
     @property
     def stamp(self) -> tuple[int, ...]:

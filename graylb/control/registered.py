@@ -91,13 +91,13 @@ class Report:
 
 
 class Registered:
-    """What one registry has below one prefix. own: it is in the etcd of our own keys, and counts the same revisions.
+    """What one registry has below one prefix.
 
     services: by their names here, those that nobody knows too. stamp: another one whenever what is good differs.
     """
 
-    def __init__(self, part: RegistryPart, prefix: str, below: str, *, own: bool = False) -> None:
-        self.part, self.prefix, self.below, self.own = part, prefix, below, own
+    def __init__(self, part: RegistryPart, prefix: str, below: str) -> None:
+        self.part, self.prefix, self.below = part, prefix, below
         self.services: dict[str, dict[str, Good]] = {}
         self.refused: dict[str, Refused] = {}
         self.held: set[str] = set()
@@ -180,7 +180,7 @@ class Registered:
 
     def copy(self) -> Registered:
         """With the instances of now, for whoever tries changes while this one goes on."""
-        made = Registered(self.part, self.prefix, self.below, own=self.own)
+        made = Registered(self.part, self.prefix, self.below)
         made.services, made._shared = copied(self.services), copied(self._shared)
         return made
 
@@ -330,11 +330,6 @@ class Registries:
         self._offered: dict[int, Update] = {}
         self._collected: dict[int, Update] = {}
         self._warned: set[tuple[str, str]] = set()
-
-    @property
-    def revision(self) -> int:
-        """Of the newest change that counts like those of our own keys."""
-        return max((each.revision for each in self.every if each.own), default=0)
 
     @property
     def stamp(self) -> tuple[int, ...]:

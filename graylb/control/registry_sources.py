@@ -29,7 +29,6 @@ class RegistrySources:
     def __init__(self, parts: Sequence[RegistryPart], etcd: EtcdServersPart | None, folder: Path) -> None:
         """etcd: the document's own. folder: of the document. Raises ValueError for settings that cannot be."""
         self.parts = tuple(parts)
-        own = options_of(etcd, folder) if etcd is not None else None
         self._options: list[Options] = []
         every: list[Registered] = []
         for part in parts:
@@ -41,7 +40,7 @@ class RegistrySources:
                 raise ValueError(f"registry {part.called}: {error}") from error
             for prefix, below in part.watched:
                 self._options.append(options)
-                every.append(Registered(part, prefix, below, own=options == own))
+                every.append(Registered(part, prefix, below))
         self.registries = Registries(every)
         self.sources: list[EtcdSource] = []
         self._clients: dict[Options, Client] = {}

@@ -299,13 +299,13 @@ def test_all_keys_gone_at_once_are_held_and_one_that_goes_is_believed(kind: str)
     assert [each for each in store.errors if "at once" in each] == []
 
 
-def test_revisions_count_only_in_the_etcd_of_our_own_keys() -> None:
+def test_the_revision_is_that_of_what_people_change() -> None:
+    """Who waits for the revision of a change is not to be told that it is in force because of some instance."""
     store = Store(users(), KRATOS)
-    assert store.put(user__1=kratos(1)).revision == 0
-    store.registries.every[0].own = True
-    assert store.put(user__2=kratos(2)).revision == store.source.revision
-    assert store.put(user__2=b"{").revision == store.source.revision - 1
-    assert store.put(user__2=None).revision == store.source.revision
+    before = store.source.put(users__service={"stable": "v1"})
+    after = store.put(user__1=kratos(1))
+    assert after.revision == before.revision
+    assert after.digest != before.digest
 
 
 def test_what_is_stale_does_not_replace_what_is_newer() -> None:

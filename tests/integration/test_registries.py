@@ -167,3 +167,68 @@ def test_instances_of_every_framework_get_requests_by_version_until_their_lease_
             assert asked(proxy, kind) == (200, "one", "v1")
         assert etcds.errors(proxy) == []
         assert json.dumps(proxy.status()["registries"]).count('"connected": true') == len(LAYOUTS)
+
+
+def test_a_start_without_the_registry_serves_what_was_good_last(
+    tmp_path: Path, cluster: Cluster, store: Any, two: list[Upstream]
+) -> None:
+    one, other = (up.address for up in two)
+    with proxies.running(tmp_path / "proxy", document(cluster, "kratos", "kitex")) as proxy:
+        store.put(*kratos(one, "v1", 1))
+        store.put(*kitex(one, "v1", 1))
+        store.put(*kratos(other, "v2", 2))
+        until_asked(proxy, "kratos", "v2", (200, "two", "v2"))
+        until_asked(proxy, "kitex", "", (200, "one", "v1"))
+        proxy.stop()
+        cluster.nodes[0].kill()
+        proxy.start()
+        assert asked(proxy, "kratos", "v2") == (200, "two", "v2")
+        assert asked(proxy, "kitex") == (200, "one", "v1")
+        assert [each["connected"] for each in proxy.status()["registries"]] == [False, False]
+        assert "not followed" in proxies.cli("status", "--admin", proxy.admin).stdout
+        cluster.nodes[0].restart()
+        store.put(*kratos(other, "v3", 2))
+        until_asked(proxy, "kratos", "v3", (200, "two", "v3"))
+        until(lambda: all(each["connected"] for each in proxy.status()["registries"]), "both followed")
+        assert "2 instances of 1 services" in proxies.cli("status", "--admin", proxy.admin).stdout
+
+
+def test_rules_by_key_instances_from_registries_of_two_etcds_and_all_of_them_gone_at_once(
+    tmp_path: Path, cluster: Cluster, store: Any, two: list[Upstream]
+) -> None:
+    one, other = (up.address for up in two)
+    with servers.running(tmp_path / "another") as elsewhere, elsewhere.nodes[0].store() as there:
+        parts = [{"kind": "kratos"}, registry(elsewhere, "kitex", services={"echo": "user"})]
+        doc = etcds.document(cluster, "a")
+        with (
+            proxies.running(tmp_path / "proxy", {**doc, "registries": parts}) as proxy,
+            etcds.keys(cluster) as keys,
+        ):
+            keys.put("user/service", {"hosts": ["kratos.test"], "stable": "v1"})
+            keys.put("user/rules/two", {"match": {"headers": {"x-want": "v2"}}, "to": "v2", "fallback": "strict"})
+            store.put(*kratos(one, "v1", 1))
+            there.put(*kitex(other, "v2", 2))
+            until_asked(proxy, "kratos", "", (200, "one", "v1"))
+            until_asked(proxy, "kratos", "v2", (200, "two", "v2"))
+            store.put(*kratos(one, "v1", 3))  # another key of the same address
+            until(lambda: proxy.status()["registries"][0]["keys"] == 2, "both keys")
+            elsewhere.nodes[0].kill()
+            until(lambda: not proxy.status()["registries"][1]["connected"], "that it is away")
+            assert asked(proxy, "kratos", "v2") == (200, "two", "v2")
+            assert proxy.status()["registries"][0]["connected"]
+            store.delete_prefix("/microservices/")
+            until(lambda: "went at once" in json.dumps(etcds.errors(proxy)), "the alarm")
+            assert asked(proxy, "kratos") == (200, "one", "v1")
+
+            def told() -> bool:
+                text, _ = keys.store.get("/graylb/nodes/a")
+                found = json.loads(text)["registries"] if text is not None else []
+                return [(each["name"], each["instances"], each["held"]) for each in found] == [
+                    ("kratos", 2, 2),
+                    ("kitex", 1, 0),
+                ]
+
+            until(told, "the node's status in etcd")
+            store.put(*kratos(one, "v2", 1))
+            until(lambda: not etcds.errors(proxy), "no alarm")
+            until(lambda: {asked(proxy, "kratos", "v2")[1] for _ in range(16)} == {"one", "two"}, "both in v2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,15 @@ from graylb.cli.caller import DEFAULT_ADMIN, NotRunning
 from graylb.cli.common import (
     AdminOption,
     AsJson,
+    DocumentOption,
     EdgeOption,
     SidecarOption,
     StateOption,
+    Target,
     ask,
     console,
     fail,
+    locate,
     preset_of,
     print_json,
 )
@@ -89,18 +93,82 @@ def demo() -> None:
     raise typer.Exit(main())
 
 
-def status(admin: AdminOption = None, as_json: AsJson = False) -> None:
-    """Show what the running proxy serves, and why it may not serve the newest document."""
-    address = admin or DEFAULT_ADMIN
+def status(document: DocumentOption = None, admin: AdminOption = None, as_json: AsJson = False) -> None:
+    """Show what the running proxy serves, and why it may not serve the newest document; with etcd, of every node.
+
+    Where no proxy runs on the document that -c names, the nodes are told by its etcd.
+    """
+    target = locate(document, None, admin) if document is not None else None
+    if target is not None and target.admin is None:
+        _nodes_alone(target, as_json)
+        return
+    address = (target.admin if target is not None else None) or admin or DEFAULT_ADMIN
     try:
         found = ask(address, "/status")
         services = ask(address, "/services")
     except NotRunning as error:
         fail(str(error), 1)
+    nodes: list[dict[str, Any]] = []
+    if found["etcd"] and found["etcd"]["connected"]:
+        with contextlib.suppress(NotRunning):  # etcd may have gone in this very moment
+            nodes = ask(address, "/nodes")
     if as_json:
-        print_json({**found, "services": services})
+        print_json({**found, "services": services, "nodes": nodes})
     else:
         _print_status(found, services)
+        if found["etcd"]:
+            _print_etcd(found["etcd"])
+            _print_nodes(nodes)
+
+
+def _nodes_alone(target: Target, as_json: bool) -> None:
+    from graylb.cli.desk import LocalDesk, telling
+
+    with telling():
+        nodes = list(LocalDesk(target).nodes())
+    if as_json:
+        print_json({"nodes": nodes})
+    elif nodes:
+        _print_nodes(nodes)
+    else:
+        fail(f"no proxy runs on {target.document}", 1)
+
+
+def _print_etcd(found: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    out = console()
+    state = "connected" if found["connected"] else f"[red]not connected since {found['since']}[/]: {found['error']}"
+    leader = f", leader {found['leader']}" if found["leader"] else ""
+    out.print(f"etcd {state}, prefix {escape(found['prefix'])}, node {escape(found['node'])}{escape(leader)}")
+    out.print(f"seen {found['seen']}, applied {found['applied']}, lag {found['lag']:g} s")
+    for text in found["problems_writing"]:
+        out.print(f"[yellow]this node cannot lead, or not tell how it fares:[/] {escape(text)}")
+    if found["last_good"]["served"]:
+        out.print(f"[yellow]serving what was good last:[/] {escape(found['last_good']['file'])}")
+
+
+def _print_nodes(nodes: list[dict[str, Any]]) -> None:
+    """Of all that tell: what each has applied, how late it is, and what it refuses."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = console()
+    table = Table("node", "version", "applied", "since", "lag", "refused")
+    for each in nodes:
+        refused = [str(key.get("key")) for key in each.get("refused", ())]
+        told = [str(each.get(name, "-")) for name in ("node", "version", "revision", "applied_at")]
+        table.add_row(*map(escape, [*told, f"{each.get('lag', 0):g} s", ", ".join(refused) or "-"]))
+    out.print(table)
+    told_of: dict[str, list[str]] = {}
+    for each in nodes:
+        for key in each.get("refused", ()):
+            for error in key.get("errors", ()):
+                told_of.setdefault(error["text"], []).append(each["node"])
+        for text in (*each.get("problems", ()), *([each["problem"]] if each.get("problem") else [])):
+            told_of.setdefault(text, []).append(each["node"])
+    for text, names in told_of.items():
+        out.print(f"[red]{escape(', '.join(names))}:[/] {escape(text)}", soft_wrap=True)
 
 
 def _registry(found: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from graylb.cli.app import app
 from graylb.release.slots import Slots
 from tests.control.etcd import servers
 from tests.control.parts import Data, document, users, write
+from tests.integration import etcds, proxies
 
 NOBODY = "127.0.0.1:1"  # where no proxy answers
 COUNT = itertools.count()
@@ -247,3 +248,35 @@ def test_a_document_on_an_etcd_that_is_away(tmp_path: Path) -> None:
     place.fails(1, "get", words="cannot be read")
     write(tmp_path, "etcd: {endpoints: 5}\n")
     place.fails(2, "get", words="$.etcd.endpoints")
+
+
+def test_beside_a_proxy_on_etcd(etcd: servers.Cluster, tmp_path: Path) -> None:
+    """With it, or past it by the document; the status names every node, and the key that one refuses."""
+    prefix = f"/test-{next(COUNT)}"
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    part = {"endpoints": list(etcd.endpoints), "prefix": prefix}
+    past = Place(write(folder, {"listeners": [{"address": "127.0.0.1:0"}], "etcd": part}), "etcd")
+    past.data("apply", "-f", write(folder, {"services": {"users": users()}}, "services.yaml"))
+    past.fails(1, "status", words="no proxy runs on")
+    with proxies.running(tmp_path, etcds.document(etcd, "one", prefix=prefix)) as proxy:
+        near = ["-c", proxy.file, "--admin", proxy.admin]
+        told = proxies.cli("split", "users", "v1=50", "v2=50", *near)
+        assert "applied by the running proxy" in told.stdout, told.stderr
+        assert "applied by one" in past("split", "users", "v1=40", "v2=60").stdout
+        with etcd.nodes[0].store() as store:
+            store.put(f"{prefix}/services/users/rules/bad", "{")
+        key = f"{prefix}/services/users/rules/bad"
+
+        def refused() -> list[str]:
+            (node,) = past.data("status")["nodes"]
+            return [each["key"] for each in node["refused"]]
+
+        proxies.until(lambda: refused() == [key], "told")
+        for shown in (past("status").stdout, proxies.cli("status", *near).stdout):
+            assert key in shown
+            assert "not valid JSON" in shown
+        found = json.loads(proxies.cli("status", *near, "--json").stdout)
+        assert [each["node"] for each in found["nodes"]] == ["one"]
+        proxies.cli("delete", "users/rules/bad", *near)
+        proxies.until(lambda: refused() == [], "mended")

@@ -144,11 +144,17 @@ async def put(
 
     async def attempt(view: View) -> Outcome:
         complete: dict[str, bytes | None] = {}
+        missing: list[str] = []
         for key, value in items.items():
             if value is None and key not in view.items:
-                raise UnknownTarget(f"there is no key {key}")
+                missing.append(key)
             complete[key] = _completed(view, key, value) if value is not None else None
-        return await _write(store, view, complete, action, who, why, expected)
+        if missing and view.ordered:
+            raise UnknownTarget(f"there is no key {missing[0]}")
+        outcome = await _write(store, view, complete, action, who, why, expected)
+        if missing and not outcome.keys:
+            raise UnknownTarget(f"there is no key {missing[0]}")
+        return outcome
 
     return await _retried(store, attempt, expected)
 
@@ -249,15 +255,20 @@ async def _write(
     *,
     to: int | None = None,
 ) -> Outcome:
-    """Writes what differs; to: of a rollback, which is written as it is."""
-    asked = items
-    if to is None:
-        items = {key: value for key, value in items.items() if not views.same(key, _value(view, key), value)}
-        if not items:
-            return _outcome(view, asked, items, view.revision)
+    """Writes what differs; to: of a rollback, which is written as it is.
+
+    Where a key may hold what is not in force, because it is not valid, only the store knows what differs.
+    """
     based_on = view.revision if expected is None else expected
+    differing = {key: value for key, value in items.items() if not views.same(key, _value(view, key), value)}
+    if view.ordered and to is None:
+        if not differing:
+            return _outcome(view, items, differing, view.revision)
+        return _outcome(view, items, differing, await store.write(Edit(differing, based_on, who, why, action, to)))
     revision = await store.write(Edit(items, based_on, who, why, action, to))
-    return _outcome(view, asked, items, revision)
+    if revision in (based_on, view.revision):
+        return _outcome(view, items, {}, view.revision)
+    return _outcome(view, items, differing or items, revision)
 
 
 def _known(view: View, service: str) -> dict[str, bytes]:

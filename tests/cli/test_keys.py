@@ -278,5 +278,21 @@ def test_beside_a_proxy_on_etcd(etcd: servers.Cluster, tmp_path: Path) -> None:
             assert "not valid JSON" in shown
         found = json.loads(proxies.cli("status", *near, "--json").stdout)
         assert [each["node"] for each in found["nodes"]] == ["one"]
-        proxies.cli("delete", "users/rules/bad", *near)
+        assert "users: rules/bad, revision" in proxies.cli("delete", "users/rules/bad", *near).stdout
         proxies.until(lambda: refused() == [], "mended")
+
+
+def test_what_is_refused_is_mended_by_what_is_in_force(etcd: servers.Cluster, tmp_path: Path) -> None:
+    """The same value again is no change of what is in force, but of what stands there; a refused key can be deleted."""
+    prefix = f"/test-{next(COUNT)}"
+    part = {"endpoints": list(etcd.endpoints), "prefix": prefix}
+    place = Place(write(tmp_path, {"listeners": [{"address": "127.0.0.1:0"}], "etcd": part}), "etcd")
+    place.data("apply", "-f", services(place, users=users()))
+    with etcd.nodes[0].store() as store:
+        for key in ("split", "rules/bad"):
+            store.put(f"{prefix}/services/users/{key}", "{")
+        assert place.value("users/split")["weights"] == {"v1": 95, "v2": 5}
+        assert place.data("set", "users/split", '{"v1": 95, "v2": 5}')["keys"] == ["services/users/split"]
+        assert json.loads(store.get(f"{prefix}/services/users/split")[0])["weights"] == {"v1": 95, "v2": 5}
+        assert place.data("delete", "users/rules/bad")["keys"] == ["services/users/rules/bad"]
+        place.fails(2, "delete", "users/rules/bad", words="there is no key")

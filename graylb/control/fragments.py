@@ -165,7 +165,8 @@ class Fragments:
         if entry.part == "instances":
             self.members.setdefault(entry.service, {})[key] = good
         self.revision = max(self.revision, fragment.revision)
-        if before is None or before.entry != entry:
+        # of instances with one address the newest counts, so it matters that one was put again
+        if before is None or before.entry != entry or entry.part == "instances":
             dirty.setdefault(entry.service, set()).add(entry.part)
 
     def _refuse(self, fragment: Fragment, at: str, errors: tuple[ConfigError, ...]) -> None:

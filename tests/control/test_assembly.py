@@ -84,6 +84,8 @@ def test_instances_are_united_by_address() -> None:
     ]
     source.put(users__instances__again=instance(3, weight=9))  # registered anew before the old key was gone
     assert [each.weight for each in source.service().instances] == [100, 5, 9]
+    source.put(users__instances__a=instance(3))  # the former one puts the same once more: now it is the newer one
+    assert [each.weight for each in source.service().instances] == [100, 5, 100]
     source.put(users__instances__again=None, users__instances__b=None)
     assert [each.weight for each in source.service().instances] == [100, 100, 100]
 

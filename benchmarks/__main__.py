@@ -1,9 +1,9 @@
 """`python -m benchmarks [WHAT]`: measure, keep the raw figures, generate the page.
 
-WHAT: load, bodies, pace, workers, idle, attribute, micro, or all of these (the default); or control, which takes long
-and is run by itself. A whole run writes WHAT.json
-and latest.md into the results folder; one that was cut short by an option (--quick, --only, --peers, --seconds, fewer
---rounds) writes partial-*.json and partial.md, which are not kept in git.
+WHAT: load, bodies, pace, workers, slow, idle, attribute, micro, or all of these (the default); or control, which takes
+long and is run by itself. A whole run writes WHAT.json and latest.md into the results folder; one that was cut short by
+an option (--quick, --only, --peers, --seconds, fewer --rounds) writes partial-*.json and partial.md, which are not kept
+in git.
 Exit status: 0 measured, 1 a run failed and nothing was written for it, 2 wrong usage.
 """
 
@@ -18,15 +18,15 @@ from typing import Any
 from benchmarks.control import run as control
 from benchmarks.failure import BenchError
 from benchmarks.keep import RESULTS, keep
-from benchmarks.load import attribute, bodies, idle, pace, workers
+from benchmarks.load import attribute, bodies, idle, pace, slow, workers
 from benchmarks.load import run as load
 from benchmarks.load.cases import CASES
 from benchmarks.load.peers import NAMES, STANDARD, present
 from benchmarks.micro import run as micro
 
-MEASURED = ("micro", "load", "bodies", "pace", "workers", "idle", "attribute")
-ROUNDS = {"load": 5, "bodies": 3, "pace": 5, "workers": 5, "micro": 15}
-QUICK_ROUNDS = {"load": 3, "bodies": 1, "pace": 2, "workers": 2, "micro": 5}
+MEASURED = ("micro", "load", "bodies", "pace", "workers", "slow", "idle", "attribute")
+ROUNDS = {"load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 3, "micro": 15}
+QUICK_ROUNDS = {"load": 3, "bodies": 1, "pace": 2, "workers": 2, "slow": 1, "micro": 5}
 SECONDS = 2
 
 
@@ -116,6 +116,8 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, Any] | None:
         found = bodies.run(names, rounds, only) if not only or set(only) & set(bodies.TITLES) else None
     elif kind == "pace":
         found = pace.run(names, rounds, max(2, seconds))
+    elif kind == "slow":
+        found = slow.run([name for name in names if name in slow.PEERS], rounds, max(2, seconds))
     else:
         found = idle.run(names, 1_000 if options.quick else idle.CONNECTIONS)
     if found is not None:

@@ -9,7 +9,7 @@ import orjson
 
 from benchmarks import report
 from benchmarks.control import verdict as control
-from benchmarks.load import attribute, bodies, idle, pace, workers
+from benchmarks.load import attribute, bodies, idle, pace, slow, workers
 from benchmarks.load.cases import CASES
 from benchmarks.load.peers import KINDS
 from benchmarks.soak import verdict
@@ -21,6 +21,7 @@ PAGES: dict[str, report.Page] = {
     "bodies": bodies.page,
     "pace": pace.page,
     "workers": workers.page,
+    "slow": slow.page,
     "idle": idle.page,
     "attribute": attribute.page,
     "micro": report.micro_page,

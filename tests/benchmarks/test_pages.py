@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks import report, stamp
 from benchmarks.keep import PAGES, TITLES
-from benchmarks.load import attribute, pace, workers, wrk
+from benchmarks.load import attribute, drip, pace, slow, workers, wrk
 from benchmarks.load.attribute import Frame, classify
 from benchmarks.soak import verdict
 
@@ -139,6 +140,42 @@ def test_bodies_and_idle_connections_stand_in_the_page() -> None:
     text = page("idle", {"settings": {"connections": 10_000, "peers": ["graylb", "haproxy"]}, "runs": idle})
     assert "| graylb | 300 | ≤ 2,048 | holds |" in text
     assert "| HAProxy | 3,000 |  |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("crowded", "longest", "closed", "holds"), [(3.9, 10.1, 5, 4), (4.1, 10.1, 5, 1), (3.9, 14.9, 4, 3)]
+)
+def test_slow_clients_are_judged(crowded: float, longest: float, closed: int, holds: int) -> None:
+    runs: list[dict[str, Any]] = [
+        {"round": 1, "case": case, "peer": peer, "p99_us": 2000.0 if case == "nobody" else crowded * 1000}
+        | ({} if case == "nobody" else {"crowd": 5, "closed": closed, "longest": longest})
+        for peer in ("graylb", "nginx")
+        for case in ("nobody", *slow.CROWDS)
+    ]
+    settings = {"rounds": 1, "seconds": 2, "peers": ["graylb", "nginx"], "crowds": slow.CROWDS}
+    text = page("slow", {"settings": settings, "runs": runs})
+    assert text.count("holds") == holds
+    assert f"| nginx | 5,000 slow heads | {crowded:.2f} | {closed} | {longest:.1f} |" in text
+
+
+@pytest.mark.parametrize("kind", drip.START)
+def test_a_crowd_is_slow_and_counts_who_is_shut_out(kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        crowd = drip.Crowd(kind, server.getsockname()[1], 3)
+        taken = [server.accept()[0] for _ in range(3)]
+        for each in taken:
+            assert each.recv(4096).startswith(drip.START[kind])
+        crowd.run(0.0)
+        assert (len(crowd.clients), crowd.lives) == (3, [])
+        taken[0].close()
+        while len(crowd.clients) == 3:
+            crowd.run(0.4)
+        assert len(crowd.lives) == 1
+        for each in taken[1:]:
+            each.close()
+        while crowd.clients:
+            crowd.run(0.4)
+        assert len(crowd.lives) == 3
 
 
 # -- soak ---------------------------------------------------------------------------------------------------------

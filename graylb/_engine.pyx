@@ -22,7 +22,7 @@ from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, 
                            UPSTREAM, Conn, Counter, Exchange, Peer, Series, TableState, Upstream, record)
 from graylb._pools cimport WARM_EVERY_MS, Pools, may_repeat
 from graylb._proxy cimport ProxyInfo, read_proxy
-from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, LITTLE, MSG_NOSIGNAL, MSG_PEEK, RECEIVE, SHUT_WR, SMALL, SPLICE_FROM,
+from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, LITTLE, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SMALL, SPLICE_FROM,
                               WHEEL, accept_from, close, exhausted, gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
 
 import ipaddress
@@ -667,7 +667,7 @@ cdef class Engine(Pools):
                 have = c.held_len
                 memcpy(self.buf, c.held, have)
                 c.held_len = 0
-            else: n = self._receive(c, &have, RECEIVE)
+            else: n = self._receive(c, &have, self.gulp)
             if n == -2:
                 self._abort(c)
                 return
@@ -1096,7 +1096,7 @@ cdef class Engine(Pools):
                 if n > 0:
                     moved += n
                     continue
-            n = self._receive(u, &have, LITTLE if u.state == U_HEAD and (<Upstream>u.upstream).large else RECEIVE)
+            n = self._receive(u, &have, LITTLE if u.state == U_HEAD and (<Upstream>u.upstream).large else self.gulp)
             if n == -1 and have == 0: return
             moved += have
             if n == -2 or n == 0:
@@ -1234,7 +1234,7 @@ cdef class Engine(Pools):
             if moved >= self.slice:
                 self._again(a)
                 return
-            n = self._receive(a, &have, RECEIVE)
+            n = self._receive(a, &have, self.gulp)
             if n == -2:
                 self._abort(a)
                 return

@@ -71,11 +71,14 @@ cdef class Sockets:
     cdef int n_pipes               # spare ones and those in use
     cdef Conn* again               # first come, first served
     cdef Conn* again_last
+    cdef int n_again
     cdef Conn* dead
     cdef Conn wheel[WHEEL]         # list heads
     cdef uint64_t now              # ms
     cdef uint64_t ticked
     cdef size_t slice              # bytes that one connection may move in its turn, in this batch
+    cdef size_t gulp               # bytes to receive at once
+    cdef void _share(self, int n) noexcept
     cdef bint in_batch
     cdef bint kicked
     cdef bint closed

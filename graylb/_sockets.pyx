@@ -87,6 +87,8 @@ cdef enum:
     SPARE_BLOCKS = 16
     PIPE = 1048576         # bytes that a pipe holds, so that the pages of a slice find room
     FEW = 4                # events at once: nobody waits for others' large bodies
+    TURN = 16777216        # bytes that a batch moves at most, for whoever comes meanwhile waits for its end …
+    LEAST = 32768          # … or a little more where very many have their share
     MAX_PIPES = 64
     SPARE_PIPES = 16
     HANDED = 32768         # a rest this long is worth a block of its own; a shorter one is copied
@@ -138,7 +140,7 @@ cdef class Sockets:
         for i in range(WHEEL): self.wheel[i].later = self.wheel[i].earlier = &self.wheel[i]
         self.now = gl_now_ms()
         self.ticked = self.now // TICK_MS
-        self.slice = SLICE
+        self._share(FEW + 1)
         self.on_ready = self._on_ready
         loop.add_reader(self.ep, self.on_ready)
         self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
@@ -181,7 +183,7 @@ cdef class Sockets:
         self.in_batch = True
         self.now = gl_now_ms()
         n = epoll_wait(self.ep, self.events, EVENTS, 0)
-        self.slice = PIPE if n <= FEW else SLICE
+        self._share(n + self.n_again)
         for i in range(n):
             # what the next events need comes into the cache while this one is in the kernel
             if i + 2 < n: gl_soon(self.events[i + 2].data.ptr, 192)
@@ -192,6 +194,7 @@ cdef class Sockets:
             if ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not c.dead: self._event(c, ev)
         batch = self.again
         self.again = NULL
+        self.n_again = 0
         while batch != NULL:
             c = batch
             batch = c.after
@@ -201,6 +204,13 @@ cdef class Sockets:
         self._reap()
         self.in_batch = False
         if self.again != NULL: self._kick()
+
+    cdef void _share(self, int n) noexcept:
+        """What each of n connections may move in this batch."""
+        cdef size_t slice = TURN // n if n > FEW else PIPE
+        if n > FEW and slice > SLICE: slice = SLICE
+        self.slice = slice if slice > LEAST else LEAST
+        self.gulp = RECEIVE if slice >= SLICE else self.slice
 
     cdef _kick(self):
         if not self.kicked:
@@ -305,6 +315,7 @@ cdef class Sockets:
         """Reads this connection once more at the end of the batch."""
         if c.queued or c.dead: return
         c.queued = 1
+        self.n_again += 1
         c.after = NULL
         if self.again == NULL: self.again = c
         else: self.again_last.after = c

@@ -66,9 +66,9 @@ def run(names: Sequence[str], rounds: int, seconds: int, crowds: Mapping[str, in
     environment = stamp.environment(("cc", *peers.programs_of(names)))
     runs: list[dict[str, Any]] = []
     with stage(my_cores(), connections=max(crowds.values()) + 1_000) as on:
-        for number in range(1, rounds + 1):
-            for name in names:
-                with all_up(on, [name]) as up:
+        for name in names:
+            with all_up(on, [name]) as up:
+                for number in range(1, rounds + 1):
                     runs.append(latency(number, on, up[name], "nobody", seconds))
                     tell(runs[-1])
                     for crowd, count in crowds.items():

@@ -5,10 +5,16 @@ Every record is visited once. A set of strings may serve several conditions, so 
 
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING
 from graylb._fast cimport Cond, Entry, Field, FieldSet, Group, Instance, Rule, Service, SetEntry, SplitItem, Str, Target, VersionBound
 
-# places in graylb.blocks.OPS
+cdef extern from "Python.h":
+    bint PyUnicode_IS_COMPACT_ASCII(object)
+    unsigned char* PyUnicode_1BYTE_DATA(object)
+    Py_ssize_t PyUnicode_GET_LENGTH(object)
+
+# places in graylb.rulebook.OPS
 cdef enum:
     EXACT = 0
     PREFIX = 1
@@ -194,23 +200,33 @@ def members(list instances, dict versions, uint32_t at):
 
     versions: name -> number; names that it has not are added.
     """
-    cdef Py_ssize_t n = len(instances), i
+    cdef Py_ssize_t n = len(instances), i, size, used = 0, room = 32 * n
     cdef bytearray records = bytearray(n * sizeof(Instance))
+    cdef bytearray texts = bytearray(room)
     cdef char* raw = records
     cdef Instance* each = <Instance*>raw
-    cdef list texts = []
-    cdef bytes text
-    cdef object x, version, number
+    cdef const char* text
+    cdef bytes other
+    cdef object x, address, version, number
     for i in range(n):
         x = instances[i]
-        text = (<str>x.address).encode("utf-8", "surrogateescape")
-        texts.append(text)
+        address = x.address
+        if PyUnicode_IS_COMPACT_ASCII(address):
+            text = <const char*>PyUnicode_1BYTE_DATA(address)
+            size = PyUnicode_GET_LENGTH(address)
+        else:
+            other = (<str>address).encode("utf-8", "surrogateescape")
+            text, size = PyBytes_AS_STRING(other), len(other)
+        if used + size > room:
+            room = 2 * (room + size)
+            PyByteArray_Resize(texts, room)
+        memcpy(PyByteArray_AS_STRING(texts) + used, text, size)
         version = x.version
         number = versions.get(version)
         if number is None: number = versions[version] = len(versions)
-        each[i].address.off = at
-        each[i].address.n = <uint32_t>len(text)
-        at += <uint32_t>len(text)
+        each[i].address.off = at + <uint32_t>used
+        each[i].address.n = <uint32_t>size
         each[i].version = number
         each[i].weight = x.weight
-    return b"".join(texts), bytes(records)
+        used += size
+    return bytes(texts[:used]), bytes(records)

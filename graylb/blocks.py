@@ -17,13 +17,15 @@ from typing import Any
 import orjson
 
 from graylb import _fast, _link
-from graylb.layout import COLUMN, GROUP, NONE, SERVICE, TARGET, Arena
+from graylb.layout import COLUMN, GROUP, INSTANCE, NONE, SERVICE, TARGET, Arena
 from graylb.model.snapshot import Instance, Service, Split, Subset, instance_digest, service_digest_of, settings_digest
 from graylb.release.columns import columns
 from graylb.release.selectors import picks
 from graylb.release.slots import Slots
 from graylb.rulebook import FALLBACKS, Rulebook, rulebook
 
+WEIGHT = 3
+"""Its place among the numbers of an instance's record."""
 SPARE_KINDS = 1024
 """Kinds that no instance is of any more and that are remembered still."""
 
@@ -108,14 +110,15 @@ class _Members:
         self.subsets: dict[Subset, int] = {}
         self.versions: dict[str, int] = {}
         self.splits: list[str] = []
-        self.weights = [each.weight for each in self.instances]
+        self.weights: list[int] = []
         self._kinds: list[int] | None = None
 
     def block(self) -> Block:
         x, arena, rules = self.service, self.arena, self.rules
-        self._targets()
-        texts, records = _link.members(self.instances, self.versions, arena.add(b""))
+        texts, records = _link.members(self.instances, self.versions, arena.base)
         arena.add(texts)
+        self.weights = memoryview(records).cast("I")[WEIGHT :: INSTANCE.size // 4].tolist()
+        self._targets()
         versions = b"".join(GROUP.pack(*arena.text(name)) for name in self.versions)
         digest = service_digest_of(settings_digest(x), rules.digest, self.digests)
         record = SERVICE.pack(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, Final
 
 from pydantic_core import PydanticCustomError
 
 from graylb.control.fragments import Fragments, Good, copied
-from graylb.control.registered import Registries, united
+from graylb.control.members import Members
+from graylb.control.registered import Registries
 from graylb.control.state import SERVICE_SPLIT, StoredSplit
 from graylb.model import build, keys, presets, references, routes, values
 from graylb.model.documents import Document
@@ -86,6 +86,7 @@ class Assembly:
         self.problems: dict[str, tuple[ConfigError, ...]] = {}
         self._base: Base | None = None
         self._services: dict[str, _Assembled] = {}
+        self._members: dict[str, Members] = {}
         self._routes: tuple[Route, ...] = ()
         self._waiting: dict[str, set[str]] = {}  # what a service that is in trouble has not taken yet
         self._sorted: tuple[Service, ...] = ()
@@ -202,9 +203,9 @@ class Assembly:
         if old is not None and "instances" not in parts:
             changes["instances"], instances = old.part.instances, old.instances
         else:
-            pairs = _united(own_instances, self.fragments.members.get(name, {}), self.registries.instances(name))
-            changes["instances"] = tuple(map(itemgetter(0), pairs))
-            instances = tuple(map(itemgetter(1), pairs))
+            members = self._members.get(name, Members()).now(self.fragments.members.get(name, {}))
+            self._members[name] = members
+            changes["instances"], instances = members.united(own_instances, self.registries.instances(name))
         part = start.model_copy(
             update={key: each for key, each in changes.items() if each or key in start.model_fields_set}
         )
@@ -313,6 +314,8 @@ class Assembly:
             self._waiting[name] = set(work[name])
         routed = fresh or any(_face(self._services.get(name)) != _face(services.get(name)) for name in work)
         self._base, self._services = base, services
+        if len(self._members) > len(services):
+            self._members = {name: each for name, each in self._members.items() if name in services}
         if routed:
             self._find_routes(base, services)
         ordered = tuple(services[name].service for name in sorted(services))
@@ -374,31 +377,6 @@ def _between(base: Base, services: Services) -> list[ConfigError]:
         for name, each in services.items()
     }
     return list(references.check_routes(Source(base.name, data, (1, 1)), parts))
-
-
-def _united(
-    own: Mapping[str, tuple[InstancePart, Instance]],
-    members: Mapping[str, Good],
-    registered: Mapping[str, tuple[InstancePart, Instance]],
-) -> list[tuple[InstancePart, Instance]]:
-    """One for each address: first the document's in their order, then the keys' by name, then those of registries."""
-    known = {**own, **_of_keys(members)} if members else own
-    return list(united(known, registered).values())
-
-
-def _of_keys(members: Mapping[str, Good]) -> dict[str, tuple[InstancePart, Instance]]:
-    """Address -> instance, in the order of the keys. Written for ten thousand of them at each change of one."""
-    ordered = [members[key] for key in sorted(members)]
-    found: dict[str, tuple[InstancePart, Instance]] = {each.built.address: each.pair for each in ordered}
-    if len(found) == len(ordered):
-        return found
-    newest: dict[str, int] = {}
-    for each in ordered:  # some share an address
-        address, revision = each.built.address, each.fragment.revision
-        if revision >= newest.get(address, 0):
-            newest[address] = revision
-            found[address] = each.pair
-    return found
 
 
 _NOWHERE: Final = Source("", {}, (1, 1))

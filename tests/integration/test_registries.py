@@ -179,10 +179,14 @@ def test_a_start_without_the_registry_serves_what_was_good_last(
         store.put(*kratos(other, "v2", 2))
         until_asked(proxy, "kratos", "v2", (200, "two", "v2"))
         until_asked(proxy, "kitex", "", (200, "one", "v1"))
+        split = proxies.cli("split", "of-kratos", "v1=0", "v2=100", "--admin", proxy.admin)
+        assert "v2=100" in split.stdout, split.stderr
+        until_asked(proxy, "kratos", "", (200, "two", "v2"))
         proxy.stop()
         cluster.nodes[0].kill()
         proxy.start()
-        assert asked(proxy, "kratos", "v2") == (200, "two", "v2")
+        assert asked(proxy, "kratos") == (200, "two", "v2")
+        assert asked(proxy, "kratos", "v1") == (200, "one", "v1")
         assert asked(proxy, "kitex") == (200, "one", "v1")
         assert [each["connected"] for each in proxy.status()["registries"]] == [False, False]
         told = " ".join(proxies.cli("status", "--admin", proxy.admin).stdout.split())
@@ -232,3 +236,6 @@ def test_rules_by_key_instances_from_registries_of_two_etcds_and_all_of_them_gon
             store.put(*kratos(one, "v2", 1))
             until(lambda: not etcds.errors(proxy), "no alarm")
             until(lambda: {asked(proxy, "kratos", "v2")[1] for _ in range(16)} == {"one", "two"}, "both in v2")
+            proxy.write({**doc, "registries": parts[:1]})
+            until(lambda: proxy.status()["restart_needed"] == ["registries"], "that a roll is needed")
+            assert asked(proxy, "kratos", "v2")[0] == 200

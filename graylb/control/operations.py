@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from graylb.control import splits, views
-from graylb.control.config_store import Action, ConfigStore, Conflict, Edit, Item, Record, View
-from graylb.control.plans import plan
+from graylb.control.config_store import Action, ConfigStore, ConfigStoreError, Conflict, Edit, Item, Record, View
+from graylb.control.plans import in_parts, plan
 from graylb.control.state import UnknownTarget, complete_split, positive
 from graylb.control.store import weights_text
 from graylb.model import keys
@@ -23,6 +23,8 @@ from graylb.model.documents import Document
 T = TypeVar("T")
 
 TRIES: Final = 5
+AT_ONCE: Final = 120
+"""Of 128 operations and comparisons that a transaction of etcd may have."""
 
 Items = Mapping[str, bytes | None]
 """Key -> value, None to delete it."""
@@ -171,24 +173,37 @@ async def apply(
 ) -> list[Outcome]:
     """The services of a document as keys, in one change; one outcome for each service that differs.
 
-    Keys that the document does not have stay, unless `prune`: then rules, lists, split and settings of its services go.
-    Instances are never deleted, and services that it does not name are left alone. dry_run: nothing is written, and the
-    store does not check whether it could be. Raises ConfigErrors, ConfigStoreError.
+    What is more than etcd takes in one transaction is written part by part, a service's instances last; where a part
+    fails the error tells which services were written. Keys that the document does not have stay, unless `prune`: then
+    rules, lists, split and settings of its services go. Instances are never deleted, and services that it does not name
+    are left alone. dry_run: nothing is written, and the store does not check whether it could be. Raises ConfigErrors,
+    ConfigStoreError.
     """
 
     async def attempt(view: View) -> list[Outcome]:
+        first.append(view)
         items = plan(view, document, prune, lambda key, value: _completed(view, key, value))
-        if dry_run or not items:
-            revision = view.revision
-        else:
-            revision = await store.write(
-                Edit(items, view.revision if expected is None else expected, who, why, "apply")
-            )
+        for part in [] if dry_run else in_parts(items, None if view.ordered else AT_ONCE):
+            services = set(map(views.service_of, part))
+            # what was written just now is no conflict
+            based_on = max([view.revision if expected is None else expected, *(revisions.get(s, 0) for s in services)])
+            try:
+                revision = await store.write(Edit(part, based_on, who, why, "apply"))
+            except ConfigStoreError as error:
+                if not revisions or (expected is None and isinstance(error, Conflict)):
+                    raise
+                told = f"{error}; of the services, {', '.join(sorted(revisions))} had been written before"
+                raise type(error)(told) from error
+            revisions.update(dict.fromkeys(services, revision))
+            written.update(part)
         found: dict[str, dict[str, bytes | None]] = {}
-        for key, value in items.items():
+        for key, value in (items if dry_run else written).items():
             found.setdefault(views.service_of(key), {})[key] = value
-        return [_outcome(view, own, own, revision) for own in found.values()]
+        return [_outcome(first[0], own, own, revisions.get(name, view.revision)) for name, own in found.items()]
 
+    revisions: dict[str, int] = {}
+    written: dict[str, bytes | None] = {}
+    first: list[View] = []
     return await _retried(store, attempt, expected)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -26,6 +26,42 @@ def plan(view: View, document: Document, prune: bool, complete: Complete) -> dic
     for name, part in document.services.items():
         found |= _service(view, name, part, prune, complete)
     return found
+
+
+OVERHEAD: Final = 4
+"""What a service adds to a transaction beside its keys: its record and comparisons."""
+
+
+def in_parts(items: Mapping[str, bytes | None], at_once: int | None) -> list[dict[str, bytes | None]]:
+    """In order, in parts of at most so many keys and overheads (None: one); instances behind the rest of their service.
+
+    What a service has beside instances stays together, however much it is.
+    """
+    if not items:
+        return []
+    services: dict[str, list[str]] = {}
+    for key in items:
+        services.setdefault(views.service_of(key), []).append(key)
+    if at_once is None or len(items) + OVERHEAD * len(services) <= at_once:
+        return [dict(items)]
+    parts: list[dict[str, bytes | None]] = [{}]
+    room = at_once
+    for own in services.values():
+        instances = [key for key in own if views.part_of(key) == "instances"]
+        head = [key for key in own if key not in set(instances)]
+        while head or instances:
+            if room < at_once and len(head) + OVERHEAD + bool(instances) > room:
+                parts.append({})
+                room = at_once
+            count = max(0, room - OVERHEAD - len(head))
+            now, instances = [*head, *instances[:count]], instances[count:]
+            parts[-1] |= {key: items[key] for key in now}
+            room -= len(now) + OVERHEAD
+            head = []
+            if instances:
+                parts.append({})
+                room = at_once
+    return [part for part in parts if part]
 
 
 def _service(view: View, name: str, part: ServicePart, prune: bool, complete: Complete) -> dict[str, bytes | None]:

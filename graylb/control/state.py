@@ -163,23 +163,6 @@ def complete_split(request: build.SplitRequest, previous: StoredSplit | None) ->
     return StoredSplit(weights, salt, str(owners))
 
 
-def set_split(state: State, service: str, weights: Mapping[str, float], *, at: str, who: str, why: str = "") -> State:
-    """The state after a command gave `service` these weights (0 allowed, but not for all).
-
-    Raises UnknownTarget when the state has no such service, ValueError for weights that are no split.
-    """
-    old, content = _service(state, service)
-    if not positive(weights) or any(not 0 <= weight < float("inf") for weight in weights.values()):
-        raise ValueError(f"split of {service}: weights must be finite, not negative, and one of them positive")
-    request = build.SplitRequest(service, None, tuple(positive(weights).items()), None, None, content.stable)
-    split = complete_split(request, content.splits.get(SERVICE_SPLIT))
-    # the stable version is written down: left to be inferred, it would flip in the middle of a ramp
-    wanted = {"weights": {version: float(weight) for version, weight in weights.items()}}
-    part = {**content.part, "split": wanted, "stable": content.stable}
-    new = Content(part, content.stable, {**content.splits, SERVICE_SPLIT: split})
-    return _command(state, service, old, new, "split", _Author(at, who, why))
-
-
 def change(state: State, contents: Mapping[str, Content], *, action: Action, at: str, who: str, why: str = "") -> State:
     """The state after a command gave each of these services another content, all in one revision.
 

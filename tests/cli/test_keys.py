@@ -282,6 +282,19 @@ def test_beside_a_proxy_on_etcd(etcd: servers.Cluster, tmp_path: Path) -> None:
         proxies.until(lambda: refused() == [], "mended")
 
 
+def test_more_than_etcd_takes_at_once_is_applied_in_parts(etcd: servers.Cluster, tmp_path: Path) -> None:
+    part = {"endpoints": list(etcd.endpoints), "prefix": f"/test-{next(COUNT)}"}
+    place = Place(write(tmp_path, {"listeners": [{"address": "127.0.0.1:0"}], "etcd": part}), "etcd")
+    many = [{"address": f"127.0.1.{n}:80", "version": f"v{n % 3 + 1}"} for n in range(1, 200)]
+    large = {f"s{n}": users(hosts=[f"s{n}"]) for n in range(20)} | {"users": users(hosts=["users"], instances=many)}
+    told = place.data("apply", "-f", services(place, **large))
+    assert sorted(each["service"] for each in told) == sorted(large)
+    assert sum(len(each["keys"]) for each in told) == 20 * 5 + 2 + 199
+    assert place("apply", "-f", services(place, **large), "--prune").stdout == "nothing to change\n"
+    text = place("export").stdout
+    assert text.count("address: ") == 20 * 3 + 199
+
+
 def test_what_is_refused_is_mended_by_what_is_in_force(etcd: servers.Cluster, tmp_path: Path) -> None:
     """The same value again is no change of what is in force, but of what stands there; a refused key can be deleted."""
     prefix = f"/test-{next(COUNT)}"

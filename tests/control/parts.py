@@ -8,7 +8,9 @@ from typing import Any
 import orjson
 import yaml
 
-from graylb.model import documents
+from graylb.control import contents, state
+from graylb.control.state import State
+from graylb.model import build, documents, keys
 
 Data = dict[str, Any]
 
@@ -40,3 +42,18 @@ def write(folder: Path, data: Data | str, name: str = "graylb.yaml") -> Path:
     fresh.write_text(data if isinstance(data, str) else yaml.safe_dump(data, sort_keys=False))
     fresh.replace(path)
     return path
+
+
+def with_split(before: State, weights: dict[str, float], at: str, who: str, why: str) -> State:
+    """The state after a command gave `users` these weights, as the file store does it."""
+    content = state.content_of(before, "users")
+    pairs = tuple(state.positive(weights).items())
+    request = build.SplitRequest("users", None, pairs, None, None, content.stable)
+    made = state.complete_split(request, content.splits.get(state.SERVICE_SPLIT))
+    settings = {key: each for key, each in content.part.items() if key not in keys.OWN_KEYS}
+    items: dict[str, bytes | None] = {
+        "services/users/service": orjson.dumps({**settings, "stable": content.stable}),
+        "services/users/split": orjson.dumps({"weights": weights, "salt": made.salt, "slots": made.slots}),
+    }
+    new = contents.with_keys("users", content, items)
+    return state.change(before, {"users": new}, action="split", at=at, who=who, why=why)

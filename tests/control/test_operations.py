@@ -13,7 +13,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from graylb.control import operations
+from graylb.control import operations, plans
 from graylb.control.config_store import ConfigStore, ConfigStoreError, Conflict, Edit, Item, NotHere, Record, View
 from graylb.control.file_config import FileConfigStore
 from graylb.control.operations import Outcome
@@ -274,6 +274,12 @@ def test_a_bare_split_goes_on_from_the_slots_in_force(path: Path) -> None:
     assert {(a, b) for a, b in zip(before, after, strict=True) if a != b} == {("v1", "v2")}
 
 
+@pytest.mark.parametrize("bad", [{}, {"v1": 0.0}, {"v1": -1.0, "v2": 2.0}, {"v1": float("nan")}, {"v1": float("inf")}])
+def test_weights_that_are_no_split(path: Path, bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="split of users"):
+        asyncio.run(operations.set_split(on(path), "users", bad, who="ann"))
+
+
 def test_nothing_to_change_writes_nothing(path: Path) -> None:
     put(path, split={"v1": 50, "v2": 50})
     state = state_path(path).read_bytes()
@@ -446,3 +452,24 @@ def test_every_key_tells_its_newest_change(path: Path) -> None:
     assert told["rules/a"] == (3, "state")
     assert told["service"] == (1, "state")
     assert told["instances/127.0.0.1:9001"][1] == "file"
+
+
+@given(
+    st.dictionaries(st.text("abc", min_size=1, max_size=3), st.tuples(st.integers(0, 12), st.integers(0, 40))),
+    st.integers(20, 60),
+)
+def test_parts_have_everything_once_and_fit(services: dict[str, tuple[int, int]], at_once: int) -> None:
+    items: dict[str, bytes | None] = {}
+    for name, (rest, instances) in services.items():
+        items |= {f"services/{name}/instances/{n}": b"{}" for n in range(instances)}
+        items |= {f"services/{name}/rules/{n}": b"{}" for n in range(rest)}
+    parts = plans.in_parts(items, at_once)
+    assert plans.in_parts(items, None) == ([items] if items else [])
+    assert sorted(key for part in parts for key in part) == sorted(items)
+    for part in parts:
+        named = {key.split("/")[1] for key in part}
+        assert len(part) + plans.OVERHEAD * len(named) <= at_once
+    for name in services:
+        first = [part for part in parts if any(key.startswith(f"services/{name}/") for key in part)][:1]
+        rules = [key for key in items if key.startswith(f"services/{name}/rules/")]
+        assert all(key in part for part in first for key in rules)

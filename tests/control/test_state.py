@@ -16,6 +16,7 @@ from graylb.control.state import SERVICE_SPLIT, Completion, State
 from graylb.model.problems import ConfigErrors
 from graylb.release.slots import Slots
 from tests.control.parts import document, load, users
+from tests.control.parts import with_split as with_split_by_command
 
 AT = "2026-01-01T00:00:00Z"
 
@@ -25,7 +26,7 @@ def complete(data: dict[str, Any], state: State | None = None) -> Completion:
 
 
 def split(state: State, **weights: float) -> State:
-    return states.set_split(state, "users", weights, at=AT, who="ann", why="ramp")
+    return with_split_by_command(state, weights, AT, "ann", "ramp")
 
 
 def back(state: State, to: int | None = None) -> State:
@@ -201,12 +202,6 @@ def test_rollback_to_rules_whose_list_is_gone_is_found_when_it_is_completed() ->
     rolled = back(complete(bare, state).state, to=1)
     with pytest.raises(ConfigErrors, match="staff"):
         complete(bare, rolled)
-
-
-@pytest.mark.parametrize("bad", [{}, {"v1": 0.0}, {"v1": -1.0, "v2": 2.0}, {"v1": float("nan")}, {"v1": float("inf")}])
-def test_weights_that_are_no_split(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="split of users"):
-        states.set_split(complete(document()).state, "users", bad, at=AT, who="ann")
 
 
 def test_the_history_is_bounded_and_what_is_in_force_stays(monkeypatch: pytest.MonkeyPatch) -> None:

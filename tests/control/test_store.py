@@ -15,7 +15,7 @@ from graylb.control import state as states
 from graylb.control import store as stores
 from graylb.control.state import State
 from graylb.control.store import Conflict, Store, StoreError, state_path
-from tests.control.parts import document, load
+from tests.control.parts import document, load, with_split
 
 AT = "2026-01-01T00:00:00Z"
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def split(state: State, share: int, who: str = "ann") -> State:
-    return states.set_split(state, "users", {"v1": 100 - share, "v2": share}, at=AT, who=who, why="ramp")
+    return with_split(state, {"v1": 100 - share, "v2": share}, AT, who, "ramp")
 
 
 def test_it_lies_beside_the_document_under_a_name_of_its_own(tmp_path: Path) -> None:

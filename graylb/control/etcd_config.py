@@ -37,12 +37,19 @@ PATIENCE: Final = 15.0
 """Seconds for which a write is tried again while etcd elects a leader, or until the fate of a lost answer is known."""
 COMPARED: Final = 120
 """Comparisons of a change, of 128 that etcd takes; what is beyond is covered by ranges alone."""
+OPERATIONS: Final = 120
+"""Keys and records of a change, of 128 operations that etcd takes; an `apply` of more is made in parts."""
 TRIES: Final = 5
 STEPS: Final = 16
 """How far back in a key's history a value that is valid is looked for."""
 
+Values = Mapping[str, bytes | None]
 StandingAt = Callable[[int], Awaitable[Standing]]
 """What is in force, as of that revision or later if that comes in time. Raises ConfigErrors, EtcdError, StoreError."""
+
+
+DocumentKeys = Callable[[], Awaitable[Mapping[str, bytes]]]
+"""What the document says, as `in_force.document_keys`. Raises as `StandingAt`."""
 
 
 class EtcdConfigStore:
@@ -51,9 +58,11 @@ class EtcdConfigStore:
     own: the client is closed when the store is left.
     """
 
-    def __init__(self, client: Client, part: EtcdPart, standing: StandingAt, *, own: bool = False) -> None:
+    def __init__(
+        self, client: Client, part: EtcdPart, standing: StandingAt, document: DocumentKeys, *, own: bool = False
+    ) -> None:
         self.client, self.prefix = client, part.prefix + "/"
-        self._standing_at, self._own = standing, own
+        self._standing_at, self._document, self._own = standing, document, own
         self._seen = 0
 
     @classmethod
@@ -63,7 +72,7 @@ class EtcdConfigStore:
         """By a client of its own. part: of the document, which is read with every look. Raises ValueError."""
         client = Client(options_of(part, document.parent))
         loader = _Loader(client, part.prefix + "/", document, state or state_path(document), preset)
-        return cls(client, part, loader.standing, own=True)
+        return cls(client, part, loader.standing, loader.document_keys, own=True)
 
     @property
     def name(self) -> str:
@@ -91,6 +100,8 @@ class EtcdConfigStore:
             if plan is None:
                 return edit.based_on
             await self._check_since(edit, standing, plan)
+            if edit.action == "apply" and plan.size > OPERATIONS:
+                return await self._in_parts(edit, plan)
             done = await self._commit(plan)
             if done is not None:
                 self._seen = max(self._seen, done)
@@ -102,7 +113,13 @@ class EtcdConfigStore:
         raise ConfigStoreError(f"{self.name} changes faster than this can look")
 
     async def history(self, service: str | None = None) -> tuple[Record, ...]:
-        return etcd_history.shown(await self._records(service))
+        """A service of the document begins with what that says, as revision 0."""
+        try:
+            own = await self._document()
+        except (EtcdError, StoreError) as error:
+            raise ConfigStoreError(f"{self.name} cannot be read: {error}") from error
+        named = {key: value for key, value in own.items() if service in (None, in_force.split_key(key)[0])}
+        return etcd_history.shown(await self._records(service)) + _of_document(named)
 
     async def nodes(self) -> tuple[dict[str, Any], ...]:
         listing = await self._ask(self.client.list(self.prefix + "nodes/"))
@@ -154,6 +171,27 @@ class EtcdConfigStore:
             was = {key[len(self.prefix) :] for key in before.items}
             if any(plan.concerns(key) and key not in now for key in was):
                 raise await self._conflict(edit, [service])
+
+    async def _in_parts(self, edit: Edit, plan: _Plan) -> int:
+        """A document that is more than etcd takes at once: each service's instances, in portions, then its rest."""
+        written: list[str] = []
+        revision = plan.revision
+        for part in _portions(plan, edit):
+            done = None
+            try:
+                done = await self._commit(part)
+            except ConfigStoreError as error:
+                if not written:
+                    raise
+                raise ConfigStoreError(f"{error}. Written before that: {', '.join(dict.fromkeys(written))}") from error
+            if done is None:
+                conflict = await self._conflict(edit, part.services)
+                before = f". Written before that: {', '.join(dict.fromkeys(written))}" if written else ""
+                raise Conflict(f"{conflict}{before}")
+            self._seen = max(self._seen, done)
+            revision = done
+            written += part.services
+        return revision
 
     async def _newest(self, plan: _Plan) -> int:
         """The newest revision of the services' keys, to be seen before another try."""
@@ -239,7 +277,8 @@ class _Old(ConfigStoreError):
 class _Plan:
     """A checked change. items: what differs, to be written. leases: of instances that are written.
 
-    there: the source's present keys that must be as they are; records: to be put beside the items.
+    there: the source's present keys that must be as they are; records: to be put beside the items, of which before and
+    after tell what is in force.
     """
 
     revision: int
@@ -248,6 +287,12 @@ class _Plan:
     leases: Mapping[str, int]
     there: Mapping[str, Fragment]
     records: Mapping[str, bytes]
+    before: Values
+    after: Values
+
+    @property
+    def size(self) -> int:
+        return len(self.items) + len(self.records)
 
     def concerns(self, key: str) -> bool:
         """Whether a later change of this key is a conflict."""
@@ -282,23 +327,63 @@ def _plan(standing: Standing, edit: Edit) -> _Plan | None:
     items = standing.differing(edit.items)
     if not items:
         return None
+    before = {key: standing.value(key) for key in items}
+    # where a key goes the document's word counts again
+    after = {key: value if value is not None else standing.own.get(key) for key, value in items.items()}
     services = tuple(sorted({in_force.split_key(key)[0] for key in items}))
-    at, unique = prepare.now(), uuid.uuid4().hex
-    records = {}
-    for service in services:
-        own = {key: value for key, value in items.items() if in_force.split_key(key)[0] == service}
-        before = {key: standing.value(key) for key in own}
-        # where a key goes the document's word counts again
-        after = {key: value if value is not None else standing.own.get(key) for key, value in own.items()}
-        record = Record(service, 0, 0, at, edit.who, edit.why, edit.action, before, after, edit.to)
-        key = etcd_history.key_of(service, standing.revision, unique)
-        records[key] = etcd_history.encode(record, revision=False)
     present = {key: each for service in services for key, each in standing.fragments.present(service).items()}
     leases = {key: each.lease for key, each in present.items() if each.lease and items.get(key) is not None}
-    plan = _Plan(standing.revision, services, items, leases, {}, records)
+    records = _records(edit, standing.revision, before, after)
+    plan = _Plan(standing.revision, services, items, leases, present, records, before, after)
     plan = replace(plan, there={key: each for key, each in present.items() if plan.concerns(key)})
-    standing.try_on(items, at)
+    standing.try_on(items, prepare.now())
     return plan
+
+
+def _records(edit: Edit, revision: int, before: Values, after: Values) -> dict[str, bytes]:
+    """Key -> value, one for each service."""
+    at, unique = prepare.now(), uuid.uuid4().hex
+    found = {}
+    for service in sorted({in_force.split_key(key)[0] for key in after}):
+        own = [key for key in after if in_force.split_key(key)[0] == service]
+        was, now = ({key: side[key] for key in own} for side in (before, after))
+        record = Record(service, 0, 0, at, edit.who, edit.why, edit.action, was, now, edit.to)
+        found[etcd_history.key_of(service, revision, unique)] = etcd_history.encode(record, revision=False)
+    return found
+
+
+def _portions(plan: _Plan, edit: Edit) -> Iterable[_Plan]:
+    """What is too large for etcd comes first, so that it is refused before anything is written."""
+    instances: list[_Plan] = []
+    rest: list[_Plan] = []
+    for service in plan.services:
+        own = [key for key in plan.items if in_force.split_key(key)[0] == service]
+        members = [key for key in own if in_force.split_key(key)[1] == "instances"]
+        instances += [_portion(plan, edit, members[at : at + 100]) for at in range(0, len(members), 100)]
+        if others := [key for key in own if key not in set(members)]:
+            rest.append(_portion(plan, edit, others))
+    large = [each for each in rest if each.size > OPERATIONS]
+    return [*large, *instances, *(each for each in rest if each.size <= OPERATIONS)]
+
+
+def _portion(plan: _Plan, edit: Edit, keys_: Iterable[str]) -> _Plan:
+    items = {key: plan.items[key] for key in keys_}
+    before, after = ({key: side[key] for key in items} for side in (plan.before, plan.after))
+    services = tuple(sorted({in_force.split_key(key)[0] for key in items}))
+    there = {key: each for key, each in plan.there.items() if in_force.split_key(key)[0] in services}
+    records = _records(edit, plan.revision, before, after)
+    return _Plan(plan.revision, services, items, plan.leases, there, records, before, after)
+
+
+def _of_document(own: Mapping[str, bytes]) -> tuple[Record, ...]:
+    by_service: dict[str, dict[str, bytes | None]] = {}
+    for key, value in own.items():
+        if in_force.recorded(key):
+            by_service.setdefault(in_force.split_key(key)[0], {})[key] = value
+    return tuple(
+        Record(service, 0, 0, "", "file", "", "file", dict.fromkeys(after), after)
+        for service, after in sorted(by_service.items())
+    )
 
 
 def _fate(done: TxnResult) -> int | None:
@@ -325,12 +410,15 @@ class _Loader:
         self._own: Mapping[str, bytes] = {}
         self._lock = asyncio.Lock()
 
+    async def document_keys(self) -> Mapping[str, bytes]:
+        async with self._lock:
+            await self._read_once()
+            return self._own
+
     async def standing(self, revision: int) -> Standing:
         """As of now, which is later than any revision."""
         async with self._lock:
-            if self._base is None:
-                self._base = await asyncio.to_thread(self._read)
-                self._own = in_force.document_keys(self._base)
+            base = await self._read_once()
             listing = await self.client.list(self.prefix + keys.ROOT)
             found = {key[len(self.prefix) :]: each for key, each in listing.items.items()}
             fragments = self._assembly.fragments
@@ -343,9 +431,16 @@ class _Loader:
                 for service, parts in (await asyncio.to_thread(_take, seeded, found, listing.revision)).items():
                     dirty.setdefault(service, set()).update(parts)
                 self._assembly = Assembly(seeded)
-            await asyncio.to_thread(self._assembly.update, self._base, dirty)
+            await asyncio.to_thread(self._assembly.update, base, dirty)
             copy = self._assembly.copy(self._assembly.fragments.copy())
             return Standing(listing.revision, copy, self._own)
+
+    async def _read_once(self) -> Base:
+        if self._base is None:
+            base = await asyncio.to_thread(self._read)
+            self._own = await asyncio.to_thread(in_force.document_keys, base)
+            self._base = base
+        return self._base
 
     def _read(self) -> Base:
         document = prepare.read(self._document, self._preset)

@@ -226,7 +226,7 @@ class EtcdSide:
         assert self._client is not None
         assert self.part is not None
         if self._config_store is None:
-            self._config_store = EtcdConfigStore(self._client, self.part, self.standing)
+            self._config_store = EtcdConfigStore(self._client, self.part, self.standing, self._document_keys)
         return self._config_store
 
     async def standing(self, revision: int) -> Standing:

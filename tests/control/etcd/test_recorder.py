@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from graylb.control import in_force, operations, recorder
@@ -320,19 +321,27 @@ VALUES: dict[str, list[Any]] = {
 }
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(steps=STEPS)
 def test_any_interleaving_gives_a_history_that_replays_to_what_is_in_force(
     etcd: Cluster, tmp_path: Path, prefix: str, steps: list[tuple[str, str, int]]
 ) -> None:
+    fresh = f"{prefix}{uuid.uuid4().hex}"  # nothing of another example, not even in etcd's history
+
     async def test() -> None:
-        async with opened(etcd, tmp_path, prefix) as world:
-            await world.client.delete(own(prefix) + "/", prefix=True)
+        folder = tmp_path / own(fresh).strip("/")
+        folder.mkdir()
+        async with opened(etcd, folder, fresh) as world:
             await world.users()
             terms = " ".join(what for what, _, _ in steps).split("leader")
             left = iter(step for step in steps if step[0] != "leader")
             for number, term in enumerate(terms):  # every other time nobody leads
-                leader = proxied(etcd, tmp_path, prefix) if number % 2 == 0 else contextlib.nullcontext()
+                leader = proxied(etcd, folder, fresh) if number % 2 == 0 else contextlib.nullcontext()
                 async with leader:
                     for _ in term.split():
                         what, name, chosen = next(left)
@@ -342,10 +351,10 @@ def test_any_interleaving_gives_a_history_that_replays_to_what_is_in_force(
                         else:
                             with contextlib.suppress(Conflict, ConfigErrors):
                                 await world.edit({key: value})
-            async with proxied(etcd, tmp_path, prefix):
+            async with proxied(etcd, folder, fresh):
                 await settled(world)
 
-    run(test())
+    run(test(), 20)
 
 
 async def settled(world: World) -> None:

@@ -18,7 +18,7 @@ import orjson
 
 from benchmarks.control.etcd import Etcd
 from benchmarks.failure import BenchError
-from benchmarks.load.peers import told_ports
+from benchmarks.load.peers import free_port, told_ports
 from benchmarks.load.process import tree
 
 T = TypeVar("T")
@@ -38,15 +38,15 @@ def until(look: Callable[[], T], what: str, seconds: float = PATIENCE, every: fl
 
 
 class Node:
-    """One proxy with WORKERS workers, all of whose services are keys. `port` and `admin` are known once it runs."""
+    """One proxy with WORKERS workers, all of whose services are keys. `admin` is known once it runs."""
 
     def __init__(self, folder: Path, name: str, etcd: Etcd, prefix: str) -> None:
         self.folder, self.name = folder / name, name
         self.folder.mkdir(exist_ok=True)
-        self.port = self.admin = 0
+        self.port, self.admin = free_port(), 0
         self._process: subprocess.Popen[bytes] | None = None
         document = {
-            "listeners": [{"address": "127.0.0.1:0"}],
+            "listeners": [{"address": f"127.0.0.1:{self.port}"}],
             "admin": {"address": "127.0.0.1:0"},
             "workers": WORKERS,
             "decision_headers": True,
@@ -60,7 +60,7 @@ class Node:
         return self._process.pid
 
     def start(self) -> float:
-        """Seconds until every worker serves."""
+        """Seconds until a request was answered. Returns when every worker serves and the admin API answers."""
         ports = self.folder / "ports.json"
         ports.unlink(missing_ok=True)
         command = [sys.executable, "-m", "graylb.cli", "run", "-c", str(self.folder / "graylb.json")]
@@ -70,18 +70,33 @@ class Node:
                 [*command, "--ports-file", str(ports)], stdout=log, stderr=log, start_new_session=True
             )
         try:
-            until(lambda: self._told(ports), f"{self.name} serves")
+            until(self._answers, f"{self.name} answers", every=0.002)
+            took = time.monotonic() - began
+            until(lambda: self._told(ports), f"{self.name} is ready")
         except BenchError as error:
             said = (self.folder / "graylb.log").read_text(errors="replace")[-600:]
             error.add_note(f"--- {self.name} said:\n{said}")
             raise
-        return time.monotonic() - began
+        return took
+
+    def _answers(self) -> bool:
+        """As soon as anything listens, a request waits there until it is answered."""
+        if self._process is None or self._process.poll() is not None:
+            raise BenchError(f"{self.name} ended at start")
+        try:
+            probe = Probe(self.port)
+        except ConnectionRefusedError:
+            return False
+        try:
+            return bool(probe.version())
+        finally:
+            probe.close()
 
     def _told(self, ports: Path) -> bool:
         if self._process is None or self._process.poll() is not None:
             raise BenchError(f"{self.name} ended at start")
         with suppress(OSError, orjson.JSONDecodeError, httpx.HTTPError):
-            self.port, self.admin = told_ports(ports.read_bytes())
+            _, self.admin = told_ports(ports.read_bytes())
             return bool(self.get("/ready")["ready"])
         return False
 
@@ -131,7 +146,7 @@ class Probe:
     """One connection to one worker. The key `rules/probe` decides its requests."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), 10)
+        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def version(self) -> str:

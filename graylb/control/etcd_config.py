@@ -37,8 +37,6 @@ PATIENCE: Final = 15.0
 """Seconds for which a write is tried again while etcd elects a leader, or until the fate of a lost answer is known."""
 COMPARED: Final = 120
 """Comparisons of a change, of 128 that etcd takes; what is beyond is covered by ranges alone."""
-OPERATIONS: Final = 120
-"""Keys and records of a change, of 128 operations that etcd takes; an `apply` of more is made in parts."""
 TRIES: Final = 5
 STEPS: Final = 16
 """How far back in a key's history a value that is valid is looked for."""
@@ -100,8 +98,6 @@ class EtcdConfigStore:
             if plan is None:
                 return edit.based_on
             await self._check_since(edit, standing, plan)
-            if edit.action == "apply" and plan.size > OPERATIONS:
-                return await self._in_parts(edit, plan)
             done = await self._commit(plan)
             if done is not None:
                 self._seen = max(self._seen, done)
@@ -171,27 +167,6 @@ class EtcdConfigStore:
             was = {key[len(self.prefix) :] for key in before.items}
             if any(plan.concerns(key) and key not in now for key in was):
                 raise await self._conflict(edit, [service])
-
-    async def _in_parts(self, edit: Edit, plan: _Plan) -> int:
-        """A document that is more than etcd takes at once: each service's instances, in portions, then its rest."""
-        written: list[str] = []
-        revision = plan.revision
-        for part in _portions(plan, edit):
-            done = None
-            try:
-                done = await self._commit(part)
-            except ConfigStoreError as error:
-                if not written:
-                    raise
-                raise ConfigStoreError(f"{error}. Written before that: {', '.join(dict.fromkeys(written))}") from error
-            if done is None:
-                conflict = await self._conflict(edit, part.services)
-                before = f". Written before that: {', '.join(dict.fromkeys(written))}" if written else ""
-                raise Conflict(f"{conflict}{before}")
-            self._seen = max(self._seen, done)
-            revision = done
-            written += part.services
-        return revision
 
     async def _newest(self, plan: _Plan) -> int:
         """The newest revision of the services' keys, to be seen before another try."""
@@ -277,8 +252,7 @@ class _Old(ConfigStoreError):
 class _Plan:
     """A checked change. items: what differs, to be written. leases: of instances that are written.
 
-    there: the source's present keys that must be as they are; records: to be put beside the items, of which before and
-    after tell what is in force.
+    there: the source's present keys that must be as they are; records: to be put beside the items.
     """
 
     revision: int
@@ -287,12 +261,6 @@ class _Plan:
     leases: Mapping[str, int]
     there: Mapping[str, Fragment]
     records: Mapping[str, bytes]
-    before: Values
-    after: Values
-
-    @property
-    def size(self) -> int:
-        return len(self.items) + len(self.records)
 
     def concerns(self, key: str) -> bool:
         """Whether a later change of this key is a conflict."""
@@ -334,7 +302,7 @@ def _plan(standing: Standing, edit: Edit) -> _Plan | None:
     present = {key: each for service in services for key, each in standing.fragments.present(service).items()}
     leases = {key: each.lease for key, each in present.items() if each.lease and items.get(key) is not None}
     records = _records(edit, standing.revision, before, after)
-    plan = _Plan(standing.revision, services, items, leases, present, records, before, after)
+    plan = _Plan(standing.revision, services, items, leases, present, records)
     plan = replace(plan, there={key: each for key, each in present.items() if plan.concerns(key)})
     standing.try_on(items, prepare.now())
     return plan
@@ -350,29 +318,6 @@ def _records(edit: Edit, revision: int, before: Values, after: Values) -> dict[s
         record = Record(service, 0, 0, at, edit.who, edit.why, edit.action, was, now, edit.to)
         found[etcd_history.key_of(service, revision, unique)] = etcd_history.encode(record, revision=False)
     return found
-
-
-def _portions(plan: _Plan, edit: Edit) -> Iterable[_Plan]:
-    """What is too large for etcd comes first, so that it is refused before anything is written."""
-    instances: list[_Plan] = []
-    rest: list[_Plan] = []
-    for service in plan.services:
-        own = [key for key in plan.items if in_force.split_key(key)[0] == service]
-        members = [key for key in own if in_force.split_key(key)[1] == "instances"]
-        instances += [_portion(plan, edit, members[at : at + 100]) for at in range(0, len(members), 100)]
-        if others := [key for key in own if key not in set(members)]:
-            rest.append(_portion(plan, edit, others))
-    large = [each for each in rest if each.size > OPERATIONS]
-    return [*large, *instances, *(each for each in rest if each.size <= OPERATIONS)]
-
-
-def _portion(plan: _Plan, edit: Edit, keys_: Iterable[str]) -> _Plan:
-    items = {key: plan.items[key] for key in keys_}
-    before, after = ({key: side[key] for key in items} for side in (plan.before, plan.after))
-    services = tuple(sorted({in_force.split_key(key)[0] for key in items}))
-    there = {key: each for key, each in plan.there.items() if in_force.split_key(key)[0] in services}
-    records = _records(edit, plan.revision, before, after)
-    return _Plan(plan.revision, services, items, plan.leases, there, records, before, after)
 
 
 def _of_document(own: Mapping[str, bytes]) -> tuple[Record, ...]:

@@ -19,7 +19,7 @@ from graylb.release.slots import Slots
 from tests.control import parts
 from tests.control.etcd.servers import Cluster
 from tests.control.etcd.support import run
-from tests.control.etcd.worlds import left_by, opened, weights
+from tests.control.etcd.worlds import opened, weights
 
 
 def test_a_split_is_completed_written_and_recorded_in_one_revision(etcd: Cluster, tmp_path: Path, prefix: str) -> None:
@@ -237,36 +237,6 @@ def test_more_than_etcd_takes_at_once_is_one_clear_error(etcd: Cluster, tmp_path
             newest = (await world.store.history("users"))[0]
             assert newest.known  # a list is nothing to go back to
             assert newest.after == {"services/users/lists/large": None}
-
-    run(test())
-
-
-def test_a_document_that_is_more_than_etcd_takes_at_once_is_applied_in_parts(
-    etcd: Cluster, tmp_path: Path, prefix: str
-) -> None:
-    async def test() -> None:
-        async with opened(etcd, tmp_path, prefix) as world:
-            items: dict[str, Any] = {}
-            for number in range(30):
-                root = f"services/s{number}/"
-                items[root + "service"] = {"stable": "v1", "hosts": [f"s{number}"]}
-                items[root + "split"] = weights(1, 1)
-                for each in range(250 if number == 7 else 2):
-                    items[f"{root}instances/{each}"] = {"address": f"10.0.{number}.{each}:1", "version": "v1"}
-            with pytest.raises(ConfigStoreError, match="max-txn-ops"):
-                await world.edit(items)
-            await world.edit(items, action="apply")
-            view = await world.store.read()
-            assert view.items.keys() == items.keys()
-            content = {key: each.value for key, each in view.items.items() if "/instances/" not in key}
-            records = (await world.store.history())[::-1]
-            left = {key: value for key, value in left_by(list(records)).items() if "/instances/" not in key}
-            assert left == content
-            assert {each.action for each in records} == {"apply"}
-            rules = {f"services/s3/rules/r{n}": {"match": {"path": f"/{n}"}, "to": "v1"} for n in range(130)}
-            with pytest.raises(ConfigStoreError, match="max-txn-ops"):
-                await world.edit({**items, "services/s2/split": weights(3, 1), **rules}, action="apply")
-            assert (await world.store.read()).items == view.items
 
     run(test())
 

@@ -208,7 +208,7 @@ class Registered:
 
     def _concerns(self, key: str, known: Callable[[str], bool]) -> bool:
         """Whether a key that cannot be read is of a service that is wanted here: others may write what they like."""
-        if self.part.take == "all" or key in self._goods:
+        if self.part.take == "all":
             return True
         names = registries.names_in(self.part.kind, key)
         return any(name in self.part.services or (self.prefix and known(name)) for name in names)

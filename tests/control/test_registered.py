@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -242,7 +243,8 @@ def test_go_micro_domains() -> None:
 def test_what_makes_no_sense_keeps_the_last_good_and_is_told_only_of_services_that_are_wanted() -> None:
     store = Store({"services": {"users": SERVICE, "orders": {**SERVICE, "hosts": ["o"]}}}, KRATOS)
     store.put(user__1=kratos(1))
-    store.change(0, {"user/1": b"{", "orders/7": b"[]", "cart/1": b"??", "stray": b""})
+    store.put(cart__1=kratos(9, name="cart"))
+    store.change(0, {"user/1": b"{", "orders/7": b"[]", "cart/1": b"??", "cart/2": b"??", "stray": b""})
     assert store.found() == ["1=v1"]
     assert [each.split(":")[0] for each in store.errors] == ["/microservices/orders/7", "/microservices/user/1"]
     report = store.report
@@ -285,7 +287,7 @@ def test_all_keys_gone_at_once_are_held_and_one_that_goes_is_believed(kind: str)
         store.put(user__1=None, user__2=None, orders__1=None, orders__2=None)
     assert (store.found(), store.found("orders")) == (["1=v1", "2=v1"], ["3=v1", "4=v1"])
     (alarm,) = store.errors
-    assert "went at once" in alarm
+    assert "below /microservices/ went at once at 2" in alarm
     assert store.report.held == 4
     store.relist()  # and again
     assert store.found() == ["1=v1", "2=v1"]
@@ -293,6 +295,7 @@ def test_all_keys_gone_at_once_are_held_and_one_that_goes_is_believed(kind: str)
     assert store.found() == ["1=v1", "2=v1"]
     store.put(user__9=kratos(9))
     assert store.found() == ["1=v1", "9=v1"]  # that of the bad value is the last good one of its key
+    store.relist()
     assert store.found("orders") == ["3=v1", "4=v1"]
     store.put(orders__1=kratos(3, name="orders"))
     assert store.found("orders") == ["3=v1"]
@@ -308,11 +311,41 @@ def test_the_revision_is_that_of_what_people_change() -> None:
     assert after.digest != before.digest
 
 
+def test_two_keys_that_were_all_are_held_and_the_last_one_alone_is_not() -> None:
+    store = Store(users(), KRATOS)
+    store.put(user__1=kratos(1), user__2=kratos(2))
+    store.put(user__1=None, user__2=None)
+    assert store.found() == ["1=v1", "2=v1"]
+    store.put(user__1=kratos(1))
+    assert store.found() == ["1=v1"]
+    store.put(user__1=None)
+    assert store.found() == []
+
+
+def test_a_copy_to_try_changes_on_has_the_instances_of_its_time() -> None:
+    store = Store(users(), KRATOS, KITEX)
+    old, new = (
+        Fragment("user/1", orjson.dumps(kratos(1, "v1")), 5),
+        Fragment("user/2", orjson.dumps(kratos(1, "v2")), 4),
+    )
+    store.take(0, Update(5, {old.key: old, new.key: new}))
+    store.put(1, user__3=kitex(3))
+    _, copy = store.layers.copy()
+    store.put(0, user__1=None)
+    store.put(1, user__4=kitex(4))
+    assert sorted(map(told, (built for _, built in copy.registries.instances("users").values()))) == ["1=v1", "3=v1*10"]
+    assert store.found() == ["1=v2", "3=v1*10", "4=v1*10"]
+    base = store.source.read({**store.whole, "services": {"users": {**SERVICE, "hosts": ["u.test"]}}})
+    assert copy.update(base, {})
+    assert [told(each) for each in copy.snapshot(1).services[0].instances] == ["1=v1", "3=v1*10"]
+
+
 def test_what_is_stale_does_not_replace_what_is_newer() -> None:
     store = Store(users(), KRATOS)
     store.put(user__1=kratos(1))
     store.put(user__2=kratos(2))
-    assert store.take(0, Update(1, {}, whole=True, stale=True)) is store.source.applied
+    old = Fragment("user/1", orjson.dumps(kratos(1, "v0")), 1)
+    assert store.take(0, Update(1, {old.key: old}, whole=True, stale=True)) is store.source.applied
     assert store.found() == ["1=v1", "2=v1"]
 
 
@@ -346,9 +379,12 @@ def test_what_was_good_last_is_kept_on_disk_for_its_own_registry_only(tmp_path: 
         again.source.look()
         assert again.found() == expected
         assert again.errors == []
+    revision, fragments = kept.registries["kratos /microservices/"]
+    odd = Fragment("user/odd", b"{", 1)  # of a graylb that understood it
     again = Store(users(), KRATOS)
-    again.layers.seed(kept)
+    again.layers.seed(replace(kept, registries={"kratos /microservices/": (revision, (*fragments, odd))}))
     again.source.look()
+    assert again.errors == []
     again.put(0, user__3=kratos(3))
     again.relist()  # the source has the last word
     assert again.found() == ["9=v1", "3=v1"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from graylb.control.api.app import create_app
 from graylb.control.api.context import Context, Tree
@@ -83,8 +83,8 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-class _Connection(HttpToolsProtocol):
-    """Whoever TLS vouched for is told to the guard."""
+class _Connection(H11Protocol):
+    """Whoever TLS vouched for is told to the guard. By h11, for uvicorn's other protocol keeps heads without an end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -163,3 +163,20 @@ services:
         'x:10:42: $.services.b.rules[0].to: version "v22" has no instance yet (did you mean "v2"?)',
         'x:11:57: $.services.b.rules[1].split.v9: version "v9" has no instance yet',
     ]
+
+
+def test_a_token_that_crosses_the_network_in_the_clear() -> None:
+    def warnings(admin: str) -> list[str]:
+        text = f"listeners: [{{address: 127.0.0.1:1}}]\nservices: {{}}\netcd: {{}}\nadmin: {admin}\n"
+        return [str(warning) for warning in load(text, "x").warnings]
+
+    assert warnings("{address: 0.0.0.0:9900, token_file: t}") == [
+        "x:4:18: $.admin.address: tokens and what they are sent with cross the network in the clear; expected "
+        "tls: {cert, key} beside it"
+    ]
+    for admin in (
+        "{address: 0.0.0.0:9900, token_file: t, tls: {cert: c, key: k}}",
+        "{address: 127.0.0.1:9900, token_file: t}",
+        "{address: 'unix:/a', token_file: t}",
+    ):
+        assert warnings(admin) == []

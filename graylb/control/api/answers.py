@@ -66,6 +66,7 @@ class Status(_Open):
     refusal: Refusal | None
     warnings: list[dict[str, Any]]
     etcd: dict[str, Any] | None
+    registries: list[dict[str, Any]] = Field(description="Of other frameworks, that instances come from.")
     pid: int
     ready: bool
     withdrawn: bool = Field(description="Somebody asked that `/ready` says no.")

@@ -44,7 +44,7 @@ class Context:
 
     async def wait(self, revision: int, seconds: float) -> tuple[bool | None, str | None]:
         """Whether every worker has it (None: nobody waited for that), and if not, why."""
-        if self.plane.side is None:
+        if self.plane.side is None or self.plane.side.part is None:
             self.plane.reload()  # rather than when the change of the file is noticed
         if not seconds:
             return None, None

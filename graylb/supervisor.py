@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import importlib
 import os
 import signal
@@ -115,7 +114,6 @@ class Supervisor:
             if self._admin is not None:
                 self._run(access.serve(self._admin.sockets[0], self.plane, self))
             self._announce(applied)
-            _settle_memory()
             self._run(self.plane.run(self.publish))
             await self._until_told()
             return await self._drain()
@@ -510,11 +508,3 @@ def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(data)
     temporary.rename(path)
-
-
-def _settle_memory() -> None:
-    """What the start made stays, ten thousand instances perhaps: a collection that looks at it takes a tenth of a
-    second, in which no change gets on. Later ones look at what came since, and less often."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)

@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +61,7 @@ def stirred(choose: strategies.Chooser, snapshot: Snapshot) -> Snapshot:
     return replace(snapshot, services=tuple(services))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_what_is_kept_of_a_changed_service_changes_nothing_of_the_image(data: st.DataObject) -> None:
     snapshot = data.draw(strategies.snapshots())
@@ -91,7 +92,8 @@ def test_the_rules_of_a_service_are_compiled_once() -> None:
     assert cache.kept["one"].rulebook is not book
 
 
-def test_kinds_that_are_no_more_are_forgotten() -> None:
+def test_kinds_that_are_no_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "SPARE_KINDS", 20)
     cache = table.Cache()
     for number in range(3 * blocks.SPARE_KINDS):
         service = Service("one", "v1", None, instances=(Instance("10.0.0.1:80", "v1", 1, (("pod", str(number)),)),))

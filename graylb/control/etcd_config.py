@@ -415,4 +415,4 @@ def _take(fragments: Fragments, found: Mapping[str, KeyValue], revision: int) ->
 
 
 def _fragment(key: str, item: KeyValue) -> Fragment:
-    return Fragment(key, item.value, item.mod_revision, item.lease)
+    return Fragment(key, item.value, item.mod_revision, item.lease, item.create_revision)

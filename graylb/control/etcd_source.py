@@ -103,6 +103,8 @@ class EtcdSource:
     def _fragments(self, items: Mapping[str, KeyValue | None]) -> dict[str, Fragment | None]:
         cut = len(self.prefix)
         return {
-            key[cut:]: Fragment(key[cut:], each.value, each.mod_revision, each.lease) if each is not None else None
+            key[cut:]: Fragment(key[cut:], each.value, each.mod_revision, each.lease, each.create_revision)
+            if each is not None
+            else None
             for key, each in items.items()
         }

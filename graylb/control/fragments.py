@@ -144,6 +144,9 @@ class Fragments:
             self.held.get(before.entry.service, set()).discard(key)
             self.revision = max(self.revision, fragment.revision)
             return
+        anew = before is not None and fragment.created > before.fragment.revision
+        if anew and key not in self.held.get(_service(key), ()):
+            self._remove(key, dirty)  # it was deleted meanwhile, whether that was told by itself or not
         try:
             entry = keys.decode(key, fragment.value, prefix=self.prefix)
         except ConfigErrors as errors:

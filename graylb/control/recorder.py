@@ -175,11 +175,14 @@ class Recorder:
         self.log.listen()
         if self.log.anew:
             self.log.anew, self._at = False, None
-        while self._at is None or self._at < self.log.since:
-            self._at = await self._catch_up(leadership)
-        while (found := self.log.oldest(self._at)) is not None:
-            await self._tell(*found, None, leadership)
-            self._at = found[0]
+        while True:
+            if self._at is None or self._at < self.log.since:
+                self._at = await self._catch_up(leadership)
+            elif (found := self.log.oldest(self._at)) is not None:
+                await self._tell(*found, None, leadership)
+                self._at = found[0]
+            else:
+                break
         self._at = max(self._at, self.log.seen)
         await self._mark(leadership)
         for service in [name for name, count in self._untrimmed.items() if count >= TRIM_EVERY]:

@@ -13,12 +13,16 @@ from typing import Any, Protocol, Self
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """One value of a source. key: below the source's prefix. lease: of the source, 0 for none."""
+    """One value of a source. key: below the source's prefix. lease: of the source, 0 for none.
+
+    created: the revision since which the key has not been deleted, 0 where that is not known.
+    """
 
     key: str
     value: bytes
     revision: int
     lease: int = 0
+    created: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,10 @@ from graylb.model import documents, keys
 from graylb.model.problems import ConfigErrors
 from graylb.release.slots import Slots
 from tests.control import parts
+from tests.control.etcd import support
 from tests.control.etcd.servers import Cluster
 from tests.control.etcd.support import run
-from tests.control.etcd.worlds import opened, weights
+from tests.control.etcd.worlds import opened, proxied, weights
 
 
 def test_a_split_is_completed_written_and_recorded_in_one_revision(etcd: Cluster, tmp_path: Path, prefix: str) -> None:
@@ -197,6 +198,30 @@ def test_a_value_that_nodes_refuse_leaves_the_last_good_in_force_until_it_is_men
                 assert view.items["services/users/split"] == good
                 await fresh.edit({"services/users/split": good.value})  # the same, and yet it mends
             assert await world.get("services/users/split") == json.loads(good.value)
+
+    run(test())
+
+
+@pytest.mark.parametrize("world_of", [opened, proxied])
+def test_what_was_deleted_before_something_invalid_came_is_not_the_last_good(
+    etcd: Cluster, tmp_path: Path, prefix: str, world_of: Any
+) -> None:
+    async def test() -> None:
+        async with world_of(etcd, tmp_path, prefix) as world:
+            await world.past("services/users/service", b'{"stable": "v1"}')
+            await world.past("services/users/rules/x", {"match": {"path": "/x"}, "to": "v2"})
+
+            async def there() -> bool:
+                return "services/users/rules/x" in (await world.store.read()).items
+
+            await support.eventually(there, "the rule")
+            await world.past("services/users/rules/x", None)
+            await world.past("services/users/rules/x", b"{")  # both may be heard of at once
+
+            async def look() -> bool:
+                return "services/users/rules/x" not in (await world.store.read()).items
+
+            await support.eventually(look, "the deletion")
 
     run(test())
 

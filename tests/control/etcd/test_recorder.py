@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from graylb.control import in_force, operations, recorder
@@ -328,6 +328,7 @@ VALUES: dict[str, list[Any]] = {
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(steps=STEPS)
+@example(steps=[("edit", "rules/x", 1), ("past", "rules/x", 0), ("past", "rules/x", 3)])
 def test_any_interleaving_gives_a_history_that_replays_to_what_is_in_force(
     etcd: Cluster, tmp_path: Path, prefix: str, steps: list[tuple[str, str, int]]
 ) -> None:

@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from graylb.cli.app import app
 from tests.control.parts import document, users, write
 from tests.control.running import Running, started
-from tests.integration.admins import TOKEN, Certificates
+from tests.integration.admins import TOKEN, Certificates, graylb
 
-NOBODY = "127.0.0.1:1"
 RULES = [
     {"name": "testers", "match": {"headers": {"user-group": "beta"}}, "to": "v2"},
     {"name": "ab", "match": {"query": {"exp": "a"}}, "split": {"v1": 50, "v2": 50}},
@@ -84,11 +81,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory, proxy: Running) -> Path:
     for file in ("graylb.yaml", "graylb.yaml.state.json"):
         (folder / file).write_bytes((proxy.folder / file).read_bytes())
     return folder / "graylb.yaml"
-
-
-def graylb(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
-    environment = {"GRAYLB_ADMIN": NOBODY, "COLUMNS": "200", **(env or {})}
-    return CliRunner().invoke(app, [str(each) for each in arguments], env=environment)
 
 
 def timeless(text: str) -> str:

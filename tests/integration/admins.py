@@ -8,12 +8,15 @@ from typing import Any
 
 import httpx
 import trustme
+from typer.testing import CliRunner, Result
 
+from graylb.cli.app import app
 from tests.integration import proxies
 from tests.integration.proxies import Document, Proxy
 from tests.integration.upstream import Upstream
 
 PATIENCE = 20.0
+NOBODY = "127.0.0.1:1"
 TOKEN = "a-token-long-enough-for-anybody"
 OTHER = "another-token-that-is-long-enough"
 
@@ -40,6 +43,12 @@ def client(proxy: Proxy, *, token: str = "", user: str = "", tls: ssl.SSLContext
     scheme = "https" if tls is not None else "http"
     verify = tls if tls is not None else True
     return httpx.Client(base_url=f"{scheme}://{proxy.admin}", verify=verify, headers=headers, timeout=PATIENCE)
+
+
+def graylb(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
+    """One command, in this process; at the address where nobody answers, unless told otherwise."""
+    environment = {"GRAYLB_ADMIN": NOBODY, "COLUMNS": "200", **(env or {})}
+    return CliRunner().invoke(app, [str(each) for each in arguments], env=environment)
 
 
 def says(answer: httpx.Response, status: int, *words: str) -> Any:

@@ -134,7 +134,7 @@ def test_a_unix_socket_for_its_owner_alone(tmp_path: Path, versions: tuple[Upstr
     ("access", "words"),
     [
         ({"token_file": "/nowhere/tokens"}, "/nowhere/tokens cannot be read: No such file"),
-        ({"token_file": "short"}, "short, line 1: expected .* at least 16 characters"),
+        ({"token_file": "short"}, "short, line 1: expected .* at least 16 ASCII characters"),
         ({"token_file": "empty"}, "empty: expected a line with a token"),
         ({"cert": "short", "key": "short"}, "no certificate and its key"),
         ({"cert": "/nowhere/x", "key": "short"}, "no certificate and its key: No such file"),

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_desks import graylb
 from tests.control.etcd import servers
 from tests.control.etcd.servers import Cluster
 from tests.integration import admins, etcds
-from tests.integration.admins import says
+from tests.integration.admins import graylb, says
 from tests.integration.proxies import until
 from tests.integration.upstream import running
 

@@ -89,10 +89,10 @@ def _read_tokens(path: Path) -> list[tuple[bytes, str]]:
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.startswith("#"):
             name, _, token = line.rpartition(":")
-            if len(token.strip()) < SHORTEST_TOKEN or len(token.split()) != 1:
+            if len(token.strip()) < SHORTEST_TOKEN or len(token.split()) != 1 or not token.isascii():
                 raise AccessError(
                     f"token file {path}, line {number}: expected TOKEN or NAME: TOKEN, with a token of at least "
-                    f"{SHORTEST_TOKEN} characters"
+                    f"{SHORTEST_TOKEN} ASCII characters"
                 )
             found.append((token.strip().encode(), name.strip() or "token"))
     if not found:

@@ -132,7 +132,10 @@ def test_version() -> None:
 
 def test_every_command_has_help_and_completion_exists() -> None:
     assert "--install-completion" in graylb("--help").stdout
-    for command in ("run", "demo", "status", "check", "schema", "explain", "split", "rollback", "history", "version"):
+    for command in (
+        *("run", "demo", "status", "check", "schema", "explain", "version", "diff"),
+        *("split", "rollback", "history", "get", "set", "delete", "edit", "apply", "export"),
+    ):
         assert graylb(command, "--help").exit_code == 0
 
 

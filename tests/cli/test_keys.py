@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import pty
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -230,6 +233,26 @@ def test_edit(place: Place) -> None:
     assert len(place.data("history", "users")) == history + 1
     fresh = script(f"file.write_text({json.dumps(json.dumps(rule('v2')))})")
     assert "users: rules/beta, revision" in place("edit", "users/rules/beta", editor=fresh).stdout
+
+
+def test_what_is_wrong_can_be_edited_again(tmp_path: Path) -> None:
+    """At a terminal the errors are shown, and the editor opens with what was written before."""
+    place = Place(write(tmp_path, document()), "file")
+    mend = "text.replace('ninety', '90') if 'ninety' in text else text.replace('95', 'ninety')"
+    env = {**os.environ, "GRAYLB_ADMIN": NOBODY, "EDITOR": script(f"file.write_text({mend})")}
+    env.pop("VISUAL", None)
+    ours, theirs = pty.openpty()
+    try:
+        command = [sys.executable, "-m", "graylb.cli", "edit", "users/split", "-c", str(place.path)]
+        os.write(ours, b"y\n")
+        done = subprocess.run(command, stdin=theirs, capture_output=True, text=True, env=env, timeout=60, check=False)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0, done.stderr
+    assert "not valid JSON" in done.stderr
+    assert "edit again?" in done.stderr
+    assert place.value("users/split")["weights"] == {"v1": 90, "v2": 5}
 
 
 def test_what_only_a_document_can_say(tmp_path: Path) -> None:

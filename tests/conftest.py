@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.integration import proxies
 from tests.integration.client import Client, Response, request
 from tests.integration.upstream import Handler, Request, Upstream
 
-settings.register_profile("graylb", deadline=None)  # a busy machine is no failure
+# a busy machine is no failure
+settings.register_profile("graylb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("graylb")
 
 SITES = 400

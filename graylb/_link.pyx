@@ -178,6 +178,14 @@ def arranged(tuple instances):
     return ordered, runs
 
 
+def alike(tuple a, tuple b):
+    """How many at the beginning, and how many others at the end, are the very same objects in both."""
+    cdef Py_ssize_t n = min(len(a), len(b)), start = 0, end = 0
+    while start < n and a[start] is b[start]: start += 1
+    while end < n - start and a[len(a) - 1 - end] is b[len(b) - 1 - end]: end += 1
+    return start, end
+
+
 def look_up(tuple instances, dict seen, see):
     """(id of each instance -> what `see(instance)` said of it, the second elements of that in a row).
 

@@ -24,6 +24,9 @@ from graylb.release.selectors import picks
 from graylb.release.slots import Slots
 from graylb.rulebook import FALLBACKS, Rulebook, rulebook
 
+SPARE_SEEN = 256
+"""Instances that are no more and that are remembered still."""
+DIGEST = 32
 WEIGHT = 3
 """Its place among the numbers of an instance's record."""
 SPARE_KINDS = 1024
@@ -58,6 +61,8 @@ class Kept:
     def __init__(self) -> None:
         self.rulebook: Rulebook | None = None
         self.seen: dict[int, tuple[Instance, bytes, int]] = {}
+        self._instances: tuple[Instance, ...] = ()
+        self._digests = b""
         self.kinds: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self.picked: dict[Subset, bytearray] = {}
 
@@ -68,10 +73,22 @@ class Kept:
         return self.rulebook
 
     def look_up(self, instances: tuple[Instance, ...]) -> bytes:
-        """Takes note of all instances and forgets all others; their digests in a row."""
+        """Takes note of all instances and forgets others, sooner or later; their digests in a row.
+
+        Where they differ in a few neighbours from the time before, only those are looked at.
+        """
         if len(self.kinds) > 2 * len(instances) + SPARE_KINDS:
-            self.seen, self.kinds, self.picked = {}, {}, {}
-        self.seen, digests = _link.look_up(instances, self.seen, self._see)
+            self.seen, self.kinds, self.picked, self._instances = {}, {}, {}, ()
+        start, end = _link.alike(self._instances, instances)
+        fresh = instances[start : len(instances) - end]
+        if len(self.seen) + len(fresh) > len(instances) + SPARE_SEEN:
+            self.seen, digests = _link.look_up(instances, self.seen, self._see)
+        else:
+            found, own = _link.look_up(fresh, self.seen, self._see)
+            self.seen |= found
+            after = self._digests[len(self._digests) - DIGEST * end :]
+            digests = b"".join((self._digests[: DIGEST * start], own, after))
+        self._instances, self._digests = instances, digests
         return digests
 
     def _see(self, x: Instance) -> tuple[Instance, bytes, int]:
@@ -215,7 +232,7 @@ class _Members:
         """The versions of the instances that a subset picks, be it without weight."""
         assert subset is not None
         picked = self.kept.picks(subset)
-        here = {kind for _, _, kind in self.kept.seen.values()}
+        here = set(self.kept.kinds_of(self.instances))
         return sorted({version for (version, _), kind in self.kept.kinds.items() if kind in here and picked[kind]})
 
 

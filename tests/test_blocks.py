@@ -87,9 +87,18 @@ def test_the_rules_of_a_service_are_compiled_once() -> None:
     table.compile(Snapshot(2, (), (), (fewer,)), cache)
     assert cache.kept["one"].rulebook is book
     assert [kept.seen[id(each)] is seen[id(each)] for each in members[1:]] == [True] * 3
-    assert id(members[0]) not in kept.seen
     table.compile(Snapshot(3, (), (), (replace(fewer, rules=(*rules, replace(rules[0], name="two"))),)), cache)
     assert cache.kept["one"].rulebook is not book
+
+
+def test_instances_that_are_no_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "SPARE_SEEN", 5)
+    cache = table.Cache()
+    for number in range(50):
+        instances = tuple(Instance(f"10.0.{number}.{n}:80", "v1") for n in range(3))
+        snapshot = Snapshot(number, (), (), (Service("one", "v1", None, instances=instances),))
+        assert table.compile(snapshot, cache) == table.compile(snapshot)
+        assert len(cache.kept["one"].seen) <= 3 + 5
 
 
 def test_kinds_that_are_no_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

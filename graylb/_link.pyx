@@ -186,6 +186,14 @@ def alike(tuple a, tuple b):
     return start, end
 
 
+def place_of(list instances, object x):
+    """Where that very object is; -1 where it is not."""
+    cdef Py_ssize_t i, n = len(instances)
+    for i in range(n):
+        if instances[i] is x: return i
+    return -1
+
+
 def look_up(tuple instances, dict seen, see):
     """(id of each instance -> what `see(instance)` said of it, the second elements of that in a row).
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import compress
 from typing import Any
@@ -51,6 +51,48 @@ class Block:
     digest: bytes  # of the service
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All instances of a service in a row, as its block has them. base: where their texts begin in it.
+
+    ordered: those of one version side by side, those of weight 0 apart, so that most subsets are runs of neighbours.
+    runs: version -> (first, number) of those that have weight. versions: name -> number, in the order of the row.
+    """
+
+    instances: tuple[Instance, ...]
+    base: int
+    ordered: list[Instance]
+    runs: dict[str, tuple[int, int]]
+    versions: dict[str, int]
+    texts: bytes
+    records: bytes
+
+    @classmethod
+    def of(cls, instances: tuple[Instance, ...], base: int) -> Row:
+        ordered, runs = _link.arranged(instances)
+        versions: dict[str, int] = {}
+        texts, records = _link.members(ordered, versions, base)
+        return cls(instances, base, ordered, runs, versions, texts, records)
+
+    def after(self, instances: tuple[Instance, ...], base: int) -> Row | None:
+        """The row of these, if they differ in nothing but the weight of one that has some before and after."""
+        n = len(instances)
+        start, end = _link.alike(self.instances, instances)
+        if n != len(self.instances) or base != self.base or start + end < n - 1:
+            return None
+        if start == n:
+            return self
+        old, new = self.instances[start], instances[start]
+        if (old.address, old.version, old.weight > 0) != (new.address, new.version, new.weight > 0):
+            return None
+        place = _link.place_of(self.ordered, old)
+        ordered = self.ordered.copy()
+        ordered[place] = new
+        records = bytearray(self.records)
+        struct.pack_into("=I", records, place * INSTANCE.size + 4 * WEIGHT, new.weight)
+        return replace(self, instances=instances, ordered=ordered, records=bytes(records))
+
+
 class Kept:
     """What one service's compilation leaves for its next one.
 
@@ -65,6 +107,12 @@ class Kept:
         self._digests = b""
         self.kinds: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self.picked: dict[Subset, bytearray] = {}
+        self._row: Row | None = None
+
+    def row_of(self, instances: tuple[Instance, ...], base: int) -> Row:
+        row = self._row.after(instances, base) if self._row is not None else None
+        self._row = row or Row.of(instances, base)
+        return self._row
 
     def rules_of(self, service: Service) -> Rulebook:
         if self.rulebook is None or not self.rulebook.holds_for(service):
@@ -119,21 +167,20 @@ class _Members:
         self.service, self.kept = service, kept
         self.rules = kept.rules_of(service)
         self.digests = kept.look_up(service.instances)
-        # instances of one version side by side, those of weight 0 apart: then most subsets are runs of neighbours
-        self.instances, self.runs = _link.arranged(service.instances)
-        self.weighted = sum(n for _, n in self.runs.values())
         self.arena = Arena(0, len(self.rules.data))
+        self.row = kept.row_of(service.instances, self.arena.base)
+        self.weighted = sum(n for _, n in self.row.runs.values())
         self.records: list[bytes] = []
         self.subsets: dict[Subset, int] = {}
-        self.versions: dict[str, int] = {}
+        self.versions = self.row.versions.copy()
         self.splits: list[str] = []
         self.weights: list[int] = []
         self._kinds: list[int] | None = None
 
     def block(self) -> Block:
         x, arena, rules = self.service, self.arena, self.rules
-        texts, records = _link.members(self.instances, self.versions, arena.base)
-        arena.add(texts)
+        records = self.row.records
+        arena.add(self.row.texts)
         self.weights = memoryview(records).cast("I")[WEIGHT :: INSTANCE.size // 4].tolist()
         self._targets()
         versions = b"".join(GROUP.pack(*arena.text(name)) for name in self.versions)
@@ -143,13 +190,13 @@ class _Members:
             FALLBACKS[x.fallback], int(x.policy == "least_request"), len(x.sticky), rules.sticky,
             len(self.versions), arena.add(versions), x.timeouts.connect, x.timeouts.response, x.timeouts.idle,
         )  # fmt: skip
-        told = self._settings() | {"digest": digest.hex(), "instances": len(self.instances)}
+        told = self._settings() | {"digest": digest.hex(), "instances": len(x.instances)}
         return Block(
             x,
             rules.data + arena.data,
             record,
             records,
-            len(self.instances),
+            len(x.instances),
             tuple(self.splits),
             rules.patterns,
             orjson.Fragment(orjson.dumps(told)),
@@ -192,9 +239,9 @@ class _Members:
         if subset.semver is None and not subset.metadata:
             if subset.version is None:
                 return 0, self.weighted, []
-            return *self.runs.get(subset.version, (0, 0)), []
+            return *self.row.runs.get(subset.version, (0, 0)), []
         if self._kinds is None:
-            self._kinds = self.kept.kinds_of(self.instances)
+            self._kinds = self.kept.kinds_of(self.row.ordered)
         picked = self.kept.picks(subset)
         flags = map(picked.__getitem__, self._kinds[: self.weighted])
         chosen = list(compress(range(self.weighted), flags))
@@ -232,7 +279,7 @@ class _Members:
         """The versions of the instances that a subset picks, be it without weight."""
         assert subset is not None
         picked = self.kept.picks(subset)
-        here = set(self.kept.kinds_of(self.instances))
+        here = set(self.kept.kinds_of(self.row.ordered))
         return sorted({version for (version, _), kind in self.kept.kinds.items() if kind in here and picked[kind]})
 
 

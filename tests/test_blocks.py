@@ -74,6 +74,36 @@ def test_what_is_kept_of_a_changed_service_changes_nothing_of_the_image(data: st
         assert table.compile(snapshot, cache) == table.compile(fresh)
 
 
+INSTANCES = st.lists(
+    st.builds(
+        Instance, st.sampled_from(["10.0.0.1:1", "10.0.0.22:1", "[::1]:1"]), st.sampled_from("abc"), st.integers(0, 3)
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(INSTANCES, st.data())
+def test_one_other_instance_makes_the_row_that_all_make(instances: list[Instance], data: st.DataObject) -> None:
+    """Whether the row before can be used or not."""
+    before = blocks.Row.of(tuple(instances), 8)
+    for _ in range(3):
+        place = data.draw(st.integers(0, len(instances) - 1))
+        other = replace(instances[place], weight=data.draw(st.integers(0, 3)))
+        if data.draw(st.integers(0, 3)) == 0:
+            other = data.draw(INSTANCES)[0]
+        usable = (other.address, other.version, other.weight > 0) == (
+            instances[place].address, instances[place].version, instances[place].weight > 0
+        )  # fmt: skip
+        instances[place] = other
+        after = before.after(tuple(instances), 8)
+        made = blocks.Row.of(tuple(instances), 8)
+        assert (after == made) if usable else (after is None)
+        assert before.after(tuple(instances), 16) is None
+        before = after or made
+    assert before.after((*instances, instances[0]), 8) is None
+
+
 def test_the_rules_of_a_service_are_compiled_once() -> None:
     """It took 250 ms and more to change one of 10,000 instances of one service with 5,000 rules."""
     rules = (Rule("one", Match((Condition("path", "exact", ("/x",)),)), Subset(metadata=(("env", "gray"),))),)

@@ -25,7 +25,7 @@ from benchmarks.load.peers import NAMES, STANDARD, present
 from benchmarks.micro import run as micro
 
 MEASURED = ("micro", "load", "bodies", "pace", "workers", "slow", "idle", "attribute")
-ROUNDS = {"load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 3, "micro": 15}
+ROUNDS = {"load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 2, "micro": 15}
 QUICK_ROUNDS = {"load": 3, "bodies": 1, "pace": 2, "workers": 2, "slow": 1, "micro": 5}
 SECONDS = 2
 

@@ -75,7 +75,8 @@ debug: build ## the tests over an unoptimised build with bounds checks
 
 # Leaks: with two frames of each allocation kept, tests/leaks.supp tells ours from those of Python and other extensions.
 # Reports go to files, for most processes of the tests have nobody who reads their stderr. The benchmarks' tests stay away:
-# not every peer lives with the sanitizers' runtime in its address space.
+# not every peer lives with the sanitizers' runtime in its address space; and those of parts that are Python alone.
+PURE := --ignore=tests/cli --ignore=tests/control --ignore=tests/model
 LEAKS := detect_leaks=1:malloc_context_size=2
 asan: build ## the tests over a build with address, leak and undefined-behaviour sanitizers
 	@$(call flavour,asan)
@@ -85,7 +86,7 @@ asan: build ## the tests over a build with address, leak and undefined-behaviour
 	export LSAN_OPTIONS="suppressions=$$PWD/tests/leaks.supp:print_suppressions=0"
 	export UBSAN_OPTIONS="print_stacktrace=1:log_path=$$PWD/build/report"
 	failed=0
-	../../$(PY) $(PYTEST) --ignore=tests/benchmarks || failed=$$? # the peers are not ours to preload
+	../../$(PY) $(PYTEST) --ignore=tests/benchmarks $(PURE) || failed=$$? # the peers are not ours to preload
 	unset LD_PRELOAD
 	if compgen -G 'build/report.*' >/dev/null; then cat build/report.*; failed=1; fi
 	exit $$failed

@@ -202,13 +202,31 @@ class Recorder:
             raise Overtaken
         if start > done.revision:  # a mark of another store
             start = 0
-        try:
-            await self._replay(start, done.revision, leadership)
-            reached = done.revision
-        except Compacted:
-            reached = await self._compare(start, leadership)
+        await self._replay_kept(start, done.revision, leadership)
         self._marked = 0
-        return reached
+        return done.revision
+
+    async def _replay_kept(self, start: int, end: int, leadership: Leadership) -> None:
+        """Every change after `start` that etcd still knows; what it does not, as one change of each service."""
+        while True:
+            try:
+                await self._replay(start, end, leadership)
+                return
+            except Compacted:
+                oldest = await self._oldest(start)
+                await self._compare(start, oldest, leadership)
+                start = oldest
+
+    async def _oldest(self, start: int) -> int:
+        """The oldest revision that etcd knows; it does not know `start`. Raises EtcdError."""
+        try:
+            async with aclosing(watch(self.client, self.prefix, prefix=True, start=max(1, start))) as batches:
+                async for batch in batches:
+                    if batch.changes:  # the mark at least
+                        break
+        except Compacted as error:
+            return error.revision
+        return start
 
     async def _replay(self, start: int, end: int, leadership: Leadership) -> None:
         """Every change after `start`, until this node's own mark of revision `end` comes by. Raises Compacted."""
@@ -234,24 +252,19 @@ class Recorder:
                 }
         return good
 
-    async def _compare(self, start: int, leadership: Leadership) -> int:
-        """What differs from what the history knows, as one change of each service; etcd forgot the changes."""
-        listing = await self.client.list(self.prefix + keys.ROOT)
+    async def _compare(self, start: int, at: int, leadership: Leadership) -> None:
+        """What differs at revision `at` from what the history knows, as one change of each service."""
+        listing = await self.client.list(self.prefix + keys.ROOT, revision=at)
         history, own = await self._history(), await self._own()
         there = self._recorded(listing.items.values())
         services = {in_force.split_key(key)[0] for key in there} | history.keys()
         good = await asyncio.to_thread(_good, {key: each.value for key, each in there.items()})
-        self._state = dict(good)
         for service in sorted(services):
-            records = [each.record for each in history.get(service, ())]
+            records = [each.record for each in history.get(service, ()) if each.record.revision <= at]
             mine = {key: each for key, each in there.items() if in_force.split_key(key)[0] == service}
             before, after, newest = _difference(mine, good, records, own, start)
-            for key, value in _fold(records).items():
-                if key in mine and key not in good and value is not None:
-                    self._state[key] = value
             if after:
-                await self._record(service, newest or listing.revision, before, after, leadership)
-        return listing.revision
+                await self._record(service, newest or at, before, after, leadership)
 
     def _recorded(self, items: Iterable[KeyValue]) -> dict[str, KeyValue]:
         found = {each.key[len(self.prefix) :]: each for each in items}
@@ -400,9 +413,14 @@ def _difference(
         if not _same(key, was, item.value):
             before[key], after[key] = was, item.value
             newest = max(newest, item.mod_revision)
+    told_at = {key: record.revision for record in records for key in record.after}
     for key, value in fold.items():
-        if value is not None and key not in there and not _same(key, value, own.get(key)):
+        found = there.get(key)
+        # what is there but invalid has come in the place of what was deleted, or else that is the last good one still
+        gone = found is None or (key not in good and found.create_revision > max(start, told_at[key]))
+        if gone and value is not None and not _same(key, value, own.get(key)):
             before[key], after[key] = value, own.get(key)
+            newest = max(newest, found.create_revision if found is not None else 0)
     return before, after, newest
 
 

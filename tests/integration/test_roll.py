@@ -160,8 +160,9 @@ def test_listeners_come_and_go(proxy: Proxy) -> None:
     until(lambda: proxy.status()["restart_needed"] == ["listeners"], "the new document")
     address, old = proxy.address, serving(proxy)
     roll(proxy)
-    assert proxy.status()["listeners"] == [address, f"unix:{other}"]
-    assert not (proxy.folder / "graylb.sock").exists()
+    # both answer at the admin address until the former process has closed it
+    until(lambda: proxy.status()["listeners"] == [address, f"unix:{other}"], "the new listeners")
+    until(lambda: not (proxy.folder / "graylb.sock").exists(), "the end of the former socket")
     with Client(f"unix:{other}") as client, proxy.client() as known:
         assert (client.ask().status, known.ask().status) == (200, 200)
     until(lambda: gone(old), "the end of the former process")

@@ -239,10 +239,11 @@ class Links:
             task.exception()  # those who waited may have gone
 
     async def _connect(self) -> Link:
-        if self._link is not None:
-            if await self._link.ready():
-                return self._link
-            self.drop(self._link)
+        former = self._link
+        if former is not None:
+            if await former.ready() and not former.dropped:  # which somebody may do meanwhile
+                return former
+            self.drop(former)
         reasons = []
         for _ in self._order:
             endpoint = self._order[self._next % len(self._order)]

@@ -266,3 +266,26 @@ def test_a_frozen_member_is_left_for_another_and_a_write_to_it_is_not_repeated(t
 
     with servers.running(tmp_path, 3) as cluster:
         run(test(cluster))
+
+
+def test_a_link_that_is_dropped_while_it_is_looked_at_is_replaced(tmp_path: Path) -> None:
+    """Bug: whoever looked whether the link is ready found none when another call had dropped it meanwhile."""
+
+    async def test(etcd: Cluster) -> None:
+        async with client(etcd) as store:
+            await store.put("/k", b"1")
+            links = store.links
+            link = links._link
+            assert link is not None
+            ready = link.ready
+
+            async def dropped_meanwhile() -> bool:
+                links.drop(link)
+                return await ready()
+
+            link.ready = dropped_meanwhile  # type: ignore[method-assign]
+            assert await links._connect() is not link
+            await store.put("/k", b"2")
+
+    with servers.running(tmp_path) as etcd:
+        run(test(etcd))

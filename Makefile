@@ -88,6 +88,10 @@ asan: build ## the tests over a build with address, leak and undefined-behaviour
 	failed=0
 	../../$(PY) $(PYTEST) --ignore=tests/benchmarks $(PURE) || failed=$$? # the peers are not ours to preload
 	unset LD_PRELOAD
+	# a process that is killed while it looks for leaks only says that it could not
+	for each in $$(grep -l 'LeakSanitizer has encountered a fatal error' build/report.* 2>/dev/null); do
+		grep -qE 'ERROR: |runtime error' "$$each" || rm "$$each"
+	done
 	if compgen -G 'build/report.*' >/dev/null; then cat build/report.*; failed=1; fi
 	exit $$failed
 

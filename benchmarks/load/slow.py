@@ -16,7 +16,7 @@ from benchmarks.load.idle import raise_limit
 from benchmarks.load.peers import Peer
 from benchmarks.load.process import check_idle, tree
 from benchmarks.load.stage import Stage, all_up, drive, end, my_cores, spawn, stage
-from benchmarks.stats import round_ratios
+from benchmarks.stats import round_ratios, spread
 
 PEERS = ("graylb", "nginx", "haproxy")
 CROWDS = {"heads": 5_000, "bodies": 1_000, "readers": 200}
@@ -113,7 +113,7 @@ def page(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             p99 = [run["p99_us"] / 1000 for run in there]
             closed = f"{min(run['closed'] for run in there):,}" if crowd == "heads" else "–"
             stayed = f"{max(run['longest'] for run in there):.1f}" if crowd == "heads" else "–"
-            middle = sorted(p99)[len(p99) // 2]
+            middle = spread(p99, f"{crowd}, {name}").median
             rows.append([titles.get(name, name), TITLES.get(crowd, crowd), f"{middle:.2f}", closed, stayed])
     about = (
         f"{RATE:,.0f} requests/s over {CONNECTIONS} connections, beside clients that are slow for {PATIENCE} s: a "

@@ -16,17 +16,15 @@ from tests.integration import admins, proxies
 from tests.integration.admins import says
 from tests.integration.client import request
 from tests.integration.proxies import Proxy, until
-from tests.integration.upstream import Call, Upstream
+from tests.integration.upstream import Call, Upstream, running
 
 BETA = {"match": {"headers": {"user-group": "beta"}}, "to": "v2"}
 
 
 @pytest.fixture(scope="module")
 def versions() -> Iterator[tuple[Upstream, Upstream]]:
-    pair = Upstream("v1").start(), Upstream("v2").start()
-    yield pair
-    for each in pair:
-        each.stop()
+    with running("v1", "v2") as (v1, v2):
+        yield v1, v2
 
 
 @pytest.fixture(scope="module")

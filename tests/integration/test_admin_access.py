@@ -17,17 +17,15 @@ from graylb.model import snapshot
 from tests.integration import admins, proxies
 from tests.integration.admins import OTHER, TOKEN, Certificates, says
 from tests.integration.proxies import Proxy, until
-from tests.integration.upstream import Upstream
+from tests.integration.upstream import Upstream, running
 
 SPLIT = {"weights": {"v1": 50, "v2": 50}}
 
 
 @pytest.fixture(scope="module")
 def versions() -> Iterator[tuple[Upstream, Upstream]]:
-    pair = Upstream("v1").start(), Upstream("v2").start()
-    yield pair
-    for each in pair:
-        each.stop()
+    with running("v1", "v2") as (v1, v2):
+        yield v1, v2
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Response
 
-from graylb.control import operations, revisions
+from graylb.control import operations, revisions, views
 from graylb.control.api.answers import (
     ConfigAnswer,
     DiffAnswer,
@@ -239,8 +239,7 @@ def _tagged(data: dict[str, Any], revision: int) -> Response:
 
 async def _view(store: ConfigStore, service: str) -> View:
     view = await store.read()
-    prefix = f"{keys.ROOT}{service}/"
-    if not any(key.startswith(prefix) for key in view.items):
-        known = sorted({key.removeprefix(keys.ROOT).split("/")[0] for key in view.items})
+    known = views.services_of(view)
+    if service not in known:
         raise Missing(f"no service {service!r}; there is {', '.join(known[:20]) or 'none'}")
     return view

@@ -40,7 +40,7 @@ def with_keys(service: str, content: Content, items: Mapping[str, bytes | None])
     rules: dict[str, dict[str, Any]] = {rule["name"]: rule for rule in part.pop("rules", ())}
     written = []
     for key, value in items.items():
-        _, kind, name = split_key(key)
+        _, kind, name = keys.split_key(key)
         entry = keys.decode(key, value) if value is not None else None
         if kind == "service":
             part = {own: each for own, each in part.items() if own in keys.OWN_KEYS}
@@ -123,13 +123,6 @@ def differences(
         before | {key: None for key in differing if key not in before},
         after | {key: None for key in differing if key not in after},
     )
-
-
-def split_key(key: str) -> tuple[str, str, str]:
-    """(service, part, name) of a key that is one of a service's."""
-    service, _, rest = key.removeprefix(keys.ROOT).partition("/")
-    part, _, name = rest.partition("/")
-    return service, part, name
 
 
 def plain(part: Part) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class EtcdConfigStore:
             own = await self._document()
         except (EtcdError, StoreError) as error:
             raise ConfigStoreError(f"{self.name} cannot be read: {error}") from error
-        named = {key: value for key, value in own.items() if service in (None, in_force.split_key(key)[0])}
+        named = {key: value for key, value in own.items() if service in (None, keys.split_key(key)[0])}
         return etcd_history.shown(await self._records(service)) + _of_document(named)
 
     async def nodes(self) -> tuple[dict[str, Any], ...]:
@@ -154,7 +154,7 @@ class EtcdConfigStore:
         if standing.revision <= edit.based_on:
             return
         for service in plan.services:
-            now = {key: each.revision for key, each in plan.there.items() if in_force.split_key(key)[0] == service}
+            now = {key: each.revision for key, each in plan.there.items() if keys.split_key(key)[0] == service}
             if max(now.values(), default=0) > edit.based_on:
                 raise await self._conflict(edit, [service])
             try:
@@ -298,7 +298,7 @@ def _plan(standing: Standing, edit: Edit) -> _Plan | None:
     before = {key: standing.value(key) for key in items}
     # where a key goes the document's word counts again
     after = {key: value if value is not None else standing.own.get(key) for key, value in items.items()}
-    services = tuple(sorted({in_force.split_key(key)[0] for key in items}))
+    services = tuple(sorted({keys.split_key(key)[0] for key in items}))
     present = {key: each for service in services for key, each in standing.fragments.present(service).items()}
     leases = {key: each.lease for key, each in present.items() if each.lease and items.get(key) is not None}
     records = _records(edit, standing.revision, before, after)
@@ -312,8 +312,8 @@ def _records(edit: Edit, revision: int, before: Values, after: Values) -> dict[s
     """Key -> value, one for each service."""
     at, unique = prepare.now(), uuid.uuid4().hex
     found = {}
-    for service in sorted({in_force.split_key(key)[0] for key in after}):
-        own = [key for key in after if in_force.split_key(key)[0] == service]
+    for service in sorted({keys.split_key(key)[0] for key in after}):
+        own = [key for key in after if keys.split_key(key)[0] == service]
         was, now = ({key: side[key] for key in own} for side in (before, after))
         record = Record(service, 0, 0, at, edit.who, edit.why, edit.action, was, now, edit.to)
         found[etcd_history.key_of(service, revision, unique)] = etcd_history.encode(record, revision=False)
@@ -324,7 +324,7 @@ def _of_document(own: Mapping[str, bytes]) -> tuple[Record, ...]:
     by_service: dict[str, dict[str, bytes | None]] = {}
     for key, value in own.items():
         if in_force.recorded(key):
-            by_service.setdefault(in_force.split_key(key)[0], {})[key] = value
+            by_service.setdefault(keys.split_key(key)[0], {})[key] = value
     return tuple(
         Record(service, 0, 0, "", "file", "", "file", dict.fromkeys(after), after)
         for service, after in sorted(by_service.items())

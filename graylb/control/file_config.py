@@ -14,7 +14,6 @@ from typing import Any, Final, Self
 from graylb.control import contents, prepare
 from graylb.control import state as states
 from graylb.control.config_store import Edit, Item, NotHere, Record, View
-from graylb.control.contents import split_key
 from graylb.control.state import Content, ServiceState, State
 from graylb.control.store import Conflict, Store
 from graylb.model import keys, presets
@@ -121,7 +120,7 @@ class FileConfigStore:
         look, at = self._look(), prepare.now()
         by_service: dict[str, dict[str, bytes | None]] = {}
         for key, value in edit.items.items():
-            by_service.setdefault(split_key(key)[0], {})[key] = value
+            by_service.setdefault(keys.split_key(key)[0], {})[key] = value
         self._refuse_stale(look, edit, by_service)
         if edit.action == "rollback" and edit.to is not None:
             after = look.base
@@ -164,7 +163,7 @@ class FileConfigStore:
             own: dict[str, bytes | None] = {}
             data = _data(service, look.document)
             for key, value in items.items():
-                part = split_key(key)[1]
+                part = keys.split_key(key)[1]
                 if part in ("service", "split", "rules") and content is not None:
                     own[key] = value
                 elif data.get(key) != value:
@@ -173,7 +172,7 @@ class FileConfigStore:
                 continue
             before = contents.keys_of(service, content)
             differing = {key for key, value in own.items() if before.get(key) != value}
-            rules = [key for key in own if split_key(key)[1] == "rules"]
+            rules = [key for key in own if keys.split_key(key)[1] == "rules"]
             reordered = rules != [key for key in before if key in rules]
             written = {key: own[key] for key in own if key in differing or (reordered and key in rules)}
             new = contents.with_keys(service, content, written)

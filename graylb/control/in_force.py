@@ -59,7 +59,7 @@ class Standing:
             if good.entry.part == "instances":
                 taken.add((good.entry.service, good.entry.value.address))
         for key in [key for key, each in found.items() if not each.revision]:
-            service, part, name = split_key(key)
+            service, part, name = keys.split_key(key)
             if part == "instances" and (service, name) in taken:
                 del found[key]
         return found
@@ -138,7 +138,7 @@ class Standing:
         base = self.assembly.base
         assert base is not None
         self.assembly.update(base, dirty)
-        touched = {split_key(key)[0] for key in items}
+        touched = {keys.split_key(key)[0] for key in items}
         errors += [each for name in sorted(touched) for each in self.assembly.problems.get(name, ())]
         if errors:
             raise ConfigErrors(dict.fromkeys(errors))
@@ -188,16 +188,9 @@ def _split_data(part: SplitPart, made: Split | None) -> dict[str, Any]:
     return data if made is None else {**data, "salt": made.salt, "slots": made.slots}
 
 
-def split_key(key: str) -> tuple[str, str, str]:
-    """(service, part, name) of a key that is one."""
-    service, _, rest = key[len(keys.ROOT) :].partition("/")
-    part, _, name = rest.partition("/")
-    return service, part, name
-
-
 def recorded(key: str) -> bool:
     """Whether the history tells of its changes."""
-    return key.startswith(keys.ROOT) and split_key(key)[1] in RECORDED
+    return key.startswith(keys.ROOT) and keys.split_key(key)[1] in RECORDED
 
 
 def same(key: str, one: bytes, other: bytes) -> bool:
@@ -208,7 +201,7 @@ def same(key: str, one: bytes, other: bytes) -> bool:
 def _named(key: str, prefix: str) -> None:
     """Raises ConfigErrors for a key that no part can have."""
     try:
-        service, part, name = split_key(key)
+        service, part, name = keys.split_key(key)
         if not key.startswith(keys.ROOT) or part not in keys.PARTS or keys.suffix_of(service, part, name) != key:
             raise ValueError
     except ValueError:

@@ -257,11 +257,11 @@ class Recorder:
         listing = await self.client.list(self.prefix + keys.ROOT, revision=at)
         history, own = await self._history(), await self._own()
         there = self._recorded(listing.items.values())
-        services = {in_force.split_key(key)[0] for key in there} | history.keys()
+        services = {keys.split_key(key)[0] for key in there} | history.keys()
         good = await asyncio.to_thread(_good, {key: each.value for key, each in there.items()})
         for service in sorted(services):
             records = [each.record for each in history.get(service, ()) if each.record.revision <= at]
-            mine = {key: each for key, each in there.items() if in_force.split_key(key)[0] == service}
+            mine = {key: each for key, each in there.items() if keys.split_key(key)[0] == service}
             before, after, newest = _difference(mine, good, records, own, start)
             if after:
                 await self._record(service, newest or at, before, after, leadership)
@@ -282,11 +282,11 @@ class Recorder:
             return
         own = await self._own()
         good, before, after = await asyncio.to_thread(_differing, changes, self._state, own)
-        services = sorted({in_force.split_key(key)[0] for key in after})
+        services = sorted({keys.split_key(key)[0] for key in after})
         for service in services:
             if service in told if told is not None else await self._is_told(service, revision):
                 continue
-            mine = [key for key in after if in_force.split_key(key)[0] == service]
+            mine = [key for key in after if keys.split_key(key)[0] == service]
             own_before, own_after = ({key: side[key] for key in mine} for side in (before, after))
             await self._record(service, revision, own_before, own_after, leadership)
         for key, value in good.items():
@@ -294,7 +294,7 @@ class Recorder:
                 self._state.pop(key, None)
             else:
                 self._state[key] = value
-        for service in {in_force.split_key(key)[0] for key in good}:
+        for service in {keys.split_key(key)[0] for key in good}:
             self._untrimmed[service] = self._untrimmed.get(service, TRIM_EVERY) + 1
 
     async def _is_told(self, service: str, revision: int) -> bool:

@@ -16,15 +16,15 @@ CONTENT = ("service", "split", "rules")
 
 
 def service_of(key: str) -> str:
-    return key.removeprefix(keys.ROOT).partition("/")[0]
+    return keys.split_key(key)[0]
 
 
 def part_of(key: str) -> str:
-    return key.removeprefix(keys.ROOT).partition("/")[2].partition("/")[0]
+    return keys.split_key(key)[1]
 
 
 def name_of(key: str) -> str:
-    return key.removeprefix(keys.ROOT).partition("/")[2].partition("/")[2]
+    return keys.split_key(key)[2]
 
 
 def services_of(view: View) -> list[str]:

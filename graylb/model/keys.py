@@ -67,6 +67,13 @@ def suffix_of(service: str, part: PartName, name: str = "") -> str:
     return f"{ROOT}{service}/{part}/{name}" if name else f"{ROOT}{service}/{part}"
 
 
+def split_key(suffix: str) -> tuple[str, str, str]:
+    """(service, part, name) of a key that is one; nothing is checked."""
+    service, _, rest = suffix.removeprefix(ROOT).partition("/")
+    part, _, name = rest.partition("/")
+    return service, part, name
+
+
 def decode(suffix: str, value: bytes, *, prefix: str = "") -> Entry:
     """Raises ConfigErrors; their `file` is prefix + suffix, their paths begin at the value."""
     key = prefix + suffix

@@ -1,7 +1,7 @@
 """Connections, exchanges and the live state of a worker: see _live.pyx and _engine.pyx."""
 
 from cpython.ref cimport PyObject
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._fast cimport Context, Decision, Live, Query, Table
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
 
@@ -45,8 +45,40 @@ cdef struct Pipe:
     size_t filled          # bytes in it
     Pipe* next
 
+cdef struct Tls:           # of one connection; _tls.pyx knows more of it
+    uint8_t alpn           # see Alpn
+    uint8_t ready          # the handshake is done
+
+cdef enum Alpn:
+    ALPN_NONE = 0
+    ALPN_HTTP1
+    ALPN_H2
+
+cdef struct Session:
+    # HTTP/2 on one connection, either side; _h2.pyx knows more of it
+    Conn* conn             # its socket
+    Conn* streams          # those that are open, by next and previous
+    uint32_t n_streams
+    uint32_t max_streams   # upstream: as many as the peer allows; 100 until it has said
+    uint8_t server         # the peer is a client
+    uint8_t full           # upstream: takes no more requests: GOAWAY has come, or its ids are used up
+    uint8_t dirty          # in the list of those that may have something to send
+    uint8_t ending         # what is to be sent is sent, then the connection is closed
+    Session* following     # of that list
+    Session* next          # sessions of an instance
+    Session* previous
+
 cdef struct Conn:
-    int fd
+    # one end of an exchange: a socket, or a stream of an HTTP/2 session
+    int fd                 # -1: a stream
+    int32_t stream         # its number; 0: a socket, or a stream that has none yet
+    Session* session       # of a stream: where it belongs; of a socket: what it carries, or NULL
+    Tls* tls               # of a socket, or NULL
+    char* trailers         # stream: to be sent behind what is pending
+    uint32_t trailers_len
+    uint8_t eof            # stream: nothing follows what is pending
+    uint8_t deferred       # stream: libnghttp2 waits to be told that there is more to send
+    size_t owed            # stream: received bytes that its window does not count as used yet
     uint8_t side
     uint8_t state
     uint8_t readable       # bytes, or the end, may wait in the kernel

@@ -15,6 +15,8 @@ PYTEST := -m pytest $(ARGS)
 LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
 # what the tests run besides, and keep from running as a service too
 PARTS := $(LOAD) etcd=etcd-server
+# what parts of the build are over; GRAYLB_H2=off does without
+HEADERS := $(if $(filter off,$(GRAYLB_H2)),,nghttp2/nghttp2.h=libnghttp2-dev)
 
 .PHONY: help run test test-all lint build debug asan fuzz cov bench bench-control soak clean distclean
 
@@ -47,13 +49,16 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.installed: pyproject.toml $(VENV)/.made
-	@echo 'graylb: installing the Python packages and compiling; the first time takes a minute or two'
+	@bash scripts/need $(HEADERS)
+	echo 'graylb: installing the Python packages and compiling; the first time takes a minute or two'
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,lint]'
 	touch $@
 
 # pip has compiled everything the first time. Later setup.py alone does: the pinned setuptools and Cython are in the venv.
+# Where a part is left out, for want of its library, the count is short and setup.py says so.
 $(VENV)/.built: $(SOURCES) $(VENV)/.installed
-	@newest=$$(ls -t $(SOURCES) | head -n 1)
+	@bash scripts/need $(HEADERS)
+	newest=$$(ls -t $(SOURCES) | head -n 1)
 	wanted=$$(ls graylb/*.pyx | wc -l)
 	current=$$(find graylb -maxdepth 1 -name '*.so' -newer "$$newest" | wc -l)
 	if [ "$$current" -lt "$$wanted" ]; then $(PY) setup.py --quiet build_ext --inplace; fi

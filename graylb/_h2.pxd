@@ -45,7 +45,7 @@ cdef struct H2Hooks:
     void (*leaving)(void* engine, Session* s) noexcept
     # a request's head is not lawful or too large, and no Conn is there: answered, or reset, by the session itself; for counters
     void (*rejected)(void* engine, Session* s, int status) noexcept
-    # s.dirty was 0 and the session may have something to send: the engine lists it, and calls `produce` later
+    # s.dirty was 0, is 1 now, and the session may have something to send: the engine lists it, and calls `produce` later
     void (*dirty)(void* engine, Session* s) noexcept
 
 cdef struct H2Api:
@@ -54,7 +54,8 @@ cdef struct H2Api:
     Session* (*open)(bint server, const H2Limits* limits, const H2Hooks* hooks, void* engine, Conn* conn) noexcept
     # no hooks are called; Conns of its streams are the caller's affair
     void (*free)(Session* s) noexcept
-    # 0; -1: the peer broke the law or a limit: s.ending is set, GOAWAY is in the output, nothing more is to be received
+    # 0; -1: the peer broke the law or a limit: s.ending is set, GOAWAY is in the output, nothing more is to be received. What
+    # libnghttp2 itself found unlawful shows in s.ending and `finished` when the GOAWAY has been produced.
     int (*receive)(Session* s, const char* p, size_t n) noexcept
     # Bytes written at o, whole frames; 0: nothing now; -1: out of memory. room: at least 17 KiB; s.dirty is cleared at 0.
     ssize_t (*produce)(Session* s, char* o, size_t room) noexcept

@@ -1,1 +1,1150 @@
-"""HTTP/2 sessions without I/O, over libnghttp2: see _h2.pxd for what they promise."""
+"""HTTP/2 sessions without I/O, over libnghttp2: what they promise stands in _h2.pxd.
+
+Bytes that came go into `receive`, which calls the engine's hooks; bytes to send come out of `produce`. libnghttp2 frames, compresses
+heads, keeps windows and stream states. Here stands the rest: heads to and from HTTP/1.1 text, bodies straight from a
+Conn's pending bytes into the output, early answers, and the limits on what a peer may make us do.
+
+libnghttp2 must not be entered from its own callbacks but to submit, resume, consume and reset; hooks run inside of them. A
+Conn is found by its stream's number, never by a pointer that libnghttp2 keeps: frames outlive streams.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memchr, memcmp, memcpy
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pycapsule cimport PyCapsule_New
+from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token, gl_skip_value
+from graylb._live cimport Conn, Session
+from graylb.nghttp2 cimport *
+
+cdef extern from * nogil:
+    """
+    #include <time.h>
+    static uint64_t gl_h2_skew; /* ms; tests turn the clock by it */
+    static inline uint64_t gl_h2_ms(void) {
+      struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+      return (uint64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000 + gl_h2_skew; }
+    """
+    uint64_t gl_h2_skew
+    uint64_t gl_h2_ms()
+
+cdef enum:
+    FIELDS = MAX_HEADERS + 64      # of a head or of trailers that is sent, with what forwarding adds
+    FRAME_HEAD = 9
+    TIGHT = 1024                   # less room than that is no place for a frame
+    CONTINUATIONS = 64             # frames of one header block
+    BLOCK_FACTOR = 4               # a header block so many times over the limit ends the connection: it is a bomb
+    QUEUED = 2048                  # frames that wait to be sent besides those of streams: who makes us answer must read
+    RESET_MS = 10000               # a burst is refilled within
+    CONTROL_MS = 1000
+    EARNED = 4                     # control frames that a DATA frame of ours allows: updates of two windows, a PING
+    SPARE = 4                      # text buffers kept
+    SPARE_MAX = 32768
+
+cdef enum Phase:                   # Conn.phase
+    SENT = 1                       # the request's HEADERS have left
+    HEADED = 2                     # the final response head has come
+    ENDED = 4                      # the peer's side of the stream has ended
+
+cdef enum Block:                   # what header block is arriving
+    NOTHING = 0
+    REQUEST
+    RESPONSE
+    TRAILERS
+
+cdef struct Text:
+    char* p
+    size_t n
+    size_t cap
+
+cdef struct Span:
+    uint32_t at
+    uint32_t n
+
+cdef struct Framer:
+    Session s                      # first: this is what the engine sees of it
+    nghttp2_session* ng
+    const H2Limits* limits
+    const H2Hooks* hooks
+    void* engine
+    # the header block that is arriving; text is borrowed for that long
+    uint8_t block
+    uint8_t begun                  # its first line is in the text
+    uint8_t has_length
+    uint8_t has_host
+    uint16_t verdict               # the status that it has earned; 0: fine
+    uint16_t status                # a response's
+    uint32_t fields
+    size_t size                    # bytes, as text
+    Text text
+    Text cookies
+    size_t start                   # where the head begins in the text; before it stand the pseudo-header fields
+    Span method
+    Span path
+    Span scheme
+    Span authority
+    # what is being produced
+    char* o
+    size_t room
+    size_t used
+    const uint8_t* rest            # a frame that found no room
+    size_t rest_len
+    # limits
+    uint8_t broken                 # nothing more is received
+    uint8_t settled                # the peer's first SETTINGS have come
+    uint16_t continuations
+    int64_t resets                 # left, times RESET_MS
+    int64_t control                # left, times CONTROL_MS
+    uint64_t refilled              # ms
+
+cdef nghttp2_session_callbacks* _callbacks = NULL
+cdef nghttp2_nv _nv[FIELDS + 8]    # scratch
+cdef Text _spare[SPARE]
+cdef int _n_spare = 0
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------
+
+cdef inline bint _fits(Text* t, size_t more) noexcept:
+    """Makes room for so many bytes more; False: out of memory."""
+    cdef size_t cap
+    cdef char* p
+    if t.n + more <= t.cap: return True
+    cap = t.cap * 2 if t.cap else 4096
+    while cap < t.n + more: cap *= 2
+    p = <char*>realloc(t.p, cap)
+    if p == NULL: return False
+    t.p = p
+    t.cap = cap
+    return True
+
+
+cdef inline void _put(Text* t, const void* p, size_t n) noexcept:
+    """Appends to where `_fits` has made room."""
+    memcpy(t.p + t.n, p, n)
+    t.n += n
+
+
+cdef void _borrow(Text* t) noexcept:
+    global _n_spare
+    if t.p == NULL and _n_spare:
+        _n_spare -= 1
+        t[0] = _spare[_n_spare]
+    t.n = 0
+
+
+cdef void _give_back(Text* t) noexcept:
+    global _n_spare
+    if t.p == NULL: return
+    if _n_spare < SPARE and t.cap <= SPARE_MAX:
+        _spare[_n_spare] = t[0]
+        _n_spare += 1
+    else: free(t.p)
+    t.p = NULL
+    t.n = t.cap = 0
+
+
+cdef inline bint _line(Text* t, const char* name, size_t n, const char* value, size_t m) noexcept:
+    if not _fits(t, n + m + 4): return False
+    _put(t, name, n)
+    _put(t, b": ", 2)
+    _put(t, value, m)
+    _put(t, b"\r\n", 2)
+    return True
+
+
+cdef inline bint _lawful(const char* name, size_t n, const char* value, size_t m) noexcept:
+    """Whether a field may stand in a text: libnghttp2 has looked too, but what passes here becomes a line of HTTP/1."""
+    cdef size_t i
+    if n == 0 or gl_skip_value(value, value + m) != value + m: return False
+    for i in range(n):
+        if GL_TOKEN[<uint8_t>name[i]] != <uint8_t>name[i]: return False
+    return True
+
+
+cdef bint _of_connection(const char* p, size_t n) noexcept:
+    """Fields that HTTP/2 has no use for (RFC 9113 section 8.2.2); lower case."""
+    if n == 7: return memcmp(p, b"upgrade", 7) == 0
+    if n == 10: return memcmp(p, b"connection", 10) == 0 or memcmp(p, b"keep-alive", 10) == 0
+    if n == 14: return memcmp(p, b"http2-settings", 14) == 0
+    if n == 16: return memcmp(p, b"proxy-connection", 16) == 0
+    return n == 17 and memcmp(p, b"transfer-encoding", 17) == 0
+
+
+# ---- limits --------------------------------------------------------------------------------------------------------
+
+cdef void _touch(Framer* f) noexcept:
+    if f.s.dirty: return
+    f.s.dirty = 1
+    f.hooks.dirty(f.engine, &f.s)
+
+
+cdef int _punish(Framer* f, uint32_t error) noexcept:
+    """Ends the connection. The answer, from a callback, ends the parsing of what was received with it."""
+    if not f.broken:
+        f.broken = f.s.ending = 1
+        nghttp2_session_terminate_session(f.ng, error)
+        _touch(f)
+    return NGHTTP2_ERR_CALLBACK_FAILURE
+
+
+cdef void _refill(Framer* f) noexcept:
+    cdef uint64_t now = gl_h2_ms()
+    cdef int64_t dt = <int64_t>(now - f.refilled)
+    if dt <= 0: return
+    f.refilled = now
+    if dt > RESET_MS: dt = RESET_MS
+    f.resets = min(f.resets + dt * f.limits.resets, <int64_t>f.limits.resets * RESET_MS)
+    f.control = min(f.control + dt * f.limits.control, <int64_t>f.limits.control * CONTROL_MS)
+
+
+cdef inline void _earn(Framer* f, int n) noexcept:
+    f.control = min(f.control + n * CONTROL_MS, <int64_t>f.limits.control * CONTROL_MS)
+
+
+cdef inline int _control(Framer* f) noexcept:
+    f.control -= CONTROL_MS
+    return 0 if f.control >= 0 else _punish(f, H2_ENHANCE_YOUR_CALM)
+
+
+cdef inline int _reset(Framer* f) noexcept:
+    """A stream was reset by a client, or for its fault; an instance may reset as it likes."""
+    if not f.s.server: return 0
+    f.resets -= RESET_MS
+    return 0 if f.resets >= 0 else _punish(f, H2_ENHANCE_YOUR_CALM)
+
+
+# ---- streams and their Conns ---------------------------------------------------------------------------------------
+
+cdef inline Conn* _conn(Framer* f, int32_t stream) noexcept:
+    return <Conn*>nghttp2_session_get_stream_user_data(f.ng, stream)
+
+
+cdef void _link(Framer* f, Conn* c, int32_t stream) noexcept:
+    c.session = &f.s
+    c.stream = stream
+    c.phase = c.deferred = 0
+    c.previous = NULL
+    c.next = f.s.streams
+    if c.next != NULL: c.next.previous = c
+    f.s.streams = c
+    f.s.n_streams += 1
+
+
+cdef void _unlink(Conn* c) noexcept:
+    cdef Session* s = c.session
+    if c.previous != NULL: c.previous.next = c.next
+    else: s.streams = c.next
+    if c.next != NULL: c.next.previous = c.previous
+    s.n_streams -= 1
+    c.next = c.previous = NULL
+    c.session = NULL
+    c.stream = 0
+    c.deferred = 0
+
+
+# ---- receiving: heads ----------------------------------------------------------------------------------------------
+
+cdef int _on_begin_frame(nghttp2_session* ng, const nghttp2_frame_hd* hd, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef uint8_t type = hd.type
+    if type == NGHTTP2_DATA or type == NGHTTP2_RST_STREAM: return 0
+    if type == NGHTTP2_HEADERS: f.continuations = 0
+    elif type == NGHTTP2_CONTINUATION:
+        f.continuations += 1
+        if f.continuations > CONTINUATIONS: return _punish(f, H2_ENHANCE_YOUR_CALM)
+    elif (type == NGHTTP2_PING or type == NGHTTP2_SETTINGS) and hd.flags & NGHTTP2_FLAG_ACK: return 0
+    else: return _control(f)
+    return 0
+
+
+cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef Conn* c
+    if frame.hd.type != NGHTTP2_HEADERS: return 0
+    f.begun = f.has_length = f.has_host = 0
+    f.verdict = f.status = 0
+    f.fields = 0
+    f.size = f.start = 0
+    f.method.n = f.path.n = f.scheme.n = f.authority.n = 0
+    if f.s.server: f.block = REQUEST if frame.headers.cat == NGHTTP2_HCAT_REQUEST else TRAILERS
+    else:
+        # the final head behind a 1xx comes in the same category as trailers
+        c = _conn(f, frame.hd.stream_id)
+        f.block = TRAILERS if c == NULL or c.phase & HEADED else RESPONSE
+    _borrow(&f.text)
+    return 0
+
+
+cdef void _begin_request(Framer* f) noexcept:
+    """Writes the first lines behind the pseudo-header fields."""
+    cdef Text* t = &f.text
+    cdef const char* p
+    f.begun = 1
+    f.start = t.n
+    if not _fits(t, f.method.n + f.path.n + f.authority.n + 32):
+        f.verdict = 500
+        return
+    if f.method.n == 7 and memcmp(t.p + f.method.at, b"CONNECT", 7) == 0:
+        f.verdict = 405
+        return
+    p = t.p + f.method.at
+    if f.method.n == 0 or gl_skip_token(p, p + f.method.n) != p + f.method.n: f.verdict = 400
+    _put(t, p, f.method.n)
+    _put(t, b" ", 1)
+    p = t.p + f.path.at
+    if f.path.n == 0 or gl_skip_target(p, p + f.path.n) != p + f.path.n: f.verdict = 400
+    # the asterisk is OPTIONS' alone: the scanner knows that; the absolute form it would take
+    elif p[0] != 47 and not (f.path.n == 1 and p[0] == 42): f.verdict = 400
+    _put(t, p, f.path.n)
+    _put(t, b" HTTP/1.1\r\n", 11)
+    p = t.p + f.scheme.at
+    if not (f.scheme.n == 4 and gl_same(p, b"http", 4)) and not (f.scheme.n == 5 and gl_same(p, b"https", 5)): f.verdict = 400
+    if f.authority.n:
+        p = t.p + f.authority.at
+        if gl_skip_target(p, p + f.authority.n) != p + f.authority.n: f.verdict = 400
+        _put(t, b"host: ", 6)
+        _put(t, p, f.authority.n)
+        _put(t, b"\r\n", 2)
+
+
+cdef void _pseudo(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
+    cdef Span* into = NULL
+    if f.block == RESPONSE:
+        if n != 7 or memcmp(name, b":status", 7) != 0 or m != 3 or _number(value, 3) < 100: f.verdict = 400
+        else: f.status = <uint16_t>_number(value, 3)
+        return
+    if f.block == REQUEST and not f.begun:
+        if n == 5 and memcmp(name, b":path", 5) == 0: into = &f.path
+        elif n == 7 and memcmp(name, b":method", 7) == 0: into = &f.method
+        elif n == 7 and memcmp(name, b":scheme", 7) == 0: into = &f.scheme
+        elif n == 10 and memcmp(name, b":authority", 10) == 0: into = &f.authority
+    if into == NULL or into.n or not _fits(&f.text, m): f.verdict = 400
+    else:
+        into.at = <uint32_t>f.text.n
+        into.n = <uint32_t>m
+        _put(&f.text, value, m)
+
+
+cdef int _number(const char* p, size_t n) noexcept:
+    """Decimal digits, a few of them; -1: something else."""
+    cdef int r = 0
+    cdef size_t i
+    for i in range(n):
+        if p[i] < 48 or p[i] > 57: return -1
+        r = r * 10 + (p[i] - 48)
+    return r
+
+
+cdef bint _authority_again(Framer* f, const char* value, size_t m) noexcept:
+    """A Host field beside :authority: left out when it says the same, unlawful otherwise (RFC 9113 section 8.3.1)."""
+    cdef size_t i
+    cdef const char* p = f.text.p + f.authority.at
+    if f.authority.n == 0: return False
+    if f.authority.n != m: f.verdict = 400
+    else:
+        for i in range(m):
+            if GL_TOKEN[<uint8_t>p[i]] != GL_TOKEN[<uint8_t>value[i]] or (GL_TOKEN[<uint8_t>p[i]] == 0 and p[i] != value[i]):
+                f.verdict = 400
+    return True
+
+
+cdef bint _cookie(Framer* f, const char* value, size_t m) noexcept:
+    """One cookie of several fields (RFC 9113 section 8.2.3)."""
+    cdef Text* t = &f.cookies
+    if t.p == NULL: _borrow(t)
+    if not _fits(t, m + 2): return False
+    if t.n: _put(t, b"; ", 2)
+    _put(t, value, m)
+    return True
+
+
+cdef int _on_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8_t* name_, size_t n, const uint8_t* value_,
+                    size_t m, uint8_t flags, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef const char* name = <const char*>name_
+    cdef const char* value = <const char*>value_
+    if f.block == NOTHING: return 0
+    f.size += n + m + 4
+    if f.size > f.limits.head_bytes:
+        if f.verdict == 0: f.verdict = 431
+        if f.size > <size_t>BLOCK_FACTOR * f.limits.head_bytes: return _punish(f, H2_ENHANCE_YOUR_CALM)
+    if f.verdict: return 0
+    if not n: f.verdict = 400
+    elif name[0] == 58: _pseudo(f, name, n, value, m)
+    else: _field(f, name, n, value, m)
+    return 0
+
+
+cdef inline void _field(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
+    cdef bint ok = True
+    f.fields += 1
+    if f.fields > f.limits.headers or f.fields > MAX_HEADERS:
+        f.verdict = 431
+        return
+    if not _lawful(name, n, value, m) or _of_connection(name, n):
+        f.verdict = 400
+        return
+    if not f.begun:
+        if f.block == REQUEST:
+            _begin_request(f)
+            if f.verdict: return
+        elif f.block == RESPONSE: _begin_response(f)
+    if f.block == REQUEST:
+        if n == 4 and memcmp(name, b"host", 4) == 0 and _authority_again(f, value, m): return
+        if n == 2 and memcmp(name, b"te", 2) == 0 and not (m == 8 and gl_same(value, b"trailers", 8)):
+            f.verdict = 400
+            return
+        if n == 6 and memcmp(name, b"cookie", 6) == 0:
+            if not _cookie(f, value, m): f.verdict = 500
+            return
+    if n == 14 and memcmp(name, b"content-length", 14) == 0:
+        if f.block == TRAILERS: return
+        f.has_length = 1
+    elif f.block == TRAILERS and n == 4 and memcmp(name, b"host", 4) == 0: return
+    if not _line(&f.text, name, n, value, m): f.verdict = 500
+
+
+cdef void _begin_response(Framer* f) noexcept:
+    cdef char line[13]
+    f.begun = 1
+    memcpy(line, b"HTTP/1.1 ", 9)
+    line[9] = <char>(48 + f.status // 100)
+    line[10] = <char>(48 + f.status // 10 % 10)
+    line[11] = <char>(48 + f.status % 10)
+    line[12] = 32
+    if not _fits(&f.text, 15): f.verdict = 500
+    else:
+        _put(&f.text, line, 13)
+        _put(&f.text, b"\r\n", 2)
+
+
+cdef int _on_invalid_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8_t* name, size_t n,
+                            const uint8_t* value, size_t m, uint8_t flags, void* user) noexcept:
+    # libnghttp2 would leave the field out and go on: the message would not be the one that was sent
+    return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+
+
+cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
+    """A header block is complete."""
+    cdef uint8_t block = f.block
+    cdef int r = 0
+    f.block = NOTHING
+    if block == REQUEST: r = _request_done(f, stream, end)
+    elif block == RESPONSE: _response_done(f, stream, end)
+    elif block == TRAILERS: _trailers_done(f, stream, end)
+    _give_back(&f.text)
+    _give_back(&f.cookies)
+    return r
+
+
+cdef void _finish_text(Framer* f, bint chunked) noexcept:
+    if f.cookies.n and not _line(&f.text, b"cookie", 6, f.cookies.p, f.cookies.n): f.verdict = 500
+    elif not _fits(&f.text, 30): f.verdict = 500
+    else:
+        if chunked: _put(&f.text, b"transfer-encoding: chunked\r\n", 28)
+        _put(&f.text, b"\r\n", 2)
+
+
+cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
+    cdef nghttp2_nv nv
+    cdef char digits[3]
+    _earn(f, 2)
+    if f.verdict == 0 and not f.begun: _begin_request(f)
+    if f.verdict == 0: _finish_text(f, not end and not f.has_length)
+    if f.verdict == 0:
+        f.hooks.request(f.engine, &f.s, stream, f.text.p + f.start, f.text.n - f.start, end)
+        return 0
+    digits[0] = <char>(48 + f.verdict // 100)
+    digits[1] = <char>(48 + f.verdict // 10 % 10)
+    digits[2] = <char>(48 + f.verdict % 10)
+    _pair(&nv, b":status", 7, digits, 3)
+    nghttp2_submit_response(f.ng, stream, &nv, 1, NULL)
+    _touch(f)
+    f.hooks.rejected(f.engine, &f.s, f.verdict)
+    return _reset(f)
+
+
+cdef void _response_done(Framer* f, int32_t stream, bint end) noexcept:
+    cdef Conn* c = _conn(f, stream)
+    cdef bint interim = f.status < 200
+    if c == NULL: return
+    if f.status == 0 and f.verdict == 0: f.verdict = 400
+    if f.verdict == 0 and not f.begun: _begin_response(f)
+    if f.verdict == 0:
+        _finish_text(f, not end and not interim and not f.has_length and f.status != 204 and f.status != 304)
+    if f.verdict:
+        nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, H2_PROTOCOL_ERROR)
+        _touch(f)
+        return
+    if not interim: c.phase |= HEADED
+    if end: c.phase |= ENDED
+    f.hooks.response(f.engine, c, f.text.p, f.text.n, end)
+
+
+cdef void _trailers_done(Framer* f, int32_t stream, bint end) noexcept:
+    cdef Conn* c = _conn(f, stream)
+    if c == NULL: return
+    _finish_text(f, False)
+    if f.verdict or not end:
+        nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, H2_PROTOCOL_ERROR)
+        _touch(f)
+        return
+    c.phase |= ENDED
+    f.hooks.end(f.engine, c, f.text.p, f.text.n if f.text.n > 2 else 0)
+
+
+# ---- receiving: the rest -------------------------------------------------------------------------------------------
+
+cdef int _on_data_chunk(nghttp2_session* ng, uint8_t flags, int32_t stream, const uint8_t* p, size_t n, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef Conn* c = _conn(f, stream)
+    # the connection's window opens at once: a stream whose reader is slow must not stall the others
+    nghttp2_session_consume_connection(ng, n)
+    if c == NULL: return 0
+    c.owed += n
+    f.hooks.data(f.engine, c, <char*>p, n)
+    return 0
+
+
+cdef int _on_frame_recv(nghttp2_session* ng, const nghttp2_frame* frame, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef uint8_t type = frame.hd.type
+    cdef bint end = frame.hd.flags & NGHTTP2_FLAG_END_STREAM
+    cdef Conn* c
+    if type == NGHTTP2_DATA:
+        if end:
+            c = _conn(f, frame.hd.stream_id)
+            if c != NULL:
+                c.phase |= ENDED
+                f.hooks.end(f.engine, c, NULL, 0)
+        elif frame.hd.length <= frame.data.padlen: return _control(f)
+        return 0
+    if type == NGHTTP2_HEADERS: return _head_done(f, frame.hd.stream_id, end)
+    if type == NGHTTP2_RST_STREAM: return _reset(f)
+    if type == NGHTTP2_PING:
+        if frame.hd.flags & NGHTTP2_FLAG_ACK: f.s.acked = 1
+    elif type == NGHTTP2_SETTINGS:
+        if not f.s.server and not frame.hd.flags & NGHTTP2_FLAG_ACK:
+            f.s.max_streams = nghttp2_session_get_remote_settings(ng, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
+            if not f.settled:
+                f.settled = 1
+                # it has said nothing of it: then there is no limit, and a hundred is what we assumed
+                if f.s.max_streams == <uint32_t>0xffffffff: f.s.max_streams = 0x7fffffff
+    elif type == NGHTTP2_GOAWAY and not f.s.server:
+        f.s.full = 1
+        f.hooks.leaving(f.engine, &f.s)
+    return 0
+
+
+cdef int _on_invalid_frame(nghttp2_session* ng, const nghttp2_frame* frame, int error, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    if frame.hd.type == NGHTTP2_HEADERS and f.block != NOTHING:
+        f.block = NOTHING
+        _give_back(&f.text)
+        _give_back(&f.cookies)
+        if f.s.server and frame.headers.cat == NGHTTP2_HCAT_REQUEST: f.hooks.rejected(f.engine, &f.s, 400)
+    return _reset(f) if error == NGHTTP2_ERR_REFUSED_STREAM else 0
+
+
+cdef int _on_stream_close(nghttp2_session* ng, int32_t stream, uint32_t error, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef Conn* c = _conn(f, stream)
+    if c == NULL: return 0
+    if not f.s.server and not c.phase & SENT: error = H2_REFUSED_STREAM
+    _unlink(c)
+    f.hooks.closed(f.engine, c, error)
+    return 0
+
+
+# ---- sending -------------------------------------------------------------------------------------------------------
+
+cdef inline void _pair(nghttp2_nv* nv, const char* name, size_t n, const char* value, size_t m) noexcept:
+    nv.name = <uint8_t*>name
+    nv.namelen = n
+    nv.value = <uint8_t*>value
+    nv.valuelen = m
+    nv.flags = 0
+
+
+cdef int _pairs(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host) noexcept:
+    """Field lines of a text -> pairs; how many, or -1: too many, or no text. host, if wanted, gets that field's value."""
+    cdef int n = 0
+    cdef char* q
+    cdef char* v
+    cdef char* z
+    cdef size_t i, name, value
+    while p < e and p[0] != 13:
+        q = <char*>memchr(p, 58, e - p)
+        if q == NULL or n == FIELDS: return -1
+        v = q + 1
+        z = <char*>memchr(v, 13, e - v)
+        if z == NULL: return -1
+        while v < z and (v[0] == 32 or v[0] == 9): v += 1
+        name = q - p
+        value = z - v
+        while value and (v[value - 1] == 32 or v[value - 1] == 9): value -= 1
+        for i in range(name): p[i] = <char>GL_TOKEN[<uint8_t>p[i]]
+        if host != NULL and name == 4 and memcmp(p, b"host", 4) == 0:
+            host.value = <uint8_t*>v
+            host.valuelen = value
+        elif not _of_connection(p, name) and not (name == 2 and memcmp(p, b"te", 2) == 0
+                                                  and not (value == 8 and gl_same(v, b"trailers", 8))):
+            _pair(&nv[n], p, name, v, value)
+            n += 1
+        p = z + 2
+    return n
+
+
+cdef ssize_t _read(nghttp2_session* ng, int32_t stream, uint8_t* buf, size_t most, uint32_t* flags, nghttp2_data_source* source,
+                   void* user) noexcept:
+    """How much of a stream's pending bytes goes into the next DATA frame."""
+    cdef Framer* f = <Framer*>user
+    cdef Conn* c = _conn(f, stream)
+    cdef size_t n, room
+    cdef int fields
+    if c == NULL: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    n = min(c.out_len, most)
+    if n == 0 and not (c.eof and c.out_len == 0):
+        c.deferred = 1
+        return NGHTTP2_ERR_DEFERRED
+    room = f.room - f.used
+    if n + FRAME_HEAD > room and room >= TIGHT: n = room - FRAME_HEAD
+    flags[0] = NGHTTP2_DATA_FLAG_NO_COPY
+    if c.eof and n == c.out_len:
+        flags[0] |= NGHTTP2_DATA_FLAG_EOF
+        if c.trailers_len:
+            fields = _pairs(c.trailers, c.trailers + c.trailers_len, _nv, NULL)
+            if fields < 0: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+            if fields:
+                flags[0] |= NGHTTP2_DATA_FLAG_NO_END_STREAM
+                if nghttp2_submit_trailer(ng, stream, _nv, fields) != 0: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    return <ssize_t>n
+
+
+cdef int _send_data(nghttp2_session* ng, nghttp2_frame* frame, const uint8_t* head, size_t n, nghttp2_data_source* source,
+                    void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef Conn* c = _conn(f, frame.hd.stream_id)
+    if c == NULL or n > c.out_len: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    if f.used + FRAME_HEAD + n > f.room: return NGHTTP2_ERR_WOULDBLOCK
+    memcpy(f.o + f.used, head, FRAME_HEAD)
+    if n: memcpy(f.o + f.used + FRAME_HEAD, c.out + c.out_off, n)
+    f.used += FRAME_HEAD + n
+    _earn(f, EARNED)
+    if n == 0: return 0
+    c.out_off += n
+    c.out_len -= n
+    if c.out_len == 0:
+        c.out_off = 0
+        f.hooks.drained(f.engine, c)
+    return 0
+
+
+cdef int _on_frame_send(nghttp2_session* ng, const nghttp2_frame* frame, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    cdef uint8_t type = frame.hd.type
+    cdef Conn* c
+    if type == NGHTTP2_DATA or type == NGHTTP2_HEADERS:
+        if f.s.server:
+            # answered before the request was complete: the rest of it is not wanted (RFC 9113 section 8.1)
+            if frame.hd.flags & NGHTTP2_FLAG_END_STREAM and nghttp2_session_get_stream_remote_close(ng, frame.hd.stream_id) == 0:
+                nghttp2_submit_rst_stream(ng, NGHTTP2_FLAG_NONE, frame.hd.stream_id, H2_NO_ERROR)
+        elif type == NGHTTP2_HEADERS and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
+            c = _conn(f, frame.hd.stream_id)
+            if c != NULL: c.phase |= SENT
+    elif type == NGHTTP2_RST_STREAM:
+        # resets for which the peer gave reason count as its own ("made you reset")
+        if frame.rst_stream.error_code not in (H2_NO_ERROR, H2_INTERNAL_ERROR, H2_REFUSED_STREAM, H2_CANCEL): _reset(f)
+    elif type == NGHTTP2_GOAWAY and frame.goaway.error_code != H2_NO_ERROR: f.broken = f.s.ending = 1
+    return 0
+
+
+cdef int _on_frame_not_send(nghttp2_session* ng, const nghttp2_frame* frame, int error, void* user) noexcept:
+    cdef Framer* f = <Framer*>user
+    # a head that cannot be sent would leave its stream open for ever
+    if frame.hd.type == NGHTTP2_HEADERS and error != NGHTTP2_ERR_STREAM_CLOSED and error != NGHTTP2_ERR_STREAM_CLOSING \
+            and (f.s.server or frame.headers.cat != NGHTTP2_HCAT_REQUEST):
+        nghttp2_submit_rst_stream(ng, NGHTTP2_FLAG_NONE, frame.hd.stream_id, H2_INTERNAL_ERROR)
+    return 0
+
+
+# ---- what the engine calls -----------------------------------------------------------------------------------------
+
+cdef bint _make_callbacks() noexcept:
+    global _callbacks
+    if _callbacks != NULL: return True
+    if nghttp2_session_callbacks_new(&_callbacks) != 0: return False
+    nghttp2_session_callbacks_set_send_data_callback(_callbacks, _send_data)
+    nghttp2_session_callbacks_set_on_frame_recv_callback(_callbacks, _on_frame_recv)
+    nghttp2_session_callbacks_set_on_invalid_frame_recv_callback(_callbacks, _on_invalid_frame)
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(_callbacks, _on_data_chunk)
+    nghttp2_session_callbacks_set_on_frame_send_callback(_callbacks, _on_frame_send)
+    nghttp2_session_callbacks_set_on_frame_not_send_callback(_callbacks, _on_frame_not_send)
+    nghttp2_session_callbacks_set_on_stream_close_callback(_callbacks, _on_stream_close)
+    nghttp2_session_callbacks_set_on_begin_headers_callback(_callbacks, _on_begin_headers)
+    nghttp2_session_callbacks_set_on_header_callback(_callbacks, _on_header)
+    nghttp2_session_callbacks_set_on_invalid_header_callback(_callbacks, _on_invalid_header)
+    nghttp2_session_callbacks_set_on_begin_frame_callback(_callbacks, _on_begin_frame)
+    return True
+
+
+cdef bint _start(Framer* f) noexcept:
+    """Makes libnghttp2's session and submits the first SETTINGS; False: out of memory."""
+    cdef nghttp2_settings_entry settings[4]
+    cdef nghttp2_option* option
+    cdef const H2Limits* limits = f.limits
+    cdef int r
+    if nghttp2_option_new(&option) != 0: return False
+    nghttp2_option_set_no_auto_window_update(option, 1)
+    nghttp2_option_set_no_closed_streams(option, 1)
+    nghttp2_option_set_max_send_header_block_length(option, 4 * 131072)
+    gl_option_continuations(option, CONTINUATIONS)
+    # its own limit only queues a GOAWAY and parses on: ours comes first
+    gl_option_resets(option, 2 * <uint64_t>limits.resets + 1000, limits.resets + 1000)
+    if f.s.server: r = nghttp2_session_server_new2(&f.ng, _callbacks, f, option)
+    else: r = nghttp2_session_client_new2(&f.ng, _callbacks, f, option)
+    nghttp2_option_del(option)
+    if r != 0: return False
+    settings[0].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
+    settings[0].value = limits.window
+    settings[1].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
+    settings[1].value = limits.head_bytes + 32 * limits.headers
+    settings[2].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
+    settings[2].value = limits.streams
+    if not f.s.server:
+        settings[2].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
+        settings[2].value = 0
+    if nghttp2_submit_settings(f.ng, NGHTTP2_FLAG_NONE, settings, 3) != 0: return False
+    return nghttp2_session_set_local_window_size(f.ng, NGHTTP2_FLAG_NONE, 0, <int32_t>limits.connection_window) == 0
+
+
+cdef Session* _open(bint server, const H2Limits* limits, const H2Hooks* hooks, void* engine, Conn* conn) noexcept:
+    cdef Framer* f = <Framer*>calloc(1, sizeof(Framer))
+    if f == NULL: return NULL
+    f.limits = limits
+    f.hooks = hooks
+    f.engine = engine
+    f.s.conn = conn
+    f.s.server = server
+    f.s.max_streams = 100
+    f.resets = <int64_t>limits.resets * RESET_MS
+    f.control = <int64_t>limits.control * CONTROL_MS
+    f.refilled = gl_h2_ms()
+    if not _make_callbacks() or not _start(f):
+        _free(&f.s)
+        return NULL
+    _touch(f)
+    return &f.s
+
+
+cdef void _free(Session* s) noexcept:
+    cdef Framer* f = <Framer*>s
+    if f.ng != NULL: nghttp2_session_del(f.ng)
+    _give_back(&f.text)
+    _give_back(&f.cookies)
+    free(f)
+
+
+cdef int _receive(Session* s, const char* p, size_t n) noexcept:
+    cdef Framer* f = <Framer*>s
+    cdef ssize_t r
+    if f.broken: return -1
+    _refill(f)
+    r = nghttp2_session_mem_recv(f.ng, <const uint8_t*>p, n)
+    if r < 0: _punish(f, H2_PROTOCOL_ERROR if r == NGHTTP2_ERR_BAD_CLIENT_MAGIC else H2_ENHANCE_YOUR_CALM)
+    elif nghttp2_session_get_outbound_queue_size(f.ng) > QUEUED + 8 * f.limits.streams: _punish(f, H2_ENHANCE_YOUR_CALM)
+    if nghttp2_session_want_write(f.ng): _touch(f)
+    return -1 if f.broken else 0
+
+
+cdef ssize_t _produce(Session* s, char* o, size_t room) noexcept:
+    cdef Framer* f = <Framer*>s
+    cdef ssize_t n
+    f.o = o
+    f.room = room
+    f.used = 0
+    while True:
+        if f.rest_len == 0:
+            n = nghttp2_session_mem_send(f.ng, &f.rest)
+            if n < 0: return -1
+            if n == 0: break
+            f.rest_len = n
+        if f.rest_len > room - f.used: break
+        memcpy(o + f.used, f.rest, f.rest_len)
+        f.used += f.rest_len
+        f.rest_len = 0
+    if f.used == 0: s.dirty = 0
+    return <ssize_t>f.used
+
+
+cdef bint _finished(Session* s) noexcept:
+    cdef Framer* f = <Framer*>s
+    if f.rest_len or nghttp2_session_want_write(f.ng): return False
+    return f.broken or not nghttp2_session_want_read(f.ng)
+
+
+cdef void _bind(Session* s, int32_t stream, Conn* c) noexcept:
+    cdef Framer* f = <Framer*>s
+    cdef Conn* old = _conn(f, stream)
+    if old != NULL: _unlink(old)
+    if nghttp2_session_set_stream_user_data(f.ng, stream, c) == 0 and c != NULL: _link(f, c, stream)
+
+
+cdef void _refuse(Session* s, int32_t stream, uint32_t error) noexcept:
+    cdef Framer* f = <Framer*>s
+    nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, error)
+    _touch(f)
+
+
+cdef nghttp2_data_provider* _provider(Conn* c) noexcept:
+    """Of a body that follows; NULL: none does."""
+    if c.eof and c.out_len == 0 and c.trailers_len == 0: return NULL
+    _body.read_callback = _read
+    return &_body
+
+cdef nghttp2_data_provider _body
+
+
+cdef int _head(char* text, size_t n, nghttp2_nv* nv) noexcept:
+    """A response's text -> pairs; how many, or -1."""
+    cdef int k
+    cdef char* p = <char*>memchr(text, 10, n)
+    if p == NULL or n < 14: return -1
+    _pair(&nv[0], b":status", 7, text + 9, 3)
+    k = _pairs(p + 1, text + n, nv + 1, NULL)
+    return k + 1 if k >= 0 else -1
+
+
+cdef int _respond(Conn* c, char* text, size_t n, bint end) noexcept:
+    cdef Framer* f = <Framer*>c.session
+    cdef int k = _head(text, n, _nv)
+    if f == NULL or k < 0: return -1
+    if nghttp2_submit_response(f.ng, c.stream, _nv, k, NULL if end else _provider(c)) != 0: return -1
+    _touch(f)
+    return 0
+
+
+cdef int _inform(Conn* c, char* text, size_t n) noexcept:
+    cdef Framer* f = <Framer*>c.session
+    cdef int k = _head(text, n, _nv)
+    if f == NULL or k < 0: return -1
+    if nghttp2_submit_headers(f.ng, NGHTTP2_FLAG_NONE, c.stream, NULL, _nv, k, NULL) != 0: return -1
+    _touch(f)
+    return 0
+
+
+cdef int _ask(Session* s, Conn* u, char* text, size_t n, bint end, bint https) noexcept:
+    cdef Framer* f = <Framer*>s
+    cdef nghttp2_nv* nv = &_nv[0]
+    cdef char* e = text + n
+    cdef char* target = <char*>memchr(text, 32, n)
+    cdef char* space = <char*>memchr(target + 1, 32, e - target - 1) if target != NULL else NULL
+    cdef char* line = <char*>memchr(space, 10, e - space) if space != NULL else NULL
+    cdef int k
+    cdef int32_t stream
+    if s.full or f.broken or line == NULL: return -1
+    _pair(&nv[0], b":authority", 10, NULL, 0)
+    _pair(&nv[1], b":method", 7, text, target - text)
+    _pair(&nv[2], b":scheme", 7, b"https" if https else b"http", 5 if https else 4)
+    _pair(&nv[3], b":path", 5, target + 1, space - target - 1)
+    k = _pairs(line + 1, e, nv + 4, nv)
+    if k < 0: return -1
+    k += 4
+    if nv[0].valuelen == 0:
+        nv += 1
+        k -= 1
+    stream = nghttp2_submit_request(f.ng, NULL, nv, k, NULL if end else _provider(u), u)
+    if stream < 0:
+        if stream != NGHTTP2_ERR_NOMEM: s.full = 1
+        return -1
+    _link(f, u, stream)
+    _touch(f)
+    return 0
+
+
+cdef void _more(Conn* c) noexcept:
+    cdef Framer* f = <Framer*>c.session
+    if f == NULL: return
+    if c.deferred:
+        c.deferred = 0
+        nghttp2_session_resume_data(f.ng, c.stream)
+    _touch(f)
+
+
+cdef void _consume(Conn* c, size_t n) noexcept:
+    cdef Framer* f = <Framer*>c.session
+    if n > c.owed: n = c.owed
+    c.owed -= n
+    if f == NULL or n == 0 or c.phase & ENDED: return
+    nghttp2_session_consume_stream(f.ng, c.stream, n)
+    if nghttp2_session_get_outbound_queue_size(f.ng): _touch(f)
+
+
+cdef void _reset_stream(Conn* c, uint32_t error) noexcept:
+    cdef Framer* f = <Framer*>c.session
+    cdef int32_t stream = c.stream
+    if f == NULL: return
+    nghttp2_session_set_stream_user_data(f.ng, stream, NULL)
+    _unlink(c)
+    nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, error)
+    _touch(f)
+
+
+cdef bint _was_sent(Conn* u) noexcept:
+    return (u.phase & SENT) != 0
+
+
+cdef void _go_away(Session* s, bint last) noexcept:
+    cdef Framer* f = <Framer*>s
+    if last: nghttp2_submit_goaway(f.ng, NGHTTP2_FLAG_NONE, nghttp2_session_get_last_proc_stream_id(f.ng), H2_NO_ERROR, NULL, 0)
+    else: nghttp2_submit_shutdown_notice(f.ng)
+    _touch(f)
+
+
+cdef void _ping(Session* s) noexcept:
+    cdef Framer* f = <Framer*>s
+    s.acked = 0
+    nghttp2_submit_ping(f.ng, NGHTTP2_FLAG_NONE, NULL)
+    _touch(f)
+
+
+cdef H2Api _api
+_api.version = H2_API
+_api.open = _open
+_api.free = _free
+_api.receive = _receive
+_api.produce = _produce
+_api.finished = _finished
+_api.bind = _bind
+_api.refuse = _refuse
+_api.respond = _respond
+_api.inform = _inform
+_api.ask = _ask
+_api.more = _more
+_api.consume = _consume
+_api.reset = _reset_stream
+_api.was_sent = _was_sent
+_api.go_away = _go_away
+_api.ping = _ping
+api = PyCapsule_New(&_api, b"graylb._h2.api", NULL)
+
+
+# ---- a face for tests, fuzzing and benchmarks ------------------------------------------------------------------------
+
+cdef void _told_request(void* engine, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
+    (<Probe>engine)._request(stream, text[:n], end)
+
+cdef void _told_response(void* engine, Conn* u, char* text, size_t n, bint end) noexcept:
+    (<Probe>engine).events.append(("response", u.stream, text[:n], bool(end)))
+
+cdef void _told_data(void* engine, Conn* c, char* p, size_t n) noexcept:
+    (<Probe>engine)._data(c, p[:n])
+
+cdef void _told_end(void* engine, Conn* c, char* trailers, size_t n) noexcept:
+    (<Probe>engine).events.append(("end", c.stream, trailers[:n] if n else b""))
+
+cdef void _told_drained(void* engine, Conn* c) noexcept:
+    (<Probe>engine).events.append(("drained", c.stream))
+
+cdef void _told_closed(void* engine, Conn* c, uint32_t error) noexcept:
+    (<Probe>engine)._closed(c, error)
+
+cdef void _told_leaving(void* engine, Session* s) noexcept:
+    (<Probe>engine).events.append(("leaving",))
+
+cdef void _told_rejected(void* engine, Session* s, int status) noexcept:
+    (<Probe>engine).events.append(("rejected", status))
+
+cdef void _told_dirty(void* engine, Session* s) noexcept:
+    (<Probe>engine).wakes += 1
+
+cdef H2Hooks _recording
+_recording.request = _told_request
+_recording.response = _told_response
+_recording.data = _told_data
+_recording.end = _told_end
+_recording.drained = _told_drained
+_recording.closed = _told_closed
+_recording.leaving = _told_leaving
+_recording.rejected = _told_rejected
+_recording.dirty = _told_dirty
+
+
+cdef class Probe:
+    """A session with hooks that record: `events` are tuples of the hook's name, the stream and what it was told.
+
+    A server binds each request, but when `refuses` is an error code: then it refuses it with that. `eager`: bodies are consumed as
+    they come. `wakes` counts the calls of `dirty`.
+    """
+
+    cdef Session* s
+    cdef H2Limits limits
+    cdef dict conns            # stream -> address of its Conn
+    cdef readonly list events
+    cdef readonly int wakes
+    cdef readonly bint broken
+    cdef public object refuses
+    cdef public bint eager
+
+    def __init__(self, bint server, *, uint32_t streams=100, uint32_t window=65536, uint32_t connection_window=1 << 20,
+                 uint32_t head_bytes=65536, uint32_t headers=100, uint32_t resets=500, uint32_t control=1000):
+        if self.s != NULL: raise RuntimeError("a Probe begins once")
+        self.limits = H2Limits(streams, window, connection_window, head_bytes, headers, resets, control)
+        self.conns = {}
+        self.events = []
+        self.eager = True
+        self.s = _open(server, &self.limits, &_recording, <void*>self, NULL)
+        if self.s == NULL: raise MemoryError
+
+    def __dealloc__(self):
+        cdef Conn* c
+        if self.s != NULL: _free(self.s)
+        if self.conns is not None:
+            for address in self.conns.values(): _drop(<Conn*><size_t>address)
+
+    cdef void _request(self, int32_t stream, bytes text, bint end) noexcept:
+        self.events.append(("request", stream, text, bool(end)))
+        if self.refuses is not None: _refuse(self.s, stream, self.refuses)
+        else: _bind(self.s, stream, self._made(stream))
+
+    cdef void _data(self, Conn* c, bytes data) noexcept:
+        self.events.append(("data", c.stream, data))
+        if self.eager: _consume(c, len(data))
+
+    cdef void _closed(self, Conn* c, uint32_t error) noexcept:
+        for stream, address in list(self.conns.items()):
+            if <Conn*><size_t>address == c:
+                self.events.append(("closed", stream, error))
+                del self.conns[stream]
+                _drop(c)
+
+    cdef Conn* _made(self, int32_t stream) noexcept:
+        cdef Conn* c = <Conn*>calloc(1, sizeof(Conn))
+        c.fd = -1
+        self.conns[stream] = <size_t>c
+        return c
+
+    cdef Conn* _of(self, int32_t stream) except NULL:
+        return <Conn*><size_t>self.conns[stream]
+
+    def receive(self, bytes data):
+        """0, or -1 when the connection is over."""
+        cdef int r = _receive(self.s, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        self.broken = r < 0
+        return r
+
+    def produce(self, size_t room=65536, int most=1 << 30):
+        """Everything to send, by buffers of so many bytes, in at most so many of them."""
+        out = []
+        buffer = bytearray(room)
+        cdef char* o = buffer
+        cdef ssize_t n
+        while most > 0:
+            n = _produce(self.s, o, room)
+            if n < 0: raise MemoryError
+            if n == 0: break
+            out.append(bytes(buffer[:n]))
+            most -= 1
+        return b"".join(out)
+
+    def respond(self, int32_t stream, bytes text, bint end=False):
+        work = bytearray(text)
+        return _respond(self._of(stream), work, len(work), end)
+
+    def inform(self, int32_t stream, bytes text):
+        work = bytearray(text)
+        return _inform(self._of(stream), work, len(work))
+
+    def ask(self, bytes text, bint end=False, bint https=False):
+        """The request's stream, or -1."""
+        cdef Conn* u = <Conn*>calloc(1, sizeof(Conn))
+        work = bytearray(text)
+        u.fd = -1
+        if _ask(self.s, u, work, len(work), end, https) < 0:
+            free(u)
+            return -1
+        self.conns[u.stream] = <size_t>u
+        return u.stream
+
+    def more(self, int32_t stream, bytes data=b"", bint eof=False, bytes trailers=b"", bint quiet=False):
+        """Adds to what is pending; quiet: says nothing of it."""
+        cdef Conn* c = self._of(stream)
+        cdef size_t n = len(data)
+        if c.out_off + c.out_len + n > c.out_cap:
+            c.out_cap = c.out_off + c.out_len + n
+            c.out = <char*>realloc(c.out, c.out_cap)
+        if n: memcpy(c.out + c.out_off + c.out_len, PyBytes_AS_STRING(data), n)
+        c.out_len += n
+        if trailers:
+            c.trailers = <char*>realloc(c.trailers, len(trailers))
+            memcpy(c.trailers, PyBytes_AS_STRING(trailers), len(trailers))
+            c.trailers_len = <uint32_t>len(trailers)
+        if eof: c.eof = 1
+        if not quiet: _more(c)
+
+    def pending(self, int32_t stream): return self._of(stream).out_len
+
+    def owed(self, int32_t stream): return self._of(stream).owed
+
+    def consume(self, int32_t stream, size_t n): _consume(self._of(stream), n)
+
+    def reset(self, int32_t stream, uint32_t error):
+        cdef Conn* c = self._of(stream)
+        _reset_stream(c, error)
+        _reset_stream(c, error)    # is harmless
+        del self.conns[stream]
+        _drop(c)
+
+    def was_sent(self, int32_t stream): return bool(_was_sent(self._of(stream)))
+
+    def go_away(self, bint last): _go_away(self.s, last)
+
+    def ping(self): _ping(self.s)
+
+    def use_up_ids(self):
+        """As if all but one of a client's stream ids had been used."""
+        nghttp2_session_set_next_stream_id((<Framer*>self.s).ng, 0x7fffffff)
+
+    @property
+    def state(self):
+        names = []
+        if self.s.full: names.append("full")
+        if self.s.ending: names.append("ending")
+        if self.s.acked: names.append("acked")
+        if self.s.dirty: names.append("dirty")
+        if _finished(self.s): names.append("finished")
+        return names
+
+    @property
+    def n_streams(self): return self.s.n_streams
+
+    @property
+    def max_streams(self): return self.s.max_streams
+
+    @property
+    def queued(self):
+        """Frames that wait to be sent."""
+        return nghttp2_session_get_outbound_queue_size((<Framer*>self.s).ng)
+
+    @property
+    def bound(self):
+        """Streams in the session's list."""
+        cdef Conn* c = self.s.streams
+        out = []
+        while c != NULL:
+            out.append(c.stream)
+            c = c.next
+        return out
+
+
+cdef void _drop(Conn* c) noexcept:
+    free(c.out)
+    free(c.trailers)
+    free(c)
+
+
+def turn_clock(uint64_t ms):
+    """For tests of limits: time goes on by so much."""
+    global gl_h2_skew
+    gl_h2_skew += ms

@@ -8,58 +8,6 @@ Scans answer 1 (complete), 0 (more bytes needed) or -1 (refused: `Head.error` ho
 from libc.string cimport memchr, memcmp, memcpy, memmove
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
 
-cdef extern from * nogil:
-    """
-    #include <stdint.h>
-    #include <string.h>
-    #ifdef __SSE2__
-    #include <emmintrin.h>
-    #endif
-    /* token characters (RFC 9110 5.6.2) mapped to lower case; 0: not a token character */
-    static const unsigned char GL_TOKEN[256] = {
-      ['!']='!',['#']='#',['$']='$',['%']='%',['&']='&',['\\'']='\\'',['*']='*',['+']='+',['-']='-',['.']='.',['^']='^',
-      ['_']='_',['`']='`',['|']='|',['~']='~',
-      ['0']='0',['1']='1',['2']='2',['3']='3',['4']='4',['5']='5',['6']='6',['7']='7',['8']='8',['9']='9',
-      ['a']='a',['b']='b',['c']='c',['d']='d',['e']='e',['f']='f',['g']='g',['h']='h',['i']='i',['j']='j',['k']='k',
-      ['l']='l',['m']='m',['n']='n',['o']='o',['p']='p',['q']='q',['r']='r',['s']='s',['t']='t',['u']='u',['v']='v',
-      ['w']='w',['x']='x',['y']='y',['z']='z',
-      ['A']='a',['B']='b',['C']='c',['D']='d',['E']='e',['F']='f',['G']='g',['H']='h',['I']='i',['J']='j',['K']='k',
-      ['L']='l',['M']='m',['N']='n',['O']='o',['P']='p',['Q']='q',['R']='r',['S']='s',['T']='t',['U']='u',['V']='v',
-      ['W']='w',['X']='x',['Y']='y',['Z']='z'};
-    static inline int gl_is_value(unsigned char c) { return (c >= 0x20 && c != 0x7f) || c == 9; }
-    static inline int gl_is_target(unsigned char c) { return c > 0x20 && c < 0x7f && c != '#'; }
-    /* first byte that may not stand in a field value; e when there is none */
-    static inline const char *gl_skip_value(const char *p, const char *e) {
-    #ifdef __SSE2__
-      while (e - p >= 16) {
-        __m128i v = _mm_loadu_si128((const __m128i *)p);
-        __m128i low = _mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(0x1f)), v);
-        __m128i tab = _mm_cmpeq_epi8(v, _mm_set1_epi8(9)), del = _mm_cmpeq_epi8(v, _mm_set1_epi8(0x7f));
-        int m = _mm_movemask_epi8(_mm_or_si128(_mm_andnot_si128(tab, low), del));
-        if (m) return p + __builtin_ctz(m);
-        p += 16; }
-    #endif
-      while (p < e && gl_is_value((unsigned char)*p)) p++;
-      return p; }
-    static inline const char *gl_skip_token(const char *p, const char *e) {
-      while (p < e && GL_TOKEN[(unsigned char)*p]) p++;
-      return p; }
-    static inline const char *gl_skip_target(const char *p, const char *e) {
-      while (p < e && gl_is_target((unsigned char)*p)) p++;
-      return p; }
-    static inline unsigned char gl_lower(unsigned char c) { return (c >= 'A' && c <= 'Z') ? c | 0x20 : c; }
-    static inline int gl_same(const char *a, const char *low, size_t n) {
-      for (size_t i = 0; i < n; i++) if (gl_lower((unsigned char)a[i]) != (unsigned char)low[i]) return 0;
-      return 1; }
-    """
-    const char* gl_skip_value(const char*, const char*)
-    const char* gl_skip_token(const char*, const char*)
-    const char* gl_skip_target(const char*, const char*)
-    unsigned char gl_lower(unsigned char)
-    bint gl_is_value(unsigned char)
-    bint gl_same(const char*, const char*, size_t)
-    const unsigned char* GL_TOKEN
-
 # Codes of graylb.errors.KINDS; a test compares them.
 cdef enum:
     E_BAD_REQUEST = 0

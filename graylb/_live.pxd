@@ -64,6 +64,7 @@ cdef struct Session:
     uint8_t full           # upstream: takes no more requests: GOAWAY has come, or its ids are used up
     uint8_t dirty          # in the list of those that may have something to send
     uint8_t ending         # what is to be sent is sent, then the connection is closed
+    uint8_t acked          # our PING was answered
     Session* following     # of that list
     Session* next          # sessions of an instance
     Session* previous
@@ -78,6 +79,7 @@ cdef struct Conn:
     uint32_t trailers_len
     uint8_t eof            # stream: nothing follows what is pending
     uint8_t deferred       # stream: libnghttp2 waits to be told that there is more to send
+    uint8_t phase          # stream: how far it has come; _h2.pyx's
     size_t owed            # stream: received bytes that its window does not count as used yet
     uint8_t side
     uint8_t state

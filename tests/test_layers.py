@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._gate": ("graylb._http1",),
     "graylb._live": ("graylb._fast", "graylb._http1"),
     "graylb._sockets": ("graylb._live",),
+    "graylb._h2": ("graylb._live", "graylb._http1", "graylb.nghttp2"),
     "graylb._pools": ("graylb._sockets", "graylb._live", "graylb._proxy"),
     "graylb._engine": (
         "graylb._pools",
@@ -93,6 +94,7 @@ PURE = (
     "graylb._fast",
     "graylb._http1",
     "graylb._proxy",
+    "graylb._h2",
     "graylb.proxy.channel",
 )
 IO = {"asyncio", "socket", "time", "random", "secrets", "threading", "subprocess", "selectors", "uvloop", "datetime"}

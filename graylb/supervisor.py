@@ -23,6 +23,7 @@ from graylb.control import logs
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
+from graylb.control.spawning import Spawned
 from graylb.control.store import Store, state_path
 from graylb.control.workers import Nursery, Worker, WorkerFailed
 from graylb.handover import HandoverFailed, Predecessor, Successor
@@ -60,21 +61,36 @@ class StartError(Exception):
     """Why the proxy cannot start, in one message."""
 
 
-def run(options: Options, on_ready: Callable[[Supervisor], None] | None = None) -> int:
+def run(
+    options: Options,
+    on_ready: Callable[[Supervisor], None] | None = None,
+    *,
+    settle: Callable[[], None] | None = None,
+    early: Iterable[Spawned] = (),
+) -> int:
     """Serves until a signal ends it; the exit status of the process. Raises StartError.
 
-    on_ready: called once, when every worker serves.
+    on_ready: called once, when every worker serves. settle: called then and when the admin API does, for what is in
+    memory mostly stays. early: worker processes that were started in advance.
     """
     import uvloop
 
     logs.configure(options.log_format)
-    return uvloop.run(Supervisor(options, on_ready).serve())
+    return uvloop.run(Supervisor(options, on_ready, settle=settle, early=early).serve())
 
 
 class Supervisor:
-    def __init__(self, options: Options, on_ready: Callable[[Supervisor], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        on_ready: Callable[[Supervisor], None] | None = None,
+        *,
+        settle: Callable[[], None] | None = None,
+        early: Iterable[Spawned] = (),
+    ) -> None:
         self.options = options
         self.on_ready = on_ready
+        self.settle = settle
         store = Store(options.state or state_path(options.document))
         self.plane = Plane(options.document, store, options.preset)
         self.workers: list[Worker] = []
@@ -89,7 +105,7 @@ class Supervisor:
         self._announced = False
         self._started_with: Snapshot | None = None
         self._stops: asyncio.Queue[Told] = asyncio.Queue()
-        self._nursery = Nursery((), spare=False)
+        self._nursery = Nursery(early, spare=options.spare)
         self._keepers: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[Any]] = []  # each runs for ever
         self._tasks: set[asyncio.Task[None]] = set()  # each ends by itself
@@ -103,17 +119,16 @@ class Supervisor:
             applied = await self.plane.start()
             self._started_with = applied.snapshot
             self._open_listeners(applied, predecessor)
-            # FastAPI takes about as long to load as a worker to start
-            loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, "graylb.control.admin"))
+            loading = asyncio.create_task(self._access(applied)) if applied.snapshot.access != Access() else None
             await self._start_workers(applied)
-            access = (await loading).Access(applied.snapshot.access, self.options.document.parent)
+            access = await loading if loading is not None else None  # files that it names must be good for a start
             if not self._stops.empty():  # told to stop while it started
                 return await self._drain()
             if predecessor is not None:
                 await self._relieve(predecessor)
-            if self._admin is not None:
-                self._run(access.serve(self._admin.sockets[0], self.plane, self))
             self._announce(applied)
+            if self._admin is not None:
+                self._run(self._serve_admin(self._admin.sockets[0], access, applied))
             self._run(self.plane.run(self.publish))
             await self._until_told()
             return await self._drain()
@@ -233,7 +248,6 @@ class Supervisor:
         if unnamed := [f"{each.name} ({each.address})" for each in given if each.origin == "activated"]:
             served = ", ".join(each.address for each in wanted)
             raise StartError(f"no listener has the address of the socket {unnamed[0]} from systemd; there is {served}")
-        self._nursery = Nursery([each for bound in self.listeners for each in bound.sockets], spare=self.options.spare)
         self.workers = [
             Worker(
                 number,
@@ -244,6 +258,18 @@ class Supervisor:
             )
             for number in range(count)
         ]
+
+    async def _access(self, applied: Applied) -> Any:
+        """`graylb.control.admin.Access`. FastAPI takes longer to load than a worker to start."""
+        module = await asyncio.to_thread(importlib.import_module, "graylb.control.admin")
+        return module.Access(applied.snapshot.access, self.options.document.parent)
+
+    async def _serve_admin(self, listener: socket.socket, access: Any, applied: Applied) -> None:
+        """Callers wait in the backlog until it is loaded, which nobody else waits for."""
+        access = access or await self._access(applied)
+        if self.settle is not None:
+            self.settle()
+        await access.serve(listener, self.plane, self)
 
     async def _start_workers(self, applied: Applied) -> None:
         """Returns when all serve, or when told to stop. Raises WorkerFailed.
@@ -289,6 +315,7 @@ class Supervisor:
 
     def _announce(self, applied: Applied) -> None:
         self._announced = True
+        self._nursery.prepare()
         self._write_ports_file()
         if self.options.pid_file:
             _replace(self.options.pid_file, b"%d\n" % os.getpid())
@@ -300,7 +327,8 @@ class Supervisor:
         with contextlib.suppress(ValueError):
             if seconds := systemd.watchdog_seconds():
                 self._run(self._keep_alive(seconds))
-        self._nursery.prepare()
+        if self.settle is not None:
+            self.settle()
         if self.on_ready is not None:
             self.on_ready(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,11 @@ settings.load_profile("graylb")
 SITES = 400
 """More than there are tests that ask for one."""
 IMPATIENT = {"connect": 0.5, "response": 0.5, "idle": 0.5}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hundreds of processes are started, and where PYTHONDONTWRITEBYTECODE is set each would compile all of graylb."""
+    compileall.compile_dir(proxies.ROOT / "graylb", quiet=2)
 
 
 class Site:

@@ -57,39 +57,44 @@ def run(
     edge: EdgeOption = False,
 ) -> None:
     """Serve a document until SIGTERM or Ctrl-C; SIGHUP reads it again, SIGUSR2 hands over to a new process."""
-    from graylb.listeners import is_address
-
-    gc.disable()  # hardly anything that a start makes is garbage, and looking for it takes a tenth of the time
-    from graylb.supervisor import Options, StartError
-    from graylb.supervisor import run as serve
+    from graylb.control.spawning import spawn_early
 
     if log_format not in ("plain", "json"):
         fail(f"--log-format {log_format}: expected plain or json")
-    for address in [*(listen or ()), *([admin] if admin else ())]:
-        if not is_address(address):
-            fail(f"address {address!r}: expected host:port, such as 127.0.0.1:8080, or unix:/path")
-    options = Options(
-        document,
-        state,
-        ports_file,
-        workers,
-        tuple(listen or ()),
-        admin,
-        drain,
-        "json" if log_format == "json" else "plain",
-        pid_file,
-        roll_timeout,
-        spare,
-        preset_of(sidecar, edge),
-    )
+    early = spawn_early(workers)  # on another core while this one loads
     try:
-        status = serve(options, _settle_memory)
+        gc.disable()  # hardly anything that a start makes is garbage, and looking for it takes a tenth of the time
+        from graylb.listeners import is_address
+        from graylb.supervisor import Options, StartError
+        from graylb.supervisor import run as serve
+
+        for address in [*(listen or ()), *([admin] if admin else ())]:
+            if not is_address(address):
+                fail(f"address {address!r}: expected host:port, such as 127.0.0.1:8080, or unix:/path")
+        options = Options(
+            document,
+            state,
+            ports_file,
+            workers,
+            tuple(listen or ()),
+            admin,
+            drain,
+            "json" if log_format == "json" else "plain",
+            pid_file,
+            roll_timeout,
+            spare,
+            preset_of(sidecar, edge),
+        )
+        status = serve(options, settle=_settle_memory, early=early)
     except StartError as error:
         fail(str(error), 1)
+    finally:
+        for each in early:
+            each.end()
     raise typer.Exit(status)
 
 
-def _settle_memory(_: object) -> None:
+def _settle_memory() -> None:
     """What the start made stays, ten thousand instances perhaps: a collection that looks at it takes a tenth of a
     second, in which no change gets on. Later ones look at what came since, and less often."""
     gc.freeze()

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
-import sysconfig
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
-import graylb
 from graylb.control.logs import log
+from graylb.control.spawning import MODULE, Spawned, spawn
 from graylb.proxy import channel
 
-MODULE: Final = "graylb.proxy.worker"
 ACK_PATIENCE: Final = 30.0
 """Seconds that a worker may take to load a table; then it counts as refused."""
 STATS_PATIENCE: Final = 2.0
@@ -24,9 +20,6 @@ PING_PATIENCE: Final = 2.0
 EARLY_DEATH: Final = 1.0
 BACKOFF: Final = (0.1, 5.0)
 """Seconds before a worker that died within EARLY_DEATH starts again, or a spare one that died: first and most."""
-
-_PASSED = ("PATH", "HOME", "TMPDIR", "TZ", "LANG")
-_PASSED_PREFIXES = ("LC_", "PYTHON", "LD_", "ASAN_", "LSAN_", "UBSAN_", "GRAYLB_", "COVERAGE_", "COV_")
 
 
 class Table(Protocol):
@@ -43,44 +36,33 @@ class WorkerFailed(Exception):
 
 
 class Process:
-    """One worker process and our end of its channel. It does nothing until it is given a role."""
+    """One worker process and our end of its channel. It does nothing until it is given a role by `begin`."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self._process = process
-        self.reader, self._writer = reader, writer
-        self.pid = process.pid
-
-    @classmethod
-    async def spawn(cls, module: str, sockets: Sequence[socket.socket]) -> Process:
-        """It inherits `sockets`, and keeps those that its role names. Raises OSError when it cannot be started."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            listen = [listener.fileno() for listener in sockets]
-            command = [sys.executable, "-P", "-m", module, "--channel", str(theirs.fileno())]
-            try:
-                # a session of its own: Ctrl-C reaches the supervisor only, which drains the workers
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    "--listen",
-                    ",".join(map(str, listen)),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno(), *listen],
-                    env=worker_environment(),
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        return cls(process, *await asyncio.open_connection(sock=ours))
+    def __init__(self, spawned: Spawned) -> None:
+        self._process, self._channel = spawned.process, spawned.channel
+        self._writer: asyncio.StreamWriter | None = None
+        self.pid = self._process.pid
 
     @property
     def alive(self) -> bool:
-        return self._process.returncode is None
+        return self._process.poll() is None
+
+    async def begin(self, role: dict[str, Any]) -> asyncio.StreamReader:
+        """Hands over the role and the sockets that it names; what the process says. Raises OSError when it is gone."""
+        fds = [each["fd"] for each in role["listeners"]]
+        for first in range(0, len(fds), channel.SOCKETS_AT_ONCE):
+            socket.send_fds(
+                self._channel, [channel.encode(channel.SOCKETS)], fds[first : first + channel.SOCKETS_AT_ONCE]
+            )
+        reader, self._writer = await asyncio.open_connection(sock=self._channel)
+        # a descriptor has another number over there: what counts is which one of them it is
+        numbered = [{**each, "fd": number} for number, each in enumerate(role["listeners"])]
+        self.send(channel.encode_json(channel.ROLE, {**role, "listeners": numbered}))
+        return reader
 
     def send(self, data: bytes) -> None:
-        self._writer.write(data)
+        if self._writer is not None:
+            self._writer.write(data)
 
     def kill(self) -> None:
         if self.alive:
@@ -88,60 +70,88 @@ class Process:
 
     async def ended(self) -> int:
         """Its exit status, once it is gone."""
-        return await self._process.wait()
+        if self.alive:
+            loop, gone = asyncio.get_running_loop(), asyncio.Event()
+            fd = os.pidfd_open(self.pid)
+            loop.add_reader(fd, gone.set)
+            try:
+                await gone.wait()
+            finally:
+                loop.remove_reader(fd)
+                os.close(fd)
+        return self._process.wait()
 
     def close(self) -> None:
         """Ends the channel; a worker without one ends itself."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+        else:
+            self._channel.close()
 
 
 class Nursery:
     """Starts worker processes, and keeps one in advance: a worker that died is replaced without waiting for Python.
 
-    sockets: all that workers listen on, for it is not known which worker will be the next to be replaced.
+    early: processes that were started before it was known how many are wanted.
     """
 
-    def __init__(self, sockets: Sequence[socket.socket], module: str = MODULE, *, spare: bool = True) -> None:
-        self.sockets = tuple(sockets)
+    def __init__(self, early: Iterable[Spawned] = (), module: str = MODULE, *, spare: bool = True) -> None:
         self.module = module
         self.spare: Process | None = None
+        self._early = list(early)
         self._wanted = spare
         self._keeper: asyncio.Task[None] | None = None
         self._taken = asyncio.Event()
 
-    async def take(self) -> Process:
-        """A process without a role: the one that waits, or else a new one."""
+    def take(self) -> Process:
+        """A process without a role: one that waits, or else a new one. Raises OSError when it cannot be started."""
         process, self.spare = self.spare, None
         self._taken.set()
         if process is not None and process.alive:
             return process
-        return await Process.spawn(self.module, self.sockets)
+        return self._next()
 
     def prepare(self) -> None:
-        """Keeps a spare process from now on."""
+        """Keeps a spare process from now on, and no other one."""
         if self._wanted and self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
+        elif self._keeper is None:
+            self._drop_early()
 
     async def close(self) -> None:
-        """No spare any more: it holds the listening sockets open. A worker that dies is still replaced, slowly."""
+        """No spare any more. A worker that dies is still replaced, slowly."""
         spare = self.spare
+        self._drop_early()
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
         if spare is not None:
             await spare.ended()
 
+    def _next(self) -> Process:
+        while self._early:
+            early = self._early.pop(0)
+            if early.process.poll() is None:
+                return Process(early)
+            early.end()
+        return Process(spawn(self.module))
+
+    def _drop_early(self) -> None:
+        while self._early:
+            self._early.pop().end()
+
     async def _keep(self) -> None:
         delay = 0.0
         while True:
             self._taken.clear()
             try:
-                spare = self.spare = await Process.spawn(self.module, self.sockets)
+                spare = self.spare = self._next()
             except OSError as error:
                 delay = min(max(BACKOFF[0], delay * 2), BACKOFF[1])
                 log.warning("no spare worker can be started: %s", error.strerror)
                 await asyncio.sleep(delay)
                 continue
+            self._drop_early()
             waits = {asyncio.create_task(self._taken.wait()), asyncio.create_task(spare.ended())}
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -283,7 +293,7 @@ class Worker:
     async def _one_life(self) -> str:
         """A process from start to end. Returns in words why it ended."""
         try:
-            process = await self.nursery.take()
+            process = self.nursery.take()
         except OSError as error:  # out of processes, or the interpreter was removed from the disk
             return f"cannot be started: {error.strerror}"
         refusal = await self._live(process)
@@ -298,11 +308,15 @@ class Worker:
         if self._stopping.is_set():
             process.kill()
             return None
-        self._connected = True
-        self._send(channel.encode_json(channel.ROLE, self.role))
-        first = asyncio.create_task(self._begin(self.table, process))
+        first: asyncio.Task[str | None] | None = None
         try:
-            await self._listen(process.reader)
+            reader = await process.begin(self.role)
+            if not self._stopping.is_set():
+                self._connected = True
+                first = asyncio.create_task(self._begin(self.table, process))
+                await self._listen(reader)
+        except OSError as error:
+            log.warning("worker %d cannot be given its role: %s", self.number, error.strerror)
         finally:
             self._died = asyncio.get_running_loop().time()
             self.ready.clear()
@@ -310,9 +324,9 @@ class Worker:
             self._connected = False
             self._abandon()
             process.close()
-            if not self._stopping.is_set():
+            if first is None or not self._stopping.is_set():
                 process.kill()  # without a channel it serves nobody's table
-        return None if self.acknowledged is not None else await first
+        return None if self.acknowledged is not None or first is None else await first
 
     async def _begin(self, table: Table, process: Process) -> str | None:
         """Hands over the first table; a worker that does not take it has nothing to serve."""
@@ -366,12 +380,3 @@ class Worker:
     def _send(self, data: bytes) -> None:
         if self._connected and self._process is not None:
             self._process.send(data)
-
-
-def worker_environment() -> dict[str, str]:
-    """Of this process's environment what an interpreter needs, and the place of this very package."""
-    kept = {k: v for k, v in os.environ.items() if k in _PASSED or k.startswith(_PASSED_PREFIXES)}
-    root = str(Path(graylb.__file__).resolve().parents[1])
-    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        kept["PYTHONPATH"] = os.pathsep.join(filter(None, (root, kept.get("PYTHONPATH"))))
-    return kept

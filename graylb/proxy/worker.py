@@ -1,9 +1,8 @@
 """A worker process: the engine on an event loop of its own, told what to do through the channel.
 
-`python -m graylb.proxy.worker --channel FD --listen FD[,FD…]`, started by the supervisor, whose descriptors it
-inherits. It is nobody in particular until it is given a role: its number and which of the sockets are its own. Thus one
-can be started in advance. It accepts clients once it is told to and its first table is loaded, and ends when the
-supervisor does.
+`python -m graylb.proxy.worker --channel FD`, started by the supervisor. It is nobody in particular until it is given a
+role: its number, and the sockets that are its own, which come as descriptors over the channel. Thus one can be started
+in advance. It accepts clients once it is told to and its first table is loaded, and ends when the supervisor does.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterable
 from typing import Any, Final, cast
 
 import uvloop
@@ -31,14 +31,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 class Worker(asyncio.Protocol):
-    """The channel's worker end: frames in, engine calls out. `sockets`: the descriptors inherited to listen on."""
+    """The channel's worker end: frames in, engine calls out. `sockets`: the descriptors to listen on, as they came."""
 
-    def __init__(self, sockets: list[int]) -> None:
+    def __init__(self, sockets: list[int], decoder: channel.Decoder) -> None:
         self.sockets = sockets
         self.listeners: list[dict[str, Any]] = []
         self.done = asyncio.Event()
         self._engine: _engine.Engine | None = None
-        self._decoder = channel.Decoder()
+        self._decoder = decoder
         self._transport: asyncio.Transport | None = None
         self._tables: asyncio.Queue[bytes] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,7 +61,10 @@ class Worker(asyncio.Protocol):
         self.done.set()  # the supervisor is gone: nobody would tell us anything any more
 
     def data_received(self, data: bytes) -> None:
-        for frame in self._decoder.feed(data):
+        self.take(self._decoder.feed(data))
+
+    def take(self, frames: Iterable[channel.Frame]) -> None:
+        for frame in frames:
             if frame.type == channel.ROLE:
                 self._become(frame.json())
             elif frame.type == channel.TABLE:
@@ -84,12 +87,8 @@ class Worker(asyncio.Protocol):
             self._transport.close()
 
     def _become(self, role: dict[str, Any]) -> None:
-        number, self.listeners = role["worker"], role["listeners"]
-        own = {each["fd"] for each in self.listeners}
-        for fd in self.sockets:
-            if fd not in own:
-                os.close(fd)
-        self.sockets = sorted(own)
+        number = role["worker"]
+        self.listeners = [{**each, "fd": self.sockets[each["fd"]]} for each in role["listeners"]]
         ctypes.CDLL(None).prctl(PR_SET_NAME, b"graylb-%d" % number)
         if role["cpu"] is not None:
             os.sched_setaffinity(0, {role["cpu"]})
@@ -168,11 +167,25 @@ def settle_memory() -> None:
     gc.freeze()
 
 
-async def serve(options: argparse.Namespace) -> None:
+def wait_for_role(told: socket.socket, decoder: channel.Decoder) -> tuple[list[int], list[channel.Frame]]:
+    """(descriptors, frames that came), once a role did; no frames when the supervisor is gone before."""
+    sockets: list[int] = []
+    frames: list[channel.Frame] = []
+    while not any(frame.type == channel.ROLE for frame in frames):
+        data, fds, _, _ = socket.recv_fds(told, 1 << 16, channel.SOCKETS_AT_ONCE)
+        if not data:
+            return [], []
+        sockets += fds
+        frames += decoder.feed(data)
+    return sockets, frames
+
+
+async def serve(told: socket.socket, sockets: list[int], decoder: channel.Decoder, frames: list[channel.Frame]) -> None:
     """Runs until drained or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
-    worker = Worker([int(fd) for fd in options.listen.split(",") if fd])
-    await loop.create_connection(lambda: worker, sock=socket.socket(fileno=options.channel))
+    worker = Worker(sockets, decoder)
+    await loop.create_connection(lambda: worker, sock=told)
+    worker.take(frames)
     try:
         await worker.done.wait()
     finally:
@@ -185,7 +198,6 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="graylb worker")
     parser.add_argument("--channel", type=int, required=True)
-    parser.add_argument("--listen", required=True)
     options = parser.parse_args()
     parent = os.getppid()
     libc = ctypes.CDLL(None)
@@ -197,7 +209,10 @@ def main() -> None:
         return  # it died before we asked to be told
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor is a connection here
-    uvloop.run(serve(options))
+    told, decoder = socket.socket(fileno=options.channel), channel.Decoder()
+    sockets, frames = wait_for_role(told, decoder)
+    if frames:
+        uvloop.run(serve(told, sockets, decoder, frames))
 
 
 if __name__ == "__main__":

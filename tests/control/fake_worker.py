@@ -16,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from graylb.proxy import channel
+from graylb.proxy.worker import wait_for_role
 
 HANGS: Final = 13
 """A worker with this revision answers no ping."""
@@ -23,11 +24,12 @@ HANGS: Final = 13
 
 async def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("--channel", "--listen"):
-        parser.add_argument(name)
+    parser.add_argument("--channel")
     args = parser.parse_args()
-    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=int(args.channel)))
-    revision, decoder = 0, channel.Decoder()
+    told, decoder = socket.socket(fileno=int(args.channel)), channel.Decoder()
+    fds, frames = wait_for_role(told, decoder)
+    reader, writer = await asyncio.open_connection(sock=told)
+    revision = 0
     role: dict[str, Any] = {}
     servers: list[asyncio.Server] = []
 
@@ -35,8 +37,8 @@ async def main() -> None:
         client.write(f"{revision} {os.getpid()}\n".encode())
         client.close()
 
-    while data := await reader.read(65536):
-        for frame in decoder.feed(data):
+    while frames:
+        for frame in frames:
             if frame.type == channel.ROLE:
                 role = frame.json()
             elif frame.type == channel.TABLE:
@@ -49,7 +51,7 @@ async def main() -> None:
                 revision = table["revision"]
                 writer.write(channel.encode_json("A", {"revision": revision, "digest": ""}))
             elif frame.type == channel.LISTEN:
-                sockets = [socket.socket(fileno=each["fd"]) for each in role["listeners"]]
+                sockets = [socket.socket(fileno=fds[each["fd"]]) for each in role["listeners"]]
                 servers += [await asyncio.start_server(answer, sock=each) for each in sockets]
                 writer.write(channel.encode_json("R", {"pid": os.getpid()}))
             elif frame.type == channel.PING and revision != HANGS:
@@ -58,6 +60,8 @@ async def main() -> None:
                 writer.write(channel.encode_json("S", {"served": revision}))
             elif frame.type == channel.DRAIN:
                 sys.exit(0)
+        data = await reader.read(65536)
+        frames = decoder.feed(data) or [channel.Frame("", b"")] if data else []
 
 
 if __name__ == "__main__":

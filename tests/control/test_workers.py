@@ -14,9 +14,11 @@ import orjson
 import pytest
 
 from graylb import supervisor
-from graylb.control.workers import Nursery, Worker, WorkerFailed, worker_environment
+from graylb.control.spawning import spawn, worker_environment
+from graylb.control.workers import Nursery, Worker, WorkerFailed
 from graylb.listeners import Bound, bind
 from graylb.model.snapshot import Listener
+from graylb.proxy.channel import SOCKETS_AT_ONCE
 from tests.control.fake_worker import HANGS
 
 FAKE = "tests.control.fake_worker"
@@ -36,7 +38,7 @@ class Table:
 @asynccontextmanager
 async def running(count: int, table: Table) -> AsyncIterator[tuple[list[Worker], str]]:
     bound = bind(ANYWHERE, count)
-    nursery = Nursery(bound.sockets, FAKE)
+    nursery = Nursery((), FAKE)
     workers = [worker_of(number, nursery, bound, count) for number in range(count)]
     keepers = [asyncio.create_task(worker.keep(table)) for worker in workers]
     try:
@@ -104,7 +106,7 @@ def test_a_killed_worker_comes_back_with_the_table_and_waiting_connections() -> 
 def test_a_worker_that_never_serves_is_not_started_for_ever() -> None:
     async def test() -> None:
         bound = bind(ANYWHERE, 1)
-        nursery = Nursery(bound.sockets, FAKE, spare=False)
+        nursery = Nursery((), FAKE, spare=False)
         with pytest.raises(WorkerFailed, match="worker 0 told to refuse"):
             await worker_of(0, nursery, bound).keep(Table(1, "refuse-0"))
         with pytest.raises(WorkerFailed, match="worker 0 ended while it loaded the table"):
@@ -133,7 +135,7 @@ def test_what_one_worker_refuses_none_serves(tmp_path: Path, order: str) -> None
 def test_drain_ends_a_worker_for_good() -> None:
     async def test() -> None:
         bound = bind(ANYWHERE, 1)
-        worker = worker_of(0, Nursery(bound.sockets, FAKE, spare=False), bound)
+        worker = worker_of(0, Nursery((), FAKE, spare=False), bound)
         keeper = asyncio.create_task(worker.keep(Table(1)))
         await worker.loaded.wait()
         worker.drain(1.0)
@@ -194,6 +196,39 @@ def test_a_spare_worker_that_dies_is_replaced_and_ends_with_the_nursery() -> Non
     run(test)
 
 
+def test_what_was_started_early_is_taken_first_and_the_rest_ends() -> None:
+    async def test() -> None:
+        early = [spawn(FAKE) for _ in range(4)]
+        early[0].process.kill()
+        early[0].process.wait()
+        nursery = Nursery(early, FAKE)
+        assert nursery.take().pid == early[1].process.pid
+        nursery.prepare()
+        assert await spare_of(nursery) == early[2].process.pid
+        assert early[3].process.returncode is not None
+        await nursery.close()
+        assert early[2].process.returncode is not None
+        early[1].end()
+
+    run(test)
+
+
+def test_a_worker_gets_more_sockets_than_one_message_holds() -> None:
+    async def test() -> None:
+        many = [bind(ANYWHERE, 1) for _ in range(2 * SOCKETS_AT_ONCE + 1)]
+        worker = Worker(0, Nursery((), FAKE), [{"fd": bound.sockets[0].fileno()} for bound in many])
+        keeper = asyncio.create_task(worker.keep(Table(1)))
+        worker.listen()
+        await worker.ready.wait()
+        assert [await ask(many[number].address) for number in (0, -1)] == [(1, worker.pid)] * 2
+        worker.kill()
+        await keeper
+        for bound in many:
+            bound.close()
+
+    run(test)
+
+
 def test_a_worker_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of processes, or an interpreter that is just being replaced: the proxy itself goes on."""
 
@@ -218,7 +253,7 @@ def test_a_worker_that_can_never_be_started_is_told(monkeypatch: pytest.MonkeyPa
         bound = bind(ANYWHERE, 1)
         monkeypatch.setattr("sys.executable", "/missing/python")
         with pytest.raises(WorkerFailed, match="worker 0 cannot be started: No such file"):
-            await worker_of(0, Nursery(bound.sockets, FAKE, spare=False), bound).keep(Table(1))
+            await worker_of(0, Nursery((), FAKE, spare=False), bound).keep(Table(1))
         bound.close()
 
     run(test)
@@ -238,7 +273,7 @@ def test_a_worker_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nothing_is_accepted_before_listen() -> None:
     async def test() -> None:
         bound = bind(ANYWHERE, 1)
-        worker = worker_of(0, Nursery(bound.sockets, FAKE, spare=False), bound)
+        worker = worker_of(0, Nursery((), FAKE, spare=False), bound)
         keeper = asyncio.create_task(worker.keep(Table(1)))
         await worker.loaded.wait()
         host, _, port = bound.address.partition(":")
@@ -256,9 +291,7 @@ def test_nothing_is_accepted_before_listen() -> None:
     run(test)
 
 
-def test_workers_get_no_more_of_the_environment_than_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_TOKEN", "x")
-    monkeypatch.setenv("GRAYLB_LOG", "y")
-    found = worker_environment()
+def test_workers_get_no_more_of_the_environment_than_they_need() -> None:
+    found = worker_environment({"SECRET_TOKEN": "x", "GRAYLB_LOG": "y"})
     assert "SECRET_TOKEN" not in found
     assert found["GRAYLB_LOG"] == "y"

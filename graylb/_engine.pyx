@@ -215,7 +215,7 @@ cdef class Engine(Pools):
         if found is None: found = self.series[service, version] = Series(service, version)
         return found
 
-    def listen(self, int fd, *, str name="edge", str role="edge", bint proxy_protocol=False, trusted=()):
+    def listen(self, int fd, *, str name="edge", str role="edge", bint proxy_protocol=False, trusted=(), protocols=()):
         """Accepts clients from a listening, non-blocking socket. The caller keeps it open until `unlisten`.
 
         name: what routes call it. proxy_protocol: connections from the networks `trusted` (none given: all) begin with a

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from graylb import listeners, systemd
+from graylb import builds, listeners, systemd
 from graylb.control import logs
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
@@ -53,6 +53,8 @@ class Options:
     preset: Literal["edge", "sidecar"] | None = None  # fills in what the document leaves out
 
 
+_TOLD: Final = ("name", "role", "proxy_protocol", "trusted", "protocols")
+"""What a worker must know of a listener."""
 Told = signal.Signals | Literal["drain"] | None
 """To stop: by a signal, by the admin API, or because a successor serves."""
 
@@ -511,7 +513,8 @@ class Supervisor:
 def _told(listener: Listener, made: socket.socket) -> dict[str, Any]:
     """What a worker must know of one of its sockets."""
     said = asdict(listener)
-    return {"fd": made.fileno(), **{key: said[key] for key in ("name", "role", "proxy_protocol", "trusted")}}
+    said["protocols"] = [each for each in listener.protocols if each != "h2" or builds.has("h2")]
+    return {"fd": made.fileno(), **{key: said[key] for key in _TOLD}}
 
 
 def _refuse_open_to_others(address: str, access: Access) -> None:

@@ -73,7 +73,8 @@ def _services(document: Document, splits: Mapping[SplitId, snapshot.Split]) -> t
 def _listener(part: ListenerPart) -> snapshot.Listener:
     proxy = part.proxy_protocol
     trusted = proxy.trusted if proxy is not None else ()
-    return snapshot.Listener(part.address, part.role, part.called, proxy is not None, trusted, part.mode)
+    protocols = part.protocols if part.protocols is not None else snapshot.PROTOCOLS
+    return snapshot.Listener(part.address, part.role, part.called, proxy is not None, trusted, part.mode, protocols)
 
 
 def _access(part: AdminPart | None) -> snapshot.Access:
@@ -105,6 +106,7 @@ def _stable(service: ServicePart) -> str:
 def _limits(part: LimitsPart) -> snapshot.Limits:
     bounds = dict(part)
     del bounds["upstream_idle_timeout"], bounds["upstream_idle_connections"]  # of services
+    bounds["h2"] = snapshot.H2Limits(**dict(part.h2))
     return snapshot.Limits(**bounds)
 
 

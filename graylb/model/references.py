@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from graylb import builds
 from graylb.model import snapshot
 from graylb.model.conditions import Conditions, Operators
 from graylb.model.discovery import UNSERVED, RegistryPart
@@ -47,6 +48,7 @@ def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[Config
     errors: list[ConfigError] = []
     if not parts.alone:
         errors += [*_addresses(source, parts), *_listeners(source, parts), *_routes(source, parts)]
+        errors += _unbuilt(source, parts)
         errors += _registries(source, parts)
     warnings: list[ConfigError] = []
     for name, service in parts.services.items():
@@ -80,6 +82,13 @@ def _addresses(source: Source, parts: Parts) -> Iterator[ConfigError]:
     owned.sort(key=lambda pair: _is_written(source, pair[0][:-1]))  # to be told of, rather than what a preset adds
     owned = [(path, address) for path, address in owned if address.startswith("unix:") or not address.endswith(":0")]
     yield from _repeated(source, owned, "addresses that differ")
+
+
+def _unbuilt(source: Source, parts: Parts) -> Iterator[ConfigError]:
+    """What is asked for by name must be there; what is there by default is left out where it is not."""
+    for at, listener in parts.listeners.items():
+        if listener.protocols is not None and "h2" in listener.protocols and (why := builds.lacks("h2")):
+            yield problem(source, (*at, "protocols"), "http/1.1 alone", why)
 
 
 def _admin_warnings(source: Source, admin: AdminPart | None) -> Iterator[ConfigError]:
@@ -229,6 +238,8 @@ def _connections(source: Source, path: Path, part: ConnectionsPart, limits: Limi
     elif part.warm and part.proxy_protocol != "off":
         why = "a connection that begins with a PROXY header is its client's and cannot be opened in advance"
         yield problem(source, (*path, "warm"), "0 beside proxy_protocol", why)
+    if part.protocol == "h2" and (why := builds.lacks("h2")):
+        yield problem(source, (*path, "protocol"), "http1 or auto", why)
 
 
 def _service_warnings(source: Source, path: Path, service: ServicePart) -> Iterator[ConfigError]:

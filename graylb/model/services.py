@@ -278,6 +278,15 @@ _Queue = Annotated[
     PlainValidator(values.integer(0, 1_000_000)),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 1_000_000}),
 ]
+_UPSTREAM_PROTOCOLS = ("auto", "http1", "h2")
+UpstreamProtocol = Annotated[
+    Literal["auto", "http1", "h2"],
+    PlainValidator(values.choice(*_UPSTREAM_PROTOCOLS)),
+    WithJsonSchema({"enum": list(_UPSTREAM_PROTOCOLS)}),
+]
+_Streams = Annotated[
+    int, PlainValidator(values.integer(1, 65536)), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65536})
+]
 ProxyVersion = Annotated[
     Literal["off", "v1", "v2"],
     PlainValidator(values.choice(*_PROXY_VERSIONS)),
@@ -304,6 +313,13 @@ class ConnectionsPart(Part):
         default="off",
         description="Each connection begins with a PROXY header of this version that names the client, and serves that "
         "client only.",
+    )
+    protocol: UpstreamProtocol = Field(
+        default="auto",
+        description="`auto`: gRPC requests go by HTTP/2, all others by HTTP/1.1. `http1`, `h2`: all go by that one.",
+    )
+    streams: _Streams = Field(
+        default=100, description="Requests at once on one HTTP/2 connection; fewer where the instance says so."
     )
 
 

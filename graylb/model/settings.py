@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Wi
 
 from graylb.model import values
 from graylb.model.base import Part
+from graylb.model.snapshot import PROTOCOLS, Protocol
 from graylb.model.values import deeper, fault
 
 _ROLES = ("edge", "inbound", "outbound")
@@ -56,6 +57,27 @@ ProxyProtocol = Annotated[
 ]
 
 
+def _protocols(value: Any) -> tuple[Protocol, ...]:
+    """In one order, however they are written."""
+    known = f"a list of {' and '.join(PROTOCOLS)}, or of one of them"
+    if not isinstance(value, list | tuple) or not value:
+        raise fault(known)
+    for index, each in enumerate(value):
+        with deeper(index):
+            values.choice(*PROTOCOLS)(each)
+            if each in value[:index]:
+                raise fault("each protocol once", f"{each} is there twice")
+    return tuple(each for each in PROTOCOLS if each in value)
+
+
+_Protocols = Annotated[
+    tuple[Protocol, ...],
+    PlainValidator(_protocols),
+    PlainSerializer(list),
+    WithJsonSchema({"type": "array", "items": {"enum": list(PROTOCOLS)}, "minItems": 1}),
+]
+
+
 class ListenerPart(Part):
     """An address that clients connect to."""
 
@@ -75,6 +97,11 @@ class ListenerPart(Part):
         default=None,
         description="`true`: every connection begins with a PROXY header, version 1 or 2, that names the client. "
         "Default: `false`.",
+    )
+    protocols: _Protocols | None = Field(
+        default=None,
+        description="`http/1.1`, `h2` or both. Without TLS a client of `h2` begins with HTTP/2 (prior knowledge); "
+        "there is no upgrade. Default: both, as far as this build of graylb has them.",
     )
 
     @property
@@ -239,6 +266,37 @@ _Idle = Annotated[
 ]
 
 
+_Streams = Annotated[
+    int, PlainValidator(values.integer(1, 65536)), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65536})
+]
+_Window = Annotated[int, PlainValidator(values.size(16384, 2**31 - 1)), WithJsonSchema({"type": ["integer", "string"]})]
+_ConnectionWindow = Annotated[
+    int, PlainValidator(values.size(65535, 2**31 - 1)), WithJsonSchema({"type": ["integer", "string"]})
+]
+_Burst = Annotated[
+    int,
+    PlainValidator(values.integer(10, 1_000_000)),
+    WithJsonSchema({"type": "integer", "minimum": 10, "maximum": 1_000_000}),
+]
+
+
+class H2LimitsPart(Part):
+    """Bounds of a client's HTTP/2 connection. Whoever breaks one of the last two is disconnected."""
+
+    streams: _Streams = Field(default=100, description="Requests at once; a client waits with any more.")
+    window: _Window = Field(default=65536, description="Bytes of a request's body under way, of each stream.")
+    connection_window: _ConnectionWindow = Field(default=1048576, description="The same of all streams together.")
+    resets: _Burst = Field(
+        default=500,
+        description="Streams that the client resets, or makes graylb reset, at most so many within 10 s.",
+    )
+    control: _Burst = Field(
+        default=2000,
+        description="Frames that move nothing (PING, SETTINGS, PRIORITY, small WINDOW_UPDATE, empty DATA and unknown "
+        "ones), at most so many within 1 s.",
+    )
+
+
 class LimitsPart(Part):
     """Bounds of a connection. Sizes in bytes or as `64KiB`; times in seconds or as `250ms`, `5s`, `2m`."""
 
@@ -260,3 +318,4 @@ class LimitsPart(Part):
     upstream_idle_connections: _Idle = Field(
         default=1024, description="Unused connections kept for an instance, in each worker."
     )
+    h2: H2LimitsPart = Field(default=H2LimitsPart(), description="Of HTTP/2 connections, beside all of the above.")

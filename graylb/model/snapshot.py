@@ -39,6 +39,8 @@ Operator = Literal[
 ]  # fmt: skip
 Fallback = Literal["strict", "stable", "any"]
 Policy = Literal["weighted", "least_request"]
+Protocol = Literal["http/1.1", "h2"]
+PROTOCOLS: tuple[Protocol, ...] = ("http/1.1", "h2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ class Connections:
     idle: int = 1024  # unused ones that are kept
     idle_timeout: float = 60.0
     proxy_protocol: Literal["off", "v1", "v2"] = "off"  # told at the beginning of each; such are not shared by clients
+    protocol: Literal["auto", "http1", "h2"] = "auto"  # auto: gRPC requests by HTTP/2, all others by HTTP/1.1
+    streams: int = 100  # most at once on one HTTP/2 connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +203,17 @@ class Forwarding:
 
 
 @dataclass(frozen=True, slots=True)
+class H2Limits:
+    """Of one client's HTTP/2 connection. Windows in bytes; the last two are bursts, refilled within 10 s and 1 s."""
+
+    streams: int = 100
+    window: int = 65536  # of each stream
+    connection_window: int = 1048576
+    resets: int = 500  # streams that it resets, or makes the proxy reset
+    control: int = 2000  # frames that move nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty or unknown ones
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Bytes, counts and seconds of one client connection."""
 
@@ -210,6 +225,7 @@ class Limits:
     body_timeout: float = 60.0
     half_close_grace: float = 1.0  # a client that shut its write side waits this long for the answer to begin
     client_connections: int = 0  # of each worker; 0: as many as its descriptors allow
+    h2: H2Limits = H2Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +238,7 @@ class Listener:
     proxy_protocol: bool = False  # every connection from `trusted` begins with a PROXY header
     trusted: tuple[str, ...] = ()  # networks whose PROXY header is believed, others are taken as they come; (): all
     mode: int | None = None  # permissions of a Unix socket; None: as the umask leaves them
+    protocols: tuple[Protocol, ...] = PROTOCOLS  # h2: where this build has it
 
 
 @dataclass(frozen=True, slots=True)

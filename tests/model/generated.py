@@ -118,6 +118,8 @@ SERVICE = optional(
         idle=st.integers(0, 9),
         idle_timeout=DURATIONS,
         proxy_protocol=st.sampled_from(["off", "v1", "v2"]),
+        protocol=st.sampled_from(["auto", "http1"]),
+        streams=st.sampled_from([1, 100]),
     ),
     tunnels=st.sampled_from(["keep", "cut", "drain 30s", {"drain": "1.5m"}, {"drain": 0.25}]),
 )
@@ -137,6 +139,7 @@ LISTENERS = st.builds(
         {},
         role=st.just("inbound"),
         proxy_protocol=st.booleans() | st.just({"trusted": ["10.0.0.0/8", "2001:db8::/32"]}),
+        protocols=st.just(["http/1.1"]),
     ),
     optional({}, name=st.just("second"), mode=st.sampled_from(["0660", "600", 777]), proxy_protocol=st.booleans()),
 )
@@ -170,6 +173,7 @@ DOCUMENTS = optional(
         client_connections=st.sampled_from([7, "auto"]),
         head_bytes=st.sampled_from([4096, "64KiB"]),
         idle_timeout=DURATIONS,
+        h2=optional({}, streams=st.just(7), window=st.sampled_from([16384, "64KiB"]), resets=st.just(10)),
     ),
 )
 SIDECAR = optional(
@@ -199,7 +203,7 @@ WORDS_OF_DOCUMENTS = """
 listeners services routes admin workers limits forwarding address users hosts paths sticky stable split weights salt
 slots rules name match to headers not in regex path exact prefix client_ip lists file instances version metadata weight
 redirect rewrite service methods header present number semver grpc role mode proxy_protocol trusted connections max warm
-idle tunnels drain preset sidecar edge inbound service app
+idle tunnels drain protocols protocol streams h2 window preset sidecar edge inbound service app
 """
 KEYS = st.sampled_from(WORDS_OF_DOCUMENTS.split())
 NEARLY: st.SearchStrategy[Any] = st.recursive(

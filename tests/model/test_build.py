@@ -206,6 +206,7 @@ def test_limits_of_clients() -> None:
             {"address": "[::]:80", "proxy_protocol": {"trusted": ["10.0.0.0/8", "::1"]}},
             Listener("[::]:80", proxy_protocol=True, trusted=("10.0.0.0/8", "::1/128")),
         ),
+        ({"address": "[::]:80", "protocols": ["http/1.1"]}, Listener("[::]:80", protocols=("http/1.1",))),
     ],
 )
 def test_listeners(listener: dict[str, Any], found: Listener) -> None:
@@ -237,6 +238,7 @@ def test_instances_on_unix_sockets() -> None:
             Connections(9, 0, 0.25, 2, 4, 120.0),
         ),
         ({"proxy_protocol": "v2"}, Connections(proxy_protocol="v2")),
+        ({"protocol": "http1", "streams": 7}, Connections(protocol="http1", streams=7)),
     ],
 )  # fmt: skip
 def test_connections(written: dict[str, Any], found: Connections) -> None:

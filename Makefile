@@ -13,12 +13,13 @@ TREE := graylb tests config benchmarks docs setup.py pyproject.toml README.md LI
 PYTEST := -m pytest $(ARGS)
 # what the load benchmarks and their tests drive; the last two are kept from running as services
 LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
+LOAD_H2 := h2load=nghttp2-client nghttpx=nghttp2-proxy nghttp2/nghttp2.h=libnghttp2-dev openssl/ssl.h=libssl-dev
 # what the tests run besides, and keep from running as a service too
 PARTS := $(LOAD) etcd=etcd-server
 # what parts of the build are over; GRAYLB_H2=off does without
 HEADERS := $(if $(filter off,$(GRAYLB_H2)),,nghttp2/nghttp2.h=libnghttp2-dev)
 
-.PHONY: help run test test-all lint build debug asan fuzz cov bench bench-control soak clean distclean
+.PHONY: help run test test-all lint build debug asan fuzz cov bench bench-control bench-h2 h2spec soak clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -125,6 +126,18 @@ cov: build ## the tests over a line-traced build; report in htmlcov/
 bench: build $(VENV)/.peers ## the benchmark suite against nginx, HAProxy, Envoy, Traefik and Caddy
 	@bash scripts/need $(LOAD) perf=linux-perf
 	$(PY) -m benchmarks $(ARGS)
+
+bench-h2: build $(VENV)/.peers ## HTTP/2 and TLS under load, against nghttpx, HAProxy, Envoy and nginx: six minutes
+	@bash scripts/need $(LOAD) $(LOAD_H2)
+	for each in h2 tls streams; do $(PY) -m benchmarks $$each $(ARGS); done
+
+# no package of Debian's has it; the Go module proxy does
+H2SPEC := github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+h2spec: build $(VENV)/.peers ## h2spec against graylb and the peers; needs Go to build it the first time
+	@bash scripts/need $(LOAD) $(LOAD_H2)
+	mkdir -p build/h2spec
+	command -v h2spec build/h2spec/h2spec >/dev/null || GOBIN="$$PWD/build/h2spec" go install $(H2SPEC)
+	PATH="$$PATH:$$PWD/build/h2spec" $(PY) -m benchmarks h2spec $(ARGS)
 
 bench-control: build ## the control plane under load on a real etcd, 15 minutes (ARGS=--quick: two)
 	@bash scripts/need $(LOAD) etcd=etcd-server

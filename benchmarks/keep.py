@@ -9,6 +9,8 @@ import orjson
 
 from benchmarks import report
 from benchmarks.control import verdict as control
+from benchmarks.h2 import run as h2
+from benchmarks.h2 import spec, tls
 from benchmarks.load import attribute, bodies, idle, pace, slow, workers
 from benchmarks.load.cases import CASES
 from benchmarks.load.peers import KINDS
@@ -25,6 +27,9 @@ PAGES: dict[str, report.Page] = {
     "idle": idle.page,
     "attribute": attribute.page,
     "micro": report.micro_page,
+    "h2": h2.page,
+    "tls": tls.page,
+    "h2spec": spec.page,
     "control": control.page,
     "soak": verdict.page,
 }

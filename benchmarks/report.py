@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.failure import BenchError
-from benchmarks.load.cases import CASES, LAWS
+from benchmarks.load.cases import CASES, LAWS, Law
 from benchmarks.stats import Spread, round_ratios, spread
 
 Row = Mapping[str, Any]
@@ -111,10 +111,10 @@ def stamp_lines(result: Row) -> str:
     return "".join(f"- {line}\n" for line in lines)
 
 
-def load_laws(result: Row, titles: Mapping[str, str]) -> str:
+def laws(result: Row, titles: Mapping[str, str], promised: Sequence[Law] = LAWS) -> str:
     """What is promised of the CPU per request, of the cases and peers that were measured."""
     runs, rows = result["runs"], []
-    for law in LAWS:
+    for law in promised:
         mine, theirs = (by_round(runs, law.case, name, "cpu_us") for name in (law.ours, law.other))
         if mine and theirs:
             names = f"{titles.get(law.ours, law.ours)} / {titles.get(law.other, law.other)}"
@@ -132,19 +132,12 @@ def without_many(result: Row) -> Row:
     return {**result, "settings": {**settings, "cases": cases, "peers": names}}
 
 
-def load_page(result: Row, titles: Mapping[str, str]) -> str:
+def sections(title: str, result: Row, parts: Sequence[tuple[str, str]], titles: Mapping[str, str]) -> str:
+    """The section of a load benchmark: what it was measured on and whether anything disturbed it, then its tables."""
     settings = result["settings"]
     length = f"{settings['rounds']} rounds of {settings['seconds']} s for each case and proxy"
     cores = f"proxy on core {settings['proxy_cores']}, load and upstreams on {settings['load_cores']}"
-    shown = without_many(result)
-    parts: list[tuple[str, Callable[[], str]]] = [
-        ("Laws", lambda: load_laws(result, titles)),
-        ("CPU µs per request (whole process tree)", lambda: figures(shown, titles, "cpu_us", compare=True)),
-        ("Requests per second", lambda: figures(shown, titles, "rps", compare=True)),
-        ("Latency p50 / p99 / p99.9 in ms", lambda: latencies(shown, titles)),
-        ("Memory of the whole process tree under load", lambda: memories(shown, titles)),
-    ]
-    text = f"## Load\n\n{stamp_lines(result)}- {length}; {cores}\n"
+    text = f"## {title}\n\n{stamp_lines(result)}- {length}; {cores}\n"
     if settings.get("missing"):
         text += (
             f"- not installed, so not measured: {', '.join(titles.get(each, each) for each in settings['missing'])}\n"
@@ -154,7 +147,19 @@ def load_page(result: Row, titles: Mapping[str, str]) -> str:
         text += f"- **disturbed**: others took {others:.0%} of the proxy's core in the median run\n"
     text += "\nMedians over rounds; a ratio is the median of the ratios within each round (lowest–highest).\n"
     text += "A dash: no part of the case (slow peers run some cases only).\n"
-    return text + "".join(f"\n### {title}\n\n{make()}" for title, make in parts)
+    return text + "".join(f"\n### {heading}\n\n{made}" for heading, made in parts)
+
+
+def load_page(result: Row, titles: Mapping[str, str]) -> str:
+    shown = without_many(result)
+    parts = [
+        ("Laws", laws(result, titles)),
+        ("CPU µs per request (whole process tree)", figures(shown, titles, "cpu_us", compare=True)),
+        ("Requests per second", figures(shown, titles, "rps", compare=True)),
+        ("Latency p50 / p99 / p99.9 in ms", latencies(shown, titles)),
+        ("Memory of the whole process tree under load", memories(shown, titles)),
+    ]
+    return sections("Load", result, parts, titles)
 
 
 def micro_page(result: Row, titles: Mapping[str, str]) -> str:

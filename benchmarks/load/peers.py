@@ -26,6 +26,8 @@ from benchmarks.load.process import running, wait_until
 NATIVE = Path(__file__).parent / "native"
 CONFIGS = Path(__file__).parent / "configs"
 SOURCES = ("upstream", "floor", "pace", "transfer")
+LIBRARIES = {"h2upstream": ("nghttp2",), "handshakes": ("ssl", "crypto")}
+"""What a native program is linked with; on Debian: libnghttp2-dev, libssl-dev."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,9 @@ def answers(port: int) -> bool:
 def compile_native(work: Path, names: Sequence[str] = SOURCES) -> None:
     """Builds the native programs in `work`. Raises BenchError with the compiler's words."""
     for name in names:
-        command = [programs.find("cc"), "-O2", "-Wall", "-Wextra", "-o", str(work / name), str(NATIVE / f"{name}.c")]
+        libraries = [f"-l{each}" for each in LIBRARIES.get(name, ())]
+        flags = ["-O2", "-Wall", "-Wextra", "-o", str(work / name)]
+        command = [programs.find("cc"), *flags, str(NATIVE / f"{name}.c"), *libraries]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(f"{name}.c does not compile:\n{done.stderr}")
@@ -114,11 +118,11 @@ def told_port(process: subprocess.Popen[str], name: str) -> int:
 
 
 @contextmanager
-def upstream(version: str, work: Path, cores: frozenset[int]) -> Iterator[int]:
+def upstream(version: str, work: Path, cores: frozenset[int], program: str = "upstream") -> Iterator[int]:
     """One version's upstream; yields its port."""
-    command = [str(work / "upstream"), version]
-    with running(f"upstream {version}", command, cores, work / f"upstream-{version}.log", tells=True) as process:
-        yield told_port(process, f"upstream {version}")
+    name = f"{program} {version}"
+    with running(name, [str(work / program), version], cores, work / f"{program}-{version}.log", tells=True) as process:
+        yield told_port(process, name)
 
 
 @contextmanager

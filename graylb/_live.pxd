@@ -48,6 +48,18 @@ cdef struct Pipe:
 cdef struct Tls:           # of one connection; _tls.pyx knows more of it
     uint8_t alpn           # see Alpn
     uint8_t ready          # the handshake is done
+    uint8_t more           # something to read, or an end, that no event will tell of
+    uint8_t mixed          # names of its listener differ in the client certificates they ask for: see TlsApi.admits
+    uint8_t resumed
+    uint8_t plain_http     # the handshake failed: the client spoke HTTP
+    uint8_t unreached      # the handshake failed: the connection did, before anything was received
+    const char* reason     # why the handshake failed; static
+    # Who the peer's certificate names: its first URI, else its first DNS name, else its subject; and all of it in the form of
+    # Envoy's x-forwarded-client-cert. NULL: none was shown.
+    const char* identity
+    uint32_t identity_len
+    const char* told
+    uint32_t told_len
 
 cdef enum Alpn:
     ALPN_NONE = 0

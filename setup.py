@@ -63,6 +63,7 @@ class Library:
     package: str  # pkg-config's name
     header: str
     debian: str
+    libraries: tuple[str, ...]  # where there is no pkg-config
     probe: str  # a C expression that needs it
     functions: tuple[str, ...] = field(default=())
 
@@ -74,8 +75,18 @@ OPTIONAL = {
         package="libnghttp2",
         header="nghttp2/nghttp2.h",
         debian="libnghttp2-dev",
+        libraries=("nghttp2",),
         probe="nghttp2_session_callbacks_set_send_data_callback",
         functions=("nghttp2_option_set_stream_reset_rate_limit", "nghttp2_option_set_max_continuations"),
+    ),
+    "_tls": Library(
+        switch="GRAYLB_TLS",
+        what="TLS",
+        package="openssl",
+        header="openssl/ssl.h",
+        debian="libssl-dev",
+        libraries=("ssl", "crypto"),
+        probe="SSL_CTX_set_tlsext_ticket_key_evp_cb",  # there since 3.0
     ),
 }
 
@@ -99,7 +110,7 @@ def package_flags(library: Library) -> list[str]:
         done = subprocess.run(["pkg-config", "--cflags", "--libs", library.package], capture_output=True, text=True)
     except OSError:
         done = None
-    return shlex.split(done.stdout) if done and done.returncode == 0 else [f"-l{library.package.removeprefix('lib')}"]
+    return shlex.split(done.stdout) if done and done.returncode == 0 else [f"-l{each}" for each in library.libraries]
 
 
 def optional(name: str, library: Library) -> Extension | None:

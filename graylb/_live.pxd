@@ -197,6 +197,8 @@ cdef class Upstream:
     cdef uint64_t queue_ms
     cdef uint64_t idle_ms
     cdef int proxy         # version of the PROXY header; 0: none
+    cdef public object origin      # _tls.Origin where it is called over TLS, else None
+    cdef const char* tls_failed    # why its last handshake failed; NULL: it did not
     # connections
     cdef uint32_t n_open   # all of them
     cdef uint32_t n_idle

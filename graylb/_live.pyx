@@ -117,7 +117,8 @@ cdef class Upstream:
         """Counters as a dict."""
         return {"service": self.service, "address": self.address, "version": self.version, "requests": self.requests,
                 "failures": self.failures, "connects": self.connects, "in_flight": self.in_flight, "idle": self.n_idle,
-                "open": self.n_open, "waiting": self.n_waiting + self.n_called}
+                "open": self.n_open, "waiting": self.n_waiting + self.n_called,
+                **({"tls_failed": self.tls_failed.decode() if self.tls_failed != NULL else None} if self.origin is not None else {})}
 
 
 cdef class TableState:

@@ -1,6 +1,6 @@
 """Connections to instances: see _pools.pyx."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from graylb._live cimport Conn, Exchange, Upstream
 from graylb._sockets cimport Sockets
 
@@ -12,7 +12,7 @@ cdef class Pools(Sockets):
     cdef bint exhausted            # the last connection was not opened for want of a descriptor or memory
     cdef Conn* _idle(self, Upstream up, Exchange* x) noexcept
     cdef Conn* _connect(self, Upstream up, Exchange* x) noexcept
-    cdef Conn* _open_to(self, Upstream up) noexcept
+    cdef Conn* _open_to(self, Upstream up, uint8_t alpn=*) noexcept
     cdef void _pool(self, Conn* u) noexcept
     cdef void _unpool(self, Conn* u) noexcept
     cdef bint _has_room(self, Upstream up) noexcept

@@ -4,13 +4,12 @@ An instance with a maximum serves waiting requests in their order: when one of i
 first in the queue is called (`_call`), which keeps room for it until its turn to run has come.
 """
 
-from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp
 from cpython.ref cimport Py_INCREF, PyObject
-from graylb._live cimport CALLED, SAVED_MAX, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
+from graylb._live cimport ALPN_HTTP1, CALLED, SAVED_MAX, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
 from graylb._proxy cimport write_proxy
-from graylb._sockets cimport MSG_PEEK, Sockets, connect_to, exhausted, local_address, recv
+from graylb._sockets cimport Sockets, connect_to, exhausted, local_address
 
 cdef enum:
     WARM_CONNECT_MS = 5000
@@ -25,13 +24,12 @@ cdef class Pools(Sockets):
         instance has closed it: the event that says so may stand later in this very batch."""
         cdef Conn* u = up.idle
         cdef Conn* following
-        cdef char probe
         cdef int looked = 0
         while u != NULL and looked < PEERS_LOOKED_AT:
             following = u.next
             looked += 1
             if up.proxy and not _same_peer(&u.peer, &x.client.peer): u = following
-            elif may_repeat(x) or (recv(u.fd, &probe, 1, MSG_PEEK) < 0 and errno == EAGAIN):
+            elif may_repeat(x) or self._says_nothing(u):
                 self._unpool(u)
                 return u
             else:
@@ -61,7 +59,8 @@ cdef class Pools(Sockets):
             u.preface = <uint8_t>n
         return u
 
-    cdef Conn* _open_to(self, Upstream up) noexcept:
+    cdef Conn* _open_to(self, Upstream up, uint8_t alpn=ALPN_HTTP1) noexcept:
+        """Begins a connection; alpn: what to offer where it is over TLS."""
         cdef int fd
         cdef Conn* u
         self.exhausted = False
@@ -77,6 +76,9 @@ cdef class Pools(Sockets):
         u.connecting = 1
         up.connects += 1
         up.n_open += 1
+        if up.origin is not None and not self._connect_tls(u, up.origin, alpn):
+            self._kill(u)
+            return NULL
         return u
 
     cdef void _pool(self, Conn* u) noexcept:

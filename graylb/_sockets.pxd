@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._live cimport Conn, Peer, Pipe, sockaddr_storage
+from graylb._tls cimport TlsApi
 
 cdef extern from * nogil:
     """
@@ -53,6 +54,7 @@ cdef enum:
     SLICE = 131072         # bytes that one connection may move before others have their turn, where there are several
     LITTLE = 16384         # read with the head of an answer whose body will likely be spliced
     SPLICE_FROM = 49152    # so many bytes of a body still to come go through a pipe, uncopied
+    SHAKE_US = 2000        # what handshakes may take of one batch
 
 cdef struct Block:
     Block* next
@@ -84,6 +86,11 @@ cdef class Sockets:
     cdef bint closed
     cdef readonly int clients
     cdef readonly int upstream_connections
+    cdef TlsApi* secure            # NULL: not in this build
+    cdef uint64_t shaken           # us that this batch's handshakes have taken
+    cdef readonly uint64_t handshakes
+    cdef readonly uint64_t resumed
+    cdef dict handshakes_failed    # reason -> how often, of clients
 
     cdef _open(self, loop)
     cdef _shut(self)
@@ -99,6 +106,12 @@ cdef class Sockets:
     cdef int _keep(self, Conn* c, const char* p, size_t n) noexcept
     cdef int _rest_of(self, Conn* c, const char* p, size_t n) noexcept
     cdef void _forget(self, Conn* c) noexcept
+    cdef void _shake(self, Conn* c, uint32_t ev) noexcept
+    cdef bint _accept_tls(self, Conn* c, object certificates) noexcept
+    cdef bint _connect_tls(self, Conn* c, object origin, uint8_t alpn) noexcept
+    cdef ssize_t _recv(self, Conn* c, char* p, size_t n) noexcept
+    cdef bint _says_nothing(self, Conn* c) noexcept
+    cdef void _say_end(self, Conn* c) noexcept
     cdef char* _block(self) noexcept
     cdef Pipe* _pipe(self) noexcept
     cdef void _drop_pipe(self, Pipe* p) noexcept
@@ -120,6 +133,8 @@ cdef class Sockets:
     cdef void _broken(self, Conn* c) noexcept
     cdef void _gone(self, Conn* c) noexcept
     cdef void _batch_done(self) noexcept
+    cdef void _secured(self, Conn* c) noexcept
+    cdef void _insecure(self, Conn* c) noexcept
 
 cdef int accept_from(int listener, Peer* peer) noexcept
 cdef void local_address(int fd, uint8_t* packed, uint16_t* port) noexcept

@@ -13,8 +13,10 @@ from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF
-from graylb._live cimport CLIENT, Conn, Peer, Pipe, sockaddr_storage
+from graylb._live cimport CLIENT, S_HEAD, S_LINGER, U_IDLE, UPSTREAM, Conn, Peer, Pipe, sockaddr_storage
+from graylb._tls cimport TLS_API, TlsApi
 
 cdef extern from * nogil:
     """
@@ -126,12 +128,24 @@ cdef void reset_on_close(int fd) noexcept:
     gl_reset_on_close(fd)
 
 
+cdef TlsApi* _find_tls() except? NULL:
+    """The functions of `_tls`, if it was built."""
+    cdef TlsApi* api
+    try: from graylb import _tls
+    except ImportError: return NULL
+    api = <TlsApi*>PyCapsule_GetPointer(_tls.api, b"graylb._tls.api")
+    if api.version != TLS_API: raise ImportError(f"graylb._tls is of another build: version {api.version}, expected {TLS_API}")
+    return api
+
+
 cdef class Sockets:
     """Connections of one worker, on one event loop. The floors above inherit from it."""
 
     cdef _open(self, loop):
         cdef int i
         self.loop = loop
+        self.secure = _find_tls()
+        self.handshakes_failed = {}
         self.ep = epoll_create1(EPOLL_CLOEXEC)
         self.memory = <char*>malloc(BLOCK)
         self.events = <epoll_event*>malloc(EVENTS * sizeof(epoll_event))
@@ -182,6 +196,7 @@ cdef class Sockets:
         self.kicked = False
         self.in_batch = True
         self.now = gl_now_ms()
+        self.shaken = 0
         n = epoll_wait(self.ep, self.events, EVENTS, 0)
         self._share(n + self.n_again)
         for i in range(n):
@@ -190,6 +205,9 @@ cdef class Sockets:
             if i + 1 < n: gl_soon((<Conn*>self.events[i + 1].data.ptr).x, 320)
             c = <Conn*>self.events[i].data.ptr
             ev = self.events[i].events
+            if c.tls != NULL and not c.tls.ready:
+                if not c.dead: self._shake(c, ev)
+                continue
             if ev & EPOLLOUT and not c.dead and (c.out_len or c.connecting): self._writable(c)
             if ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not c.dead: self._event(c, ev)
         batch = self.again
@@ -200,6 +218,7 @@ cdef class Sockets:
             batch = c.after
             c.queued = 0
             if c.dead: self._bury(c)
+            elif c.tls != NULL and not c.tls.ready: self._shake(c, 0)
             else: self._readable(c)
         self._reap()
         self.in_batch = False
@@ -289,6 +308,8 @@ cdef class Sockets:
         """Closes one connection; its exchange, if any, is the caller's affair."""
         if c.dead: return
         c.dead = 1
+        # between messages the end is an orderly one; elsewhere it must not look as if it was
+        if c.tls != NULL and (c.state == S_HEAD or c.state == S_LINGER or c.state == U_IDLE): self.secure.shut(c.tls)
         self._gone(c)
         self._unplace(c)
         close(c.fd)
@@ -307,6 +328,7 @@ cdef class Sockets:
             self.dead = c.next
             self._forget(c)
             free(c.held)
+            if c.tls != NULL: self.secure.free(c.tls)
             if c.upstream != NULL: Py_DECREF(<object>c.upstream)
             free(c)
         self._batch_done()
@@ -383,7 +405,7 @@ cdef class Sockets:
         """Sends what the kernel takes and keeps the rest; -1: the connection is broken."""
         cdef ssize_t w = 0
         if c.out_len == 0 and not c.connecting:
-            w = send(c.fd, p, n, MSG_NOSIGNAL)
+            w = send(c.fd, p, n, MSG_NOSIGNAL) if c.tls == NULL else self.secure.write(c.tls, p, n)
             if w < 0:
                 if errno != EAGAIN and errno != EINTR: return -1
                 w = 0
@@ -397,6 +419,9 @@ cdef class Sockets:
         if bn <= SMALL:
             memcpy(a + an, b, bn)
             return self._send(c, a, an + bn)
+        if c.tls != NULL:                            # a record is a record: the first one is filled up
+            memcpy(a + an, b, SMALL)
+            return -1 if self._send(c, a, an + SMALL) < 0 else self._send(c, b + SMALL, bn - SMALL)
         if c.out_len == 0 and not c.connecting:
             w = gl_send2(c.fd, a, an, b, bn)
             if w < 0:
@@ -414,7 +439,8 @@ cdef class Sockets:
             if c.pipe != NULL:
                 w = gl_splice(c.pipe.out, c.fd, c.out_len)
                 if w > 0: c.pipe.filled -= w
-            else: w = send(c.fd, c.out + c.out_off, c.out_len, MSG_NOSIGNAL)
+            elif c.tls == NULL: w = send(c.fd, c.out + c.out_off, c.out_len, MSG_NOSIGNAL)
+            else: w = self.secure.write(c.tls, c.out + c.out_off, c.out_len)
             if w < 0:
                 if errno == EAGAIN: return
                 if errno == EINTR: continue
@@ -440,10 +466,11 @@ cdef class Sockets:
             c.held_len = 0
         if not c.readable: return 1 if have[0] else -1
         if most <= have[0]: most = RECEIVE
-        n = recv(c.fd, self.buf + have[0], most - have[0], 0)
+        n = recv(c.fd, self.buf + have[0], most - have[0], 0) if c.tls == NULL \
+            else self.secure.read(c.tls, self.buf + have[0], most - have[0])
         if n > 0:
             # a short read has drained the socket, but behind a shut the end itself is still to be read
-            if <size_t>n < most - have[0] and not c.shut: c.readable = 0
+            if <size_t>n < most - have[0] and not c.shut and (c.tls == NULL or not c.tls.more): c.readable = 0
             have[0] += n
             return n
         if n == 0:
@@ -451,7 +478,8 @@ cdef class Sockets:
             c.readable = 0
             return 0
         if errno == EAGAIN:
-            c.readable = 0
+            if c.tls != NULL and c.tls.more: self._again(c)
+            else: c.readable = 0
             return -1
         return -1 if errno == EINTR else -2
 
@@ -466,6 +494,75 @@ cdef class Sockets:
         memcpy(c.held, p, n)
         c.held_len = n
         return 0
+
+    # ---- TLS ---------------------------------------------------------------------------------------------------------
+
+    cdef bint _accept_tls(self, Conn* c, object certificates) noexcept:
+        """A client's bytes are TLS from here on, those that are held included. False: out of memory."""
+        c.tls = self.secure.accept(<void*>certificates, c.fd)
+        if c.tls == NULL: return False
+        if c.held_len and self.secure.early(c.tls, c.held, c.held_len) < 0: return False
+        c.held_len = 0
+        return True
+
+    cdef bint _connect_tls(self, Conn* c, object origin, uint8_t alpn) noexcept:
+        """The same for a connection to an instance, which stays `connecting` until its handshake is done."""
+        c.tls = self.secure.connect(<void*>origin, c.fd, alpn)
+        return c.tls != NULL
+
+    cdef void _shake(self, Conn* c, uint32_t ev) noexcept:
+        """The next step of a handshake. One costs as much as 50 requests, so a batch has time for a few of them only."""
+        cdef uint64_t began
+        cdef ssize_t w
+        cdef int r
+        cdef const char* why
+        if ev & (EPOLLRDHUP | EPOLLHUP | EPOLLERR): c.shut = 1
+        if self.shaken >= SHAKE_US:
+            self._again(c)
+            return
+        if c.preface:                                # the PROXY header comes before TLS, and is said in the clear
+            w = send(c.fd, c.out + c.out_off, c.preface, MSG_NOSIGNAL)
+            if w < 0 and (errno == EAGAIN or errno == EINTR): return
+            if w > 0:
+                c.out_off += w
+                c.out_len -= w
+                c.preface -= <uint8_t>w
+            if c.preface and w >= 0: return
+        began = gl_now_us()
+        r = self.secure.handshake(c.tls)
+        self.shaken += gl_now_us() - began
+        if r == 0:
+            if c.tls.more: self._again(c)
+            return
+        if r < 0:
+            if c.side == CLIENT:
+                why = c.tls.reason
+                self.handshakes_failed[why] = self.handshakes_failed.get(why, 0) + 1
+            self._insecure(c)
+            return
+        self.handshakes += 1
+        self.resumed += c.tls.resumed
+        c.readable = 1                               # data may have come with the last bytes of the handshake
+        self._secured(c)
+        if c.dead: return
+        if c.connecting and not self._connected(c): return
+        if c.out_len: self._writable(c)
+        if not c.dead: self._again(c)
+
+    cdef ssize_t _recv(self, Conn* c, char* p, size_t n) noexcept:
+        """recv, whatever the connection is."""
+        return recv(c.fd, p, n, 0) if c.tls == NULL else self.secure.read(c.tls, p, n)
+
+    cdef bint _says_nothing(self, Conn* c) noexcept:
+        """Whether the connection is open and nothing waits in it, as far as the kernel knows by now."""
+        cdef char probe
+        if c.tls != NULL: return self.secure.quiet(c.tls)
+        return recv(c.fd, &probe, 1, MSG_PEEK) < 0 and errno == EAGAIN
+
+    cdef void _say_end(self, Conn* c) noexcept:
+        """Nothing more will be sent."""
+        if c.tls != NULL: self.secure.shut(c.tls)
+        shutdown(c.fd, SHUT_WR)
 
     # ---- large bodies ----------------------------------------------------------------------------------------------
 
@@ -508,7 +605,8 @@ cdef class Sockets:
 
     cdef bint _can_splice(self, Conn* a, Conn* b, int64_t left) noexcept:
         """Whether the rest of a body, `left` bytes, is to go from a to b inside the kernel."""
-        return left >= SPLICE_FROM and a.held_len == 0 and a.readable and b.out_len == 0 and not b.connecting
+        return (left >= SPLICE_FROM and a.held_len == 0 and a.readable and b.out_len == 0 and not b.connecting
+                and a.tls == NULL and b.tls == NULL)
 
     cdef ssize_t _splice(self, Conn* a, Conn* b, int64_t left) noexcept:
         """Moves body bytes from a to b through a pipe, without copying them; what b does not take is pending in the pipe.
@@ -571,3 +669,9 @@ cdef class Sockets:
 
     cdef void _batch_done(self) noexcept:
         """The dead are buried."""
+
+    cdef void _secured(self, Conn* c) noexcept:
+        """Its TLS handshake is done; c.tls.alpn is what both speak from now on. What is pending is sent after this."""
+
+    cdef void _insecure(self, Conn* c) noexcept:
+        """Its TLS handshake has failed; c.tls.reason tells why."""

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint64_t
 
-cdef extern from "<openssl/ssl.h>" nogil:
+cdef extern from "<openssl/ssl.h>":
     ctypedef struct SSL_CTX:
         pass
     ctypedef struct SSL:
@@ -93,7 +93,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
         TLSEXT_TYPE_server_name
         SSL_R_HTTP_REQUEST, SSL_R_CERTIFICATE_VERIFY_FAILED
 
-cdef extern from "<openssl/x509v3.h>" nogil:
+cdef extern from "<openssl/x509v3.h>":
     ctypedef struct X509:
         pass
     ctypedef struct X509_NAME:
@@ -134,11 +134,11 @@ cdef extern from "<openssl/x509v3.h>" nogil:
     enum:
         XN_FLAG_RFC2253, X509_V_OK, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS, GEN_URI, GEN_DNS, GEN_IPADD
 
-cdef extern from "<openssl/pem.h>" nogil:
+cdef extern from "<openssl/pem.h>":
     X509* PEM_read_bio_X509(BIO*, X509**, int (*)(char*, int, int, void*) noexcept, void*)
     EVP_PKEY* PEM_read_bio_PrivateKey(BIO*, EVP_PKEY**, int (*)(char*, int, int, void*) noexcept, void*)
 
-cdef extern from "<openssl/evp.h>" nogil:
+cdef extern from "<openssl/evp.h>":
     ctypedef struct EVP_PKEY:
         pass
     ctypedef struct EVP_MD:
@@ -160,10 +160,10 @@ cdef extern from "<openssl/evp.h>" nogil:
     int EVP_DecryptInit_ex(EVP_CIPHER_CTX*, const EVP_CIPHER*, ENGINE*, const unsigned char*, const unsigned char*)
     int EVP_MAC_CTX_set_params(EVP_MAC_CTX*, const OSSL_PARAM*)
 
-cdef extern from "<openssl/rand.h>" nogil:
+cdef extern from "<openssl/rand.h>":
     int RAND_bytes(unsigned char*, int)
 
-cdef extern from "<openssl/bio.h>" nogil:
+cdef extern from "<openssl/bio.h>":
     ctypedef struct BIO:
         pass
     ctypedef struct BIO_METHOD:
@@ -186,7 +186,7 @@ cdef extern from "<openssl/bio.h>" nogil:
     enum:
         BIO_TYPE_SOURCE_SINK, BIO_CTRL_FLUSH
 
-cdef extern from "<openssl/err.h>" nogil:
+cdef extern from "<openssl/err.h>":
     void ERR_clear_error()
     unsigned long ERR_get_error()
     unsigned long ERR_peek_last_error()

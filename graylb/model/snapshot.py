@@ -127,6 +127,18 @@ class Timeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class Origination:
+    """How instances are called over TLS. Files as the document names them."""
+
+    ca: str | None = None  # whose certificates are good; None: the system's store
+    server_name: str | None = None  # to ask for and to verify; None: the host of each instance's address
+    cert: str | None = None  # ours, for instances that ask for one, and its key
+    key: str | None = None
+    verify: bool = True
+    min_version: Literal["1.2", "1.3"] = "1.2"
+
+
+@dataclass(frozen=True, slots=True)
 class Connections:
     """Connections to each instance, in each worker. Times in seconds."""
 
@@ -139,6 +151,7 @@ class Connections:
     proxy_protocol: Literal["off", "v1", "v2"] = "off"  # told at the beginning of each; such are not shared by clients
     protocol: Literal["auto", "http1", "h2"] = "auto"  # auto: gRPC requests by HTTP/2, all others by HTTP/1.1
     streams: int = 100  # most at once on one HTTP/2 connection
+    tls: Origination | None = None
 
 
 @dataclass(frozen=True, slots=True)

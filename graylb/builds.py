@@ -6,10 +6,11 @@ import importlib
 from functools import cache
 from typing import Final, Literal
 
-Part = Literal["h2"]
+Part = Literal["h2", "tls"]
 
 _NEEDS: Final[dict[Part, tuple[str, str, str]]] = {
     "h2": ("graylb._h2", "HTTP/2", "libnghttp2-dev"),
+    "tls": ("graylb._tls", "TLS", "libssl-dev"),
 }
 """Module, what it is, and the Debian package that it is built with."""
 

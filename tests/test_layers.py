@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._fast": ("graylb._http1",),
     "graylb._gate": ("graylb._http1",),
     "graylb._live": ("graylb._fast", "graylb._http1"),
-    "graylb._sockets": ("graylb._live",),
+    "graylb._tls": ("graylb._live", "graylb.openssl"),
+    "graylb._sockets": ("graylb._live", "graylb._tls"),
     "graylb._h2": ("graylb._live", "graylb._http1", "graylb.nghttp2"),
     "graylb._pools": ("graylb._sockets", "graylb._live", "graylb._proxy"),
     "graylb._engine": (

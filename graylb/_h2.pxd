@@ -39,7 +39,8 @@ cdef struct H2Hooks:
     void (*end)(void* engine, Conn* c, char* trailers, size_t n) noexcept
     # all that was pending in c.out has gone into the session's output
     void (*drained)(void* engine, Conn* c) noexcept
-    # the stream is over: both sides have ended, or one has reset it (error). The Conn is not bound any more.
+    # The stream is over: both sides have ended, or one has reset it (error). The Conn is not bound any more. An upstream's says
+    # H2_NO_ERROR only when its response was complete.
     void (*closed)(void* engine, Conn* c, uint32_t error) noexcept
     # a peer's GOAWAY: s.full is set; streams that it did not process are told `closed` with H2_REFUSED_STREAM
     void (*leaving)(void* engine, Session* s) noexcept

@@ -91,7 +91,6 @@ cdef struct Framer:
     size_t rest_len
     # limits
     uint8_t broken                 # nothing more is received
-    uint8_t settled                # the peer's first SETTINGS have come
     uint16_t continuations
     int64_t resets                 # left, times RESET_MS
     int64_t control                # left, times CONTROL_MS
@@ -266,6 +265,7 @@ cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void
     f.verdict = f.status = 0
     f.fields = 0
     f.size = f.start = 0
+    f.cookies.n = 0                # of a block that broke off
     f.method.n = f.path.n = f.scheme.n = f.authority.n = 0
     if f.s.server: f.block = REQUEST if frame.headers.cat == NGHTTP2_HCAT_REQUEST else TRAILERS
     else:
@@ -526,11 +526,8 @@ cdef int _on_frame_recv(nghttp2_session* ng, const nghttp2_frame* frame, void* u
         if frame.hd.flags & NGHTTP2_FLAG_ACK: f.s.acked = 1
     elif type == NGHTTP2_SETTINGS:
         if not f.s.server and not frame.hd.flags & NGHTTP2_FLAG_ACK:
-            f.s.max_streams = nghttp2_session_get_remote_settings(ng, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS)
-            if not f.settled:
-                f.settled = 1
-                # it has said nothing of it: then there is no limit, and a hundred is what we assumed
-                if f.s.max_streams == <uint32_t>0xffffffff: f.s.max_streams = 0x7fffffff
+            f.s.max_streams = min(nghttp2_session_get_remote_settings(ng, NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS),
+                                  <uint32_t>0x7fffffff)
     elif type == NGHTTP2_GOAWAY and not f.s.server:
         f.s.full = 1
         f.hooks.leaving(f.engine, &f.s)
@@ -550,8 +547,12 @@ cdef int _on_invalid_frame(nghttp2_session* ng, const nghttp2_frame* frame, int 
 cdef int _on_stream_close(nghttp2_session* ng, int32_t stream, uint32_t error, void* user) noexcept:
     cdef Framer* f = <Framer*>user
     cdef Conn* c = _conn(f, stream)
+    # a client may reset as many as it lets end, besides its burst
+    if f.s.server and error == H2_NO_ERROR: f.resets = min(f.resets + RESET_MS, <int64_t>f.limits.resets * RESET_MS)
     if c == NULL: return 0
-    if not f.s.server and not c.phase & SENT: error = H2_REFUSED_STREAM
+    if not f.s.server:
+        if not c.phase & SENT: error = H2_REFUSED_STREAM
+        elif error == H2_NO_ERROR and not c.phase & ENDED: error = H2_PROTOCOL_ERROR    # cut off, or refused by us
     _unlink(c)
     f.hooks.closed(f.engine, c, error)
     return 0
@@ -936,25 +937,25 @@ cdef void _told_request(void* engine, Session* s, int32_t stream, char* text, si
     (<Probe>engine)._request(stream, text[:n], end)
 
 cdef void _told_response(void* engine, Conn* u, char* text, size_t n, bint end) noexcept:
-    (<Probe>engine).events.append(("response", u.stream, text[:n], bool(end)))
+    (<Probe>engine)._note(("response", u.stream, text[:n], bool(end)))
 
 cdef void _told_data(void* engine, Conn* c, char* p, size_t n) noexcept:
     (<Probe>engine)._data(c, p[:n])
 
 cdef void _told_end(void* engine, Conn* c, char* trailers, size_t n) noexcept:
-    (<Probe>engine).events.append(("end", c.stream, trailers[:n] if n else b""))
+    (<Probe>engine)._note(("end", c.stream, trailers[:n] if n else b""))
 
 cdef void _told_drained(void* engine, Conn* c) noexcept:
-    (<Probe>engine).events.append(("drained", c.stream))
+    (<Probe>engine)._note(("drained", c.stream))
 
 cdef void _told_closed(void* engine, Conn* c, uint32_t error) noexcept:
     (<Probe>engine)._closed(c, error)
 
 cdef void _told_leaving(void* engine, Session* s) noexcept:
-    (<Probe>engine).events.append(("leaving",))
+    (<Probe>engine)._note(("leaving",))
 
 cdef void _told_rejected(void* engine, Session* s, int status) noexcept:
-    (<Probe>engine).events.append(("rejected", status))
+    (<Probe>engine)._note(("rejected", status))
 
 cdef void _told_dirty(void* engine, Session* s) noexcept:
     (<Probe>engine).wakes += 1
@@ -975,7 +976,7 @@ cdef class Probe:
     """A session with hooks that record: `events` are tuples of the hook's name, the stream and what it was told.
 
     A server binds each request, but when `refuses` is an error code: then it refuses it with that. `eager`: bodies are consumed as
-    they come. `wakes` counts the calls of `dirty`.
+    they come. `react` is called with each event, within the hook. `wakes` counts the calls of `dirty`.
     """
 
     cdef Session* s
@@ -986,6 +987,7 @@ cdef class Probe:
     cdef readonly bint broken
     cdef public object refuses
     cdef public bint eager
+    cdef public object react
 
     def __init__(self, bint server, *, uint32_t streams=100, uint32_t window=65536, uint32_t connection_window=1 << 20,
                  uint32_t head_bytes=65536, uint32_t headers=100, uint32_t resets=500, uint32_t control=1000):
@@ -1003,21 +1005,26 @@ cdef class Probe:
         if self.conns is not None:
             for address in self.conns.values(): _drop(<Conn*><size_t>address)
 
+    cdef void _note(self, tuple event) noexcept:
+        self.events.append(event)
+        if self.react is not None: self.react(event)
+
     cdef void _request(self, int32_t stream, bytes text, bint end) noexcept:
-        self.events.append(("request", stream, text, bool(end)))
         if self.refuses is not None: _refuse(self.s, stream, self.refuses)
         else: _bind(self.s, stream, self._made(stream))
+        self._note(("request", stream, text, bool(end)))
 
     cdef void _data(self, Conn* c, bytes data) noexcept:
-        self.events.append(("data", c.stream, data))
         if self.eager: _consume(c, len(data))
+        self._note(("data", c.stream, data))
 
     cdef void _closed(self, Conn* c, uint32_t error) noexcept:
         for stream, address in list(self.conns.items()):
             if <Conn*><size_t>address == c:
-                self.events.append(("closed", stream, error))
                 del self.conns[stream]
                 _drop(c)
+                self._note(("closed", stream, error))
+                return
 
     cdef Conn* _made(self, int32_t stream) noexcept:
         cdef Conn* c = <Conn*>calloc(1, sizeof(Conn))

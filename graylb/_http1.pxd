@@ -87,6 +87,8 @@ cdef enum HeaderId:
     H_MARK
     H_CH_MOBILE
     H_GRAYLB
+    H_GRPC_TIMEOUT
+    H_GRPC_STATUS
     H_UNDERSCORE
 
 cdef enum HeaderUse:
@@ -99,6 +101,11 @@ cdef enum BodyKind:
     BODY_LENGTH
     BODY_CHUNKED
     BODY_CLOSE
+
+cdef enum Grpc:
+    GRPC_NONE = 0
+    GRPC                   # content-type application/grpc: it takes HTTP/2
+    GRPC_WEB               # application/grpc-web…: as any other request, but rules on services, methods and metadata hold
 
 cdef struct Header:
     const char* name
@@ -138,7 +145,7 @@ cdef struct Head:
     uint8_t upgrade        # an Upgrade header is there
     uint8_t asks_upgrade   # Connection names it
     uint8_t websocket      # a lawful WebSocket handshake, or the answer that accepts one
-    uint8_t is_grpc
+    uint8_t is_grpc        # see Grpc
     uint8_t typed          # a Content-Type was seen
     uint8_t absolute
     uint8_t hosts

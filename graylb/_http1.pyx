@@ -49,8 +49,11 @@ cdef int classify(const char* n, size_t size) noexcept nogil:
         if gl_same(n, b"connection", 10): return H_CONNECTION
         if gl_same(n, b"keep-alive", 10): return H_KEEP_ALIVE
         if gl_same(n, b"user-agent", 10): return H_USER_AGENT
+    elif size == 11:
+        if gl_same(n, b"grpc-status", 11): return H_GRPC_STATUS
     elif size == 12:
         if gl_same(n, b"content-type", 12): return H_CONTENT_TYPE
+        if gl_same(n, b"grpc-timeout", 12): return H_GRPC_TIMEOUT
     elif size == 14:
         if gl_same(n, b"content-length", 14): return H_CONTENT_LENGTH
         if gl_same(n, b"http2-settings", 14): return H_HTTP2_SETTINGS
@@ -129,7 +132,8 @@ cdef int _note(Head* h, Header* x) noexcept nogil:
         if x.value_len == 12 and gl_same(x.value, b"100-continue", 12): h.expect_continue = 1
         elif not h.is_response: return E_EXPECTATION
     elif id == H_CONTENT_TYPE:
-        if not h.typed: h.is_grpc = x.value_len >= 16 and gl_same(x.value, b"application/grpc", 16)
+        if not h.typed and x.value_len >= 16 and gl_same(x.value, b"application/grpc", 16):
+            h.is_grpc = GRPC_WEB if x.value_len >= 20 and gl_same(x.value + 16, b"-web", 4) else GRPC
         h.typed = 1
     return -1
 
@@ -720,7 +724,7 @@ cdef dict _view(Head* h, bint request):
     if request:
         out.update(method=_text(h.method, h.method_len), path=_text(h.path, h.path_len),
                    query=_text(h.query, h.query_len) if h.query != NULL else None,
-                   host=_text(h.host, h.host_len), grpc=bool(h.is_grpc), websocket=bool(h.websocket))
+                   host=_text(h.host, h.host_len), grpc=bool(h.is_grpc), grpc_web=h.is_grpc == GRPC_WEB, websocket=bool(h.websocket))
     else:
         out.update(status=h.status, reason=_text(h.reason, h.reason_len), websocket=bool(h.websocket))
     return out

@@ -1,0 +1,16 @@
+"""What gRPC over HTTP/2 means to a proxy, without I/O: see _grpc.pyx."""
+
+from libc.stdint cimport int64_t, uint8_t
+from graylb._http1 cimport Head
+
+cdef enum:
+    TIMEOUT_LINE = 25      # bytes that `put_timeout` adds to a head
+    STATUS_NONE = -1
+    STATUS_ODD = -2        # there is one, but it is none of gRPC's codes
+
+cdef int64_t parse_timeout(const char* p, size_t n) noexcept nogil
+cdef int64_t take_timeout(Head* h) noexcept nogil
+cdef void write_timeout(char* o, int64_t us) noexcept nogil
+cdef char* put_timeout(char* e, int64_t us) noexcept nogil
+cdef void renew_timeout(char* e, int64_t us) noexcept nogil
+cdef int read_status(Head* h) noexcept nogil

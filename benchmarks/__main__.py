@@ -19,7 +19,7 @@ from benchmarks.control import run as control
 from benchmarks.failure import BenchError
 from benchmarks.h2 import peers as h2_peers
 from benchmarks.h2 import run as h2
-from benchmarks.h2 import scene, spec, tls
+from benchmarks.h2 import scene, spec, streams, tls
 from benchmarks.h2.cases import CASES as H2_CASES
 from benchmarks.h2.cases import Case as H2Case
 from benchmarks.keep import RESULTS, keep
@@ -29,12 +29,12 @@ from benchmarks.load.cases import CASES
 from benchmarks.load.peers import NAMES, STANDARD, present
 from benchmarks.micro import run as micro
 
-OWN = ("h2", "tls", "h2spec", "control")
+OWN = ("h2", "tls", "streams", "h2spec", "control")
 MEASURED = ("micro", "load", "bodies", "pace", "workers", "slow", "idle", "attribute")
 ROUNDS = {"h2": 5, "tls": 5, "load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 2, "micro": 15}
 QUICK_ROUNDS = {"h2": 2, "tls": 2, "load": 3, "bodies": 1, "pace": 2, "workers": 2, "slow": 1, "micro": 5}
 SECONDS = 2
-STANDARDS = {"h2": h2_peers.NAMES, "tls": tls.PEERS, "h2spec": h2_peers.NAMES}
+STANDARDS = {"h2": h2_peers.NAMES, "tls": tls.PEERS, "streams": h2_peers.NAMES, "h2spec": h2_peers.NAMES}
 """Peers of a whole run of what has its own."""
 ALL_NAMES = tuple(dict.fromkeys((*NAMES, *h2_peers.NAMES)))
 Chosen = TypeVar("Chosen", H2Case, tls.Case)
@@ -102,7 +102,7 @@ def choose_cases(options: argparse.Namespace, cases: Sequence[Chosen]) -> list[C
 
 
 def over_h2(kind: str, options: argparse.Namespace, rounds: int, seconds: int) -> dict[str, Any] | None:
-    """h2, tls or h2spec, whose peers are others. Raises BenchError, also for a peer that has no part in it."""
+    """h2, tls, streams or h2spec, whose peers are others. Raises BenchError, also for a peer that has no part in it."""
     asked = options.peers or STANDARDS[kind]
     for name in asked:
         if name not in h2_peers.KINDS:
@@ -116,6 +116,8 @@ def over_h2(kind: str, options: argparse.Namespace, rounds: int, seconds: int) -
     elif kind == "tls":
         some = choose_cases(options, tls.CASES)
         found = tls.run(names, some, rounds, seconds) if some else None
+    elif kind == "streams":
+        found = streams.run(names, streams.QUICK if options.quick else streams.Size())
     else:
         found = spec.run(names)
     if found is not None:

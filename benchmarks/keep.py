@@ -10,7 +10,7 @@ import orjson
 from benchmarks import report
 from benchmarks.control import verdict as control
 from benchmarks.h2 import run as h2
-from benchmarks.h2 import spec, tls
+from benchmarks.h2 import spec, streams, tls
 from benchmarks.load import attribute, bodies, idle, pace, slow, workers
 from benchmarks.load.cases import CASES
 from benchmarks.load.peers import KINDS
@@ -29,6 +29,7 @@ PAGES: dict[str, report.Page] = {
     "micro": report.micro_page,
     "h2": h2.page,
     "tls": tls.page,
+    "streams": streams.page,
     "h2spec": spec.page,
     "control": control.page,
     "soak": verdict.page,

@@ -68,6 +68,12 @@ def find(name: str) -> str:
     return found
 
 
+def has_header(name: str) -> bool:
+    """Whether C programs can include it."""
+    command = [find("cc"), "-E", "-x", "c", "-"]
+    return not subprocess.run(command, input=f"#include <{name}>\n", text=True, capture_output=True).returncode
+
+
 def first_version(text: str, what: str) -> str:
     """The first dotted number of what a program says about itself. Raises BenchError if there is none."""
     found = re.search(r"(?<![\w.])[vV]?(\d+\.\d[\w.+~:-]*)", text)

@@ -27,7 +27,8 @@ NATIVE = Path(__file__).parent / "native"
 CONFIGS = Path(__file__).parent / "configs"
 SOURCES = ("upstream", "floor", "pace", "transfer")
 LIBRARIES = {"h2upstream": ("nghttp2",), "handshakes": ("ssl", "crypto")}
-"""What a native program is linked with; on Debian: libnghttp2-dev, libssl-dev."""
+HEADERS = {"h2upstream": ("nghttp2/nghttp2.h", "libnghttp2-dev"), "handshakes": ("openssl/ssl.h", "libssl-dev")}
+"""What a native program needs beside the C library, and the Debian package that brings it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,9 @@ def answers(port: int) -> bool:
 def compile_native(work: Path, names: Sequence[str] = SOURCES) -> None:
     """Builds the native programs in `work`. Raises BenchError with the compiler's words."""
     for name in names:
+        if name in HEADERS and not programs.has_header(HEADERS[name][0]):
+            header, package = HEADERS[name]
+            raise BenchError(f"{name}.c: there is no {header}; {programs.debian(package)}")
         libraries = [f"-l{each}" for each in LIBRARIES.get(name, ())]
         flags = ["-O2", "-Wall", "-Wextra", "-o", str(work / name)]
         command = [programs.find("cc"), *flags, str(NATIVE / f"{name}.c"), *libraries]

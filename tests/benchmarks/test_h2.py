@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,13 +30,10 @@ CORES = frozenset(os.sched_getaffinity(0))
 GRPC_CASE = next(case for case in cases.CASES if case.name == "grpc-8x32")
 
 
-def has_header(name: str) -> bool:
-    source = f"#include <{name}>\n"
-    return subprocess.run(["cc", "-E", "-x", "c", "-"], input=source, text=True, capture_output=True).returncode == 0
-
-
-needs_nghttp2 = pytest.mark.skipif(not has_header("nghttp2/nghttp2.h"), reason="libnghttp2-dev is not installed")
-needs_openssl = pytest.mark.skipif(not has_header("openssl/ssl.h"), reason="libssl-dev is not installed")
+needs_nghttp2 = pytest.mark.skipif(
+    not programs.has_header("nghttp2/nghttp2.h"), reason="libnghttp2-dev is not installed"
+)
+needs_openssl = pytest.mark.skipif(not programs.has_header("openssl/ssl.h"), reason="libssl-dev is not installed")
 
 
 # -- h2load -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
  *
  *   …/N      any method: a body of N bytes once the request's own body has arrived. Asked with content-type
  *            application/grpc, it is one gRPC message, and trailers with grpc-status 0 follow
+ *   /hold    a head, and then nothing
  *   /head    the request's fields as they came in, "name: value" a line, as the body
  *   /count   "requests R bodies B connections C" as upstream.c has it
  *
@@ -24,7 +25,7 @@ struct stream {
     char *own;           /* an answer made for this request only */
     size_t taken;        /* of it */
     size_t held;         /* bytes of `fields` */
-    int grpc, begun, head;
+    int grpc, begun, head, hold;
     char path[256];
     char *fields;        /* of /head */
 };
@@ -88,6 +89,7 @@ static ssize_t body(nghttp2_session *session, int32_t id, uint8_t *to, size_t ro
                     nghttp2_data_source *source, void *context) {
     (void)context;
     struct stream *s = source->ptr;
+    if (s->hold) return NGHTTP2_ERR_DEFERRED;
     size_t length = s->left < room ? (size_t)s->left : room;
     if (s->own) {
         memcpy(to, s->own + s->taken, length);
@@ -119,6 +121,9 @@ static void answer(nghttp2_session *session, int32_t id, struct stream *s) {
         s->left = (uint64_t)sprintf(count, "requests %llu bodies %llu connections %llu\n", (unsigned long long)requests,
                                     (unsigned long long)bodies, (unsigned long long)connections);
         if (!(s->own = strdup(count))) die("malloc");
+    } else if (!strcmp(s->path, "/hold")) {
+        requests++;
+        s->hold = 1;
     } else if (s->fields) {
         requests++;
         s->own = s->fields;
@@ -137,17 +142,17 @@ static void answer(nghttp2_session *session, int32_t id, struct stream *s) {
     nghttp2_nv grpc[] = {FIELD(":status", "200", 3), FIELD("content-type", "application/grpc", 16),
                          FIELD("x-version", version, strlen(version))};
     nghttp2_data_provider provider = {.source.ptr = s, .read_callback = body};
-    if (nghttp2_submit_response(session, id, s->grpc ? grpc : plain, s->grpc ? 3 : 5, s->head ? NULL : &provider))
+    int open = s->grpc || s->hold; /* of unknown length */
+    if (nghttp2_submit_response(session, id, open ? grpc : plain, open ? 3 : 5, s->head ? NULL : &provider))
         errno = 0, die("response");
 }
 
 static int frame_received(nghttp2_session *session, const nghttp2_frame *frame, void *context) {
     (void)context;
-    if ((frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS) ||
-        !(frame->hd.flags & NGHTTP2_FLAG_END_STREAM))
-        return 0;
+    if (frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS) return 0;
     struct stream *s = nghttp2_session_get_stream_user_data(session, frame->hd.stream_id);
-    if (s) answer(session, frame->hd.stream_id, s);
+    if (s && frame->hd.type == NGHTTP2_HEADERS && !strcmp(s->path, "/hold")) answer(session, frame->hd.stream_id, s);
+    else if (s && frame->hd.flags & NGHTTP2_FLAG_END_STREAM && !s->hold) answer(session, frame->hd.stream_id, s);
     return 0;
 }
 

@@ -257,6 +257,10 @@ cdef int _on_begin_frame(nghttp2_session* ng, const nghttp2_frame_hd* hd, void* 
     return 0
 
 
+cdef int _on_extension(nghttp2_session* ng, void** payload, const nghttp2_frame_hd* hd, void* user) noexcept:
+    return NGHTTP2_ERR_CANCEL      # frames that nobody knows are counted above, and no more
+
+
 cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void* user) noexcept:
     cdef Framer* f = <Framer*>user
     cdef Conn* c
@@ -462,6 +466,7 @@ cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
     nghttp2_submit_response(f.ng, stream, &nv, 1, NULL)
     _touch(f)
     f.hooks.rejected(f.engine, &f.s, f.verdict)
+    f.resets -= RESET_MS           # what this stream earns by ending in order
     return _reset(f)
 
 
@@ -687,6 +692,7 @@ cdef bint _make_callbacks() noexcept:
     nghttp2_session_callbacks_set_on_header_callback(_callbacks, _on_header)
     nghttp2_session_callbacks_set_on_invalid_header_callback(_callbacks, _on_invalid_header)
     nghttp2_session_callbacks_set_on_begin_frame_callback(_callbacks, _on_begin_frame)
+    nghttp2_session_callbacks_set_unpack_extension_callback(_callbacks, _on_extension)
     return True
 
 
@@ -701,6 +707,7 @@ cdef bint _start(Framer* f) noexcept:
     nghttp2_option_set_no_closed_streams(option, 1)
     nghttp2_option_set_max_send_header_block_length(option, 4 * 131072)
     gl_option_continuations(option, CONTINUATIONS)
+    for r in range(NGHTTP2_CONTINUATION + 1, 256): nghttp2_option_set_user_recv_extension_type(option, <uint8_t>r)
     # its own limit only queues a GOAWAY and parses on: ours comes first
     gl_option_resets(option, 2 * <uint64_t>limits.resets + 1000, limits.resets + 1000)
     if f.s.server: r = nghttp2_session_server_new2(&f.ng, _callbacks, f, option)
@@ -1133,6 +1140,16 @@ cdef class Probe:
     def queued(self):
         """Frames that wait to be sent."""
         return nghttp2_session_get_outbound_queue_size((<Framer*>self.s).ng)
+
+    @property
+    def held(self):
+        """Bytes kept for a header block."""
+        return (<Framer*>self.s).text.cap + (<Framer*>self.s).cookies.cap
+
+    @property
+    def deflater_bytes(self):
+        """Of the table of heads that were sent."""
+        return nghttp2_session_get_hd_deflate_dynamic_table_size((<Framer*>self.s).ng)
 
     @property
     def bound(self):

@@ -98,6 +98,7 @@ cdef extern from "<nghttp2/nghttp2.h>":
         NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
         NGHTTP2_ERR_NOMEM
         NGHTTP2_ERR_CALLBACK_FAILURE
+        NGHTTP2_ERR_CANCEL
         NGHTTP2_ERR_FLOODED
         NGHTTP2_ERR_BAD_CLIENT_MAGIC
 
@@ -115,6 +116,8 @@ cdef extern from "<nghttp2/nghttp2.h>":
     ctypedef int (*nghttp2_on_header_callback)(
         nghttp2_session*, const nghttp2_frame*, const uint8_t*, size_t, const uint8_t*, size_t, uint8_t, void*) noexcept
     ctypedef int (*nghttp2_on_begin_frame_callback)(nghttp2_session*, const nghttp2_frame_hd*, void*) noexcept
+
+    ctypedef int (*nghttp2_unpack_extension_callback)(nghttp2_session*, void**, const nghttp2_frame_hd*, void*) noexcept
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks**)
     void nghttp2_session_callbacks_set_send_data_callback(nghttp2_session_callbacks*, nghttp2_send_data_callback)
@@ -137,12 +140,15 @@ cdef extern from "<nghttp2/nghttp2.h>":
         nghttp2_session_callbacks*, nghttp2_on_header_callback)
     void nghttp2_session_callbacks_set_on_begin_frame_callback(
         nghttp2_session_callbacks*, nghttp2_on_begin_frame_callback)
+    void nghttp2_session_callbacks_set_unpack_extension_callback(
+        nghttp2_session_callbacks*, nghttp2_unpack_extension_callback)
 
     # options
     int nghttp2_option_new(nghttp2_option**)
     void nghttp2_option_del(nghttp2_option*)
     void nghttp2_option_set_no_auto_window_update(nghttp2_option*, int)
     void nghttp2_option_set_no_closed_streams(nghttp2_option*, int)
+    void nghttp2_option_set_user_recv_extension_type(nghttp2_option*, uint8_t)
     void nghttp2_option_set_max_send_header_block_length(nghttp2_option*, size_t)
 
     # sessions
@@ -164,6 +170,7 @@ cdef extern from "<nghttp2/nghttp2.h>":
     int nghttp2_session_set_stream_user_data(nghttp2_session*, int32_t, void*)
     int nghttp2_session_get_stream_remote_close(nghttp2_session*, int32_t)
     size_t nghttp2_session_get_outbound_queue_size(nghttp2_session*)
+    size_t nghttp2_session_get_hd_deflate_dynamic_table_size(nghttp2_session*)
     uint32_t nghttp2_session_get_remote_settings(nghttp2_session*, int)
     int32_t nghttp2_session_get_last_proc_stream_id(nghttp2_session*)
     int nghttp2_session_check_request_allowed(nghttp2_session*)

@@ -1,4 +1,4 @@
-"""What is fuzzed: each parser of ours with a corpus and the law that must hold (`messages`, `tables`).
+"""What is fuzzed: each parser of ours with a corpus and the law that must hold (`messages`, `streams`, `tables`).
 
 A target takes any bytes and fails by an AssertionError, by an exception nobody promised, or by a sanitizer's report.
 `python -m tests.fuzz` mutates blindly, in any build; `python -m tests.fuzz.guided` follows coverage (`make fuzz`).
@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.fuzz import messages, tables
+from tests.fuzz import messages, streams, tables
 from tests.integration.payloads import PAYLOADS
 from tests.proxy_reader import SIGNATURE
 
@@ -63,6 +63,8 @@ TARGETS = {
     "rewrite": Fuzzed(messages.rewrite, lambda: requests() + list(RESPONSES)),
     "stream": Fuzzed(messages.stream, requests),
     "proxy": Fuzzed(messages.proxy, lambda: list(PROXIED)),
+    "h2-server": Fuzzed(streams.server, streams.from_client),
+    "h2-client": Fuzzed(streams.client, streams.from_server),
     "load": Fuzzed(tables.load, lambda: list(tables.images())),
     "decide": Fuzzed(tables.decide, lambda: requests()[::10] + tables.asked()),
 }

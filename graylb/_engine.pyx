@@ -1,49 +1,46 @@
-"""The engine: clients, exchanges, relay, tunnels.
+"""The engine: tables, clients' requests, relay.
 
 One request, in reading order: `_client_readable` → `_request_head` → `_begin` → `_acquire` → `_upstream_readable` →
-`_response_head` → `_finish`. Below it are the sockets (`_sockets`, with the rules of the house) and the pools (`_pools`).
+`_response_head` → `_finish`. A request that comes as an HTTP/2 stream begins at `_stream_request`, an answer that does at
+`_stream_response`; in between they go the same way. The floors below, each a class that this one inherits from: `_sockets` (with
+the rules of the house), `_pools`, `_clients`, `_streams`, `_exchanges`, `_tunnels`.
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, TOO_LARGE, Context, Decision, Live, Query, Route,
-                           Service, Table, decide, free_context, make_context, pick_other,
-                           write_decision)
+from cpython.ref cimport Py_INCREF, PyObject
+from graylb._clients cimport Clients
+from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table, decide,
+                           free_context, make_context, pick_other, write_decision)
 from graylb._gate cimport Gate
+from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
-                            Body, Client, ForwardingPolicy, Head, Header, Piece, chunk_head, decode_body, find_blank_line,
-                            reset_head, same_name, scan_request, scan_response, start_body, write_request, write_response)
-from graylb._live cimport (CALLED, CLIENT, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_LINGER, S_PROXY, S_TUNNEL, S_WAIT, U_BODY, U_HEAD, U_IDLE,
-                           UPSTREAM, Conn, Counter, Exchange, Peer, Series, TableState, Upstream, record)
-from graylb._pools cimport WARM_EVERY_MS, Pools, may_repeat
-from graylb._proxy cimport ProxyInfo, read_proxy
-from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, LITTLE, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SMALL, SPLICE_FROM,
-                              WHEEL, accept_from, close, exhausted, gl_now_ms, gl_now_us, recv, reset_on_close, send, shutdown, socket_error)
-
-import ipaddress
-import resource
+                            Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
+                            scan_request, scan_response, start_body, write_request, write_response)
+from graylb._live cimport (AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
+                           S_WAIT, U_BODY, U_HEAD, U_IDLE, Conn, Counter, Exchange, Series, Session, TableState, Upstream)
+from graylb._pools cimport WARM_EVERY_MS, may_repeat
+from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, MSG_PEEK, SPLICE_FROM, WHEEL, gl_now_us, recv,
+                              socket_error)
+from graylb._streams cimport Streams
+from graylb._tunnels cimport Tunnels
 
 from graylb._live import carried, is_ip
 from graylb.errors import BY_REASON, KINDS
+
+cdef enum:
+    MAX_ATTEMPTS = 4
+    PIECE = 65536          # a stream's body bytes are encoded for HTTP/1 in pieces of at most this
+
 cdef extern from * nogil:
     """
     #include <string.h>
     """
     void* memmem(const void*, size_t, const void*, size_t)
-
-cdef enum:
-    MAX_ATTEMPTS = 4
-    LINGER_MS = 2000
-    ACCEPT_BATCH = 256
-    ACCEPT_PAUSE_MS = 100
-    MARGIN = 16384         # room for what heads gain
-    SHED_LOOKS = 64        # connections that are looked at for an idle one when there is no room for another
-    MAX_LISTENERS = 256
 
 # errors by code, see graylb.errors
 cdef int E_BAD_FRAMING = BY_REASON["bad-framing"].code
@@ -59,22 +56,13 @@ cdef int E_CONNECT_FAILED = BY_REASON["connect-failed"].code
 cdef int E_CONNECT_TIMEOUT = BY_REASON["connect-timeout"].code
 cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
 cdef int E_UPSTREAM_INVALID = BY_REASON["upstream-invalid"].code
-cdef int E_BAD_PROXY = BY_REASON["bad-proxy-header"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 
 
-cdef const uint8_t* MAPPED = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
+cdef const char* PRI = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"   # RFC 9113 section 3.4
 
-cdef enum:
-    N_CODES = 32
 
-cdef struct Listening:
-    int fd
-    uint8_t proxy                  # its connections begin with a PROXY header
-    uint8_t all_trusted            # whoever they are from; else those of `trusted`, see `_is_trusted`
-    uint32_t bit                   # of its name in the current table; 0: no route names it
-
-cdef class Engine(Pools):
+cdef class Engine(Tunnels):
     """Serves clients by the current table. One engine a worker, on one event loop.
 
     loop: a running uvloop (or asyncio) loop. worker: number of this worker, sets its counters apart from its siblings'.
@@ -82,70 +70,37 @@ cdef class Engine(Pools):
 
     cdef object on_quiet           # called once when draining and no client is left
     cdef int worker
-    cdef char* heads               # rewritten heads
-    cdef size_t heads_size
-    cdef Exchange* spare
-    cdef Exchange* tunnel_list     # open tunnels
-    cdef TableState state
+    cdef char* piece               # room to encode a stream's body bytes in
     cdef dict members              # service -> (its digest, its instances in the table's order)
     cdef dict counters
     cdef dict series               # (service, version) -> Series
-    cdef list listeners            # (name, trusted networks) by number
-    cdef Listening listening[MAX_LISTENERS]
-    cdef int n_listening
-    cdef int max_clients           # what the descriptors allow
-    cdef uint32_t hand             # wheel slot where `_shed` goes on
     cdef dict fallbacks
-    cdef list answers
-    cdef bytes full                # the answer to a connection too many
     cdef Gate gate
     cdef Head head
     cdef Context context
-    cdef bint draining
-    cdef readonly int exchanges
-    cdef readonly int tunnels
-    cdef readonly uint64_t accepted
     cdef readonly uint64_t requests
     cdef readonly uint64_t retries
     cdef readonly uint64_t disagreements
-    cdef readonly uint64_t aborted
-    cdef readonly uint64_t shed    # idle clients closed to make room for others
-    cdef readonly uint64_t tunnels_cut
-    cdef uint64_t errors[N_CODES]
-    cdef bint retriable[N_CODES]
-    cdef uint64_t statuses[6]
 
     def __init__(self, loop, int worker=0):
         self.worker = worker
-        self.heads_size = 3 * (MAX_HEAD) + MARGIN + SMALL
-        self.heads = <char*>malloc(self.heads_size)
-        if self.heads == NULL or not make_context(&self.context, MAX_HEAD): raise MemoryError
+        self.piece = <char*>malloc(HEADROOM + PIECE + HEADROOM)
+        if self.piece == NULL or not make_context(&self.context, MAX_HEAD): raise MemoryError
         self.upstreams = {}
         self.named = {}
         self.counters = {}
         self.series = {}
-        self.listeners = []
         self.fallbacks = {}
         self.warm = set()
         self.members = {}
         self.gate = Gate()
-        # answers[code][json][close]; HEAD cuts the body off
-        self.answers = [[[kind.response(json=json, close=close) for close in (False, True)] for json in (False, True)]
-                        for kind in KINDS]
-        for kind in KINDS: self.retriable[<int>kind.code] = kind.retriable
-        self.full = self.answers[E_OVERLOADED][False][True]
-        # half of the descriptors for clients and half for instances, after what the process itself needs
-        self.max_clients = max(64, (min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 128) // 2)
+        self._open_doors()
+        self._open_books()
+        self._find_h2()
         self._open(loop)
 
     def __dealloc__(self):
-        cdef Exchange* x
-        while self.spare != NULL:
-            x = self.spare
-            self.spare = x.next
-            free(x.saved)
-            free(x)
-        free(self.heads)
+        free(self.piece)
         free_context(&self.context)
 
     # ---- the Python face -------------------------------------------------------------------------------------------
@@ -168,6 +123,7 @@ cdef class Engine(Pools):
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
         self.state = TableState(table, instances, counters, pick)
         self.counters = counters
+        self._limit_streams(table.meta["limits"])
         self._name_listeners()
         for u in retired: self._retire_instance(u)
         if former is not None: self._judge_tunnels(former)
@@ -215,59 +171,34 @@ cdef class Engine(Pools):
         if found is None: found = self.series[service, version] = Series(service, version)
         return found
 
-    def listen(self, int fd, *, str name="edge", str role="edge", bint proxy_protocol=False, trusted=(), protocols=()):
-        """Accepts clients from a listening, non-blocking socket. The caller keeps it open until `unlisten`.
-
-        name: what routes call it. proxy_protocol: connections from the networks `trusted` (none given: all) begin with a
-        PROXY header. ValueError with more than 256 listeners.
-        """
-        cdef Listening* l = &self.listening[self.n_listening]
-        if self.n_listening == MAX_LISTENERS: raise ValueError(f"at most {MAX_LISTENERS} listeners are possible")
-        l.fd = fd
-        l.proxy = proxy_protocol
-        l.all_trusted = not trusted
-        self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted]))
-        self.n_listening += 1
-        self._name_listeners()
-        self.loop.add_reader(fd, self._on_accept, self.n_listening - 1)
-
-    cdef _name_listeners(self):
-        cdef int i
-        bits = self.state.table.meta["listener_bits"] if self.state is not None else {}
-        for i in range(self.n_listening): self.listening[i].bit = bits.get(self.listeners[i][0], 0)
-
-    def unlisten(self):
-        """Accepts what is in the backlogs, then no more. The caller may close the sockets."""
-        cdef int i
-        for i in range(self.n_listening):
-            if self.listening[i].fd < 0: continue
-            self._on_accept(i)
-            self.loop.remove_reader(self.listening[i].fd)
-            self.listening[i].fd = -1
-
     def drain(self, on_quiet, *, bint keep_idle=False):
         """Accepts no more and lets exchanges finish with `connection: close`; calls on_quiet() when no client is left.
 
         Idle clients are closed; those that have not asked anything yet have until their header timeout.
         keep_idle: idle clients may ask once more, and are told then that the connection ends.
         """
+        self.unlisten()
+        self.draining = True
+        self.on_quiet = on_quiet
+        self._ask_to_leave(keep_idle)
+        self._reap()
+        self._quiet()
+
+    cdef void _ask_to_leave(self, bint keep_idle) noexcept:
+        """Idle clients go, those with a session are told to ask for no more."""
         cdef int i
         cdef Conn* c
         cdef Conn* following
         cdef char probe
-        self.unlisten()
-        self.draining = True
-        self.on_quiet = on_quiet
-        for i in range(0 if keep_idle else WHEEL):
+        for i in range(WHEEL):
             c = self.wheel[i].later
             while c != &self.wheel[i]:
                 following = c.later
-                if c.side == CLIENT and c.state == S_HEAD and c.reused and c.held_len == 0 and c.out_len == 0 \
-                        and not c.readable and recv(c.fd, &probe, 1, MSG_PEEK) <= 0:
+                if c.side == CLIENT and c.state == S_SESSION: self._leave_clients(c)
+                elif not keep_idle and c.side == CLIENT and c.fd >= 0 and c.state == S_HEAD and c.reused and c.held_len == 0 \
+                        and c.out_len == 0 and not c.readable and recv(c.fd, &probe, 1, MSG_PEEK) <= 0:
                     self._kill(c)                            # nothing asked that epoll has not told us yet
                 c = following
-        self._reap()
-        self._quiet()
 
     def close(self):
         """Closes everything at once. To be called before the loop ends, which would wait for our descriptors."""
@@ -277,6 +208,7 @@ cdef class Engine(Pools):
         self.unlisten()
         for i in range(WHEEL):
             while self.wheel[i].later != &self.wheel[i]: self._abort(self.wheel[i].later)
+        self._reap()
         self._shut()
 
     def upstream_names(self):
@@ -297,6 +229,7 @@ cdef class Engine(Pools):
             "tunnels": self.tunnels, "tunnels_cut": self.tunnels_cut, "shed": self.shed,
             "accepted": self.accepted, "requests": self.requests, "retries": self.retries, "aborted": self.aborted,
             "disagreements": self.disagreements,
+            "sessions": self.sessions, "streams": self.streams, "sessions_cut": self.sessions_cut,
             "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
             "errors": {kind.reason: self.errors[kind.code] for kind in KINDS if self.errors[kind.code]},
             "fallbacks": [{"service": s, "wanted": w, "got": g, "count": n} for (s, w, g), n in self.fallbacks.items()],
@@ -304,120 +237,12 @@ cdef class Engine(Pools):
             "versions": [each.figures() for each in self.series.values()],
         }
 
-    # ---- clients come ----------------------------------------------------------------------------------------------
-
-    def _on_accept(self, int number):
-        cdef Conn* c
-        cdef Peer peer
-        cdef Listening* l = &self.listening[number]
-        cdef int limit = self.state.client_connections or self.max_clients
-        cdef int i, fd
-        self.now = gl_now_ms()
-        if l.fd < 0: return
-        for i in range(ACCEPT_BATCH):
-            fd = accept_from(l.fd, &peer)
-            if fd < 0:
-                if exhausted():
-                    if self._shed(): continue
-                    self._pause_accepting(number)
-                    break
-                if errno == EINTR or errno == ECONNABORTED: continue
-                break
-            if self.clients >= limit and not self._shed():
-                self._turn_away(fd)
-                continue
-            c = self._new(fd, CLIENT)
-            if c == NULL: continue
-            c.peer = peer
-            c.listener = <uint8_t>number
-            c.state = S_PROXY if l.proxy and (l.all_trusted or self._is_trusted(c)) else S_HEAD
-            self.accepted += 1
-            self._set_deadline(c, self.now + self.state.header_ms)
-        if not self.in_batch: self._reap()
-
-    cdef _pause_accepting(self, int number):
-        """Out of descriptors: clients wait in the backlog; trying at once would only spin."""
-        self.errors[E_OVERLOADED] += 1
-        self.loop.remove_reader(self.listening[number].fd)
-        self.loop.call_later(ACCEPT_PAUSE_MS / 1000.0, self._accept_again, number)
-
-    def _accept_again(self, int number):
-        if self.listening[number].fd >= 0: self.loop.add_reader(self.listening[number].fd, self._on_accept, number)
-
-    cdef bint _shed(self) noexcept:
-        """Closes a client that waits between requests, as nginx does; which one goes round. False: none was found."""
-        cdef Conn* c
-        cdef Conn* slot
-        cdef uint32_t first = self.hand
-        cdef int i, looked = 0
-        for i in range(WHEEL):
-            slot = &self.wheel[self.hand]
-            c = slot.later
-            while c != slot and looked < SHED_LOOKS:
-                looked += 1
-                if c.side == CLIENT and c.state == S_HEAD and c.reused and c.held_len == 0 and c.out_len == 0 and not c.readable:
-                    self.shed += 1
-                    self._kill(c)
-                    return True
-                c = c.later
-            if looked >= SHED_LOOKS:
-                # A slot that got what other slots left over has all the looks of the next try; one that had them all
-                # gives way. When it is a slot's turn again, those that were not seen come first.
-                if c != slot and c != slot.later: self._rotate(slot, c)
-                if c == slot or self.hand == first: self.hand = (self.hand + 1) % WHEEL
-                return False
-            self.hand = (self.hand + 1) % WHEEL
-        return False
-
-    cdef void _rotate(self, Conn* slot, Conn* first) noexcept:
-        """Makes `first` the head of its wheel slot's ring."""
-        slot.earlier.later = slot.later
-        slot.later.earlier = slot.earlier
-        slot.later = first
-        slot.earlier = first.earlier
-        first.earlier.later = slot
-        first.earlier = slot
-
-    cdef void _turn_away(self, int fd) noexcept:
-        """One connection too many: a quick answer instead of a queue that only grows."""
-        self.errors[E_OVERLOADED] += 1
-        self.statuses[5] += 1
-        send(fd, PyBytes_AS_STRING(self.full), PyBytes_GET_SIZE(self.full), MSG_NOSIGNAL)
-        close(fd)
-
-    cdef bint _is_trusted(self, Conn* c):
-        address = ipaddress.ip_address(c.peer.text[:c.peer.text_len].decode()) if c.peer.text_len else None
-        return address is None or any(address in each for each in self.listeners[c.listener][1])
-
-    cdef bint _proxy_header(self, Conn* c, size_t have, ssize_t n) noexcept:
-        """Bytes of a PROXY header are in the shared buffer. True: it is complete; what is behind it is held."""
-        cdef ProxyInfo info
-        cdef ssize_t used = read_proxy(self.buf, have, &info)
-        if used < 0 or (used == 0 and n == 0):
-            if have: self.errors[E_BAD_PROXY] += 1   # else it just went away, as health checks do
-            self._kill(c)
-            return False
-        if used == 0:
-            if self._hold(c, self.buf, have) < 0: self._kill(c)
-            return False
-        if not info.local:
-            memcpy(c.peer.address, info.source, 16)
-            memcpy(c.peer.text, info.source_text, 48)
-            c.peer.text_len = info.source_text_len
-            c.peer.port = info.source_port
-            c.peer.v4 = memcmp(info.source, MAPPED, 12) == 0   # of the source alone; info.v4 is of both
-        c.state = S_HEAD
-        if <size_t>used < have and self._hold(c, self.buf + used, have - used) < 0:
-            self._kill(c)
-            return False
-        return True
-
     # ---- what happens to connections -------------------------------------------------------------------------------
 
     cdef void _event(self, Conn* c, uint32_t ev) noexcept:
         c.readable = 1
         if ev & (EPOLLRDHUP | EPOLLHUP | EPOLLERR): c.shut = 1
-        if c.state == S_TUNNEL:
+        if c.state == S_TUNNEL or c.state == S_SESSION:
             if ev & EPOLLERR: self._abort(c)
             else: self._readable(c)
             return
@@ -432,24 +257,32 @@ cdef class Engine(Pools):
         self._readable(c)
 
     cdef void _readable(self, Conn* c) noexcept:
-        if c.state == S_TUNNEL: self._tunnel(c, c.x.upstream if c.side == CLIENT else c.x.client)
+        if c.fd < 0: self._stream_readable(c)
+        elif c.state == S_TUNNEL: self._tunnel(c, c.x.upstream if c.side == CLIENT else c.x.client)
+        elif c.state == S_SESSION: self._session_readable(c)
         elif c.side == CLIENT: self._client_readable(c)
         else: self._upstream_readable(c)
 
     cdef void _sent(self, Conn* c) noexcept:
         cdef Conn* peer
+        if c.state == S_SESSION:
+            Streams._sent(self, c)
+            return
         if c.closing:
             self._linger(c)
             return
         if c.x == NULL:
-            if c.side == CLIENT: self._rest(c)
+            if c.side == CLIENT and c.fd >= 0: self._rest(c)
             return
         if c.half_close and not self._pass_end(c): return
         peer = c.x.upstream if c.side == CLIENT else c.x.client
-        if peer != NULL and (peer.readable or peer.held_len): self._again(peer)
+        if peer == NULL: return
+        if peer.fd < 0: self._used_up(peer)
+        if peer.readable or peer.held_len: self._again(peer)
 
     cdef void _gone(self, Conn* c) noexcept:
-        if c.side == UPSTREAM: self._lost(c)
+        if c.session != NULL: Streams._gone(self, c)
+        elif c.side != CLIENT: self._lost(c)
 
     cdef void _batch_done(self) noexcept:
         if self.warm and self.now >= self.warmed + WARM_EVERY_MS and not self.closed: self._warm_up()
@@ -467,15 +300,11 @@ cdef class Engine(Pools):
         if x.upstream != NULL and not x.upstream.connecting and (x.upstream.state != U_HEAD or not x.request_done):
             self._set_deadline(x.upstream, self._idle_deadline(x))
 
-    cdef inline uint64_t _idle_deadline(self, Exchange* x) noexcept:
-        """When the exchange has stalled; for a tunnel that is to be cut, when that is, if it comes first."""
-        cdef uint64_t when = self.now + x.idle_ms
-        return x.cut_ms if x.cut_ms and x.cut_ms < when else when
-
     cdef void _broken(self, Conn* c) noexcept:
         """A send failed."""
         if c.side == CLIENT: self._abort(c)
         elif c.x == NULL: self._kill(c)
+        elif c.fd < 0: self._upstream_failed(c, E_UPSTREAM_RESET)
         # an upstream may have answered before it stopped reading: its answer comes first
         elif c.x.response_begun or c.state == U_BODY: self._upstream_failed(c, E_UPSTREAM_RESET)
         else:
@@ -485,142 +314,13 @@ cdef class Engine(Pools):
             c.x.request_done = 0
             self._again(c)
 
-    # ---- ends ------------------------------------------------------------------------------------------------------
-
-    cdef Exchange* _exchange(self) noexcept:
-        cdef Exchange* x = self.spare
-        cdef char* saved
-        cdef size_t cap
-        if x == NULL: x = <Exchange*>calloc(1, sizeof(Exchange))
-        else:
-            self.spare = x.next
-            saved = x.saved
-            cap = x.saved_cap
-            memset(x, 0, sizeof(Exchange))
-            x.saved = saved
-            x.saved_cap = cap
-        if x != NULL: self.exchanges += 1
-        return x
-
-    cdef void _drop_exchange(self, Exchange* x) noexcept:
-        """Unties both sides; connections are dealt with by the caller."""
-        cdef Upstream up
-        if x.waiting:
-            up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
-            self._leave_queue(up, x)
-            self._call_all(up)
-        if x.client != NULL: x.client.x = NULL
-        if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
-        if x.status and x.upstream != NULL: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
-        if x.upstream != NULL: self._detach(x)
-        if x.state != NULL: Py_DECREF(<object>x.state)
-        x.state = NULL
-        if x.saved_cap > 4096:
-            free(x.saved)
-            x.saved = NULL
-            x.saved_cap = 0
-        x.next = self.spare
-        self.spare = x
-        self.exchanges -= 1
-
-    cdef void _detach(self, Exchange* x) noexcept:
-        (<Upstream>x.upstream.upstream).in_flight -= 1
-        x.upstream.x = NULL
-        x.upstream = NULL
-
-    cdef void _abort(self, Conn* c) noexcept:
-        """Ends a connection and, with it, its exchange and the other side: the client is gone, or the answer was cut short."""
-        cdef Exchange* x = c.x
-        cdef Conn* u
-        cdef Conn* d
-        if x != NULL:
-            u = x.upstream
-            d = x.client
-            self.aborted += 1
-            # an answer that its end delimits would look complete behind an orderly close
-            if x.response_begun and x.response_kind == BODY_CLOSE and d != NULL: reset_on_close(d.fd)
-            self._drop_exchange(x)
-            if u != NULL: self._kill(u)
-            if d != NULL: self._kill(d)
-        self._kill(c)
-
-    cdef void _linger(self, Conn* c) noexcept:
-        """Everything is sent: says so, and reads on for a moment, for a reset would destroy the answer in flight."""
-        c.closing = 0
-        if c.shut and not c.readable:
-            self._kill(c)
-            return
-        shutdown(c.fd, SHUT_WR)
-        c.state = S_LINGER
-        c.held_len = 0
-        self._set_deadline(c, self.now + LINGER_MS)
-        if c.readable: self._again(c)
-
-    cdef void _close_client(self, Conn* c, bint unread) noexcept:
-        """Closes after the answer; unread: bytes of the client may still be on their way to us."""
-        if c.out_len:
-            c.closing = 1
-            c.state = S_LINGER
-            self._set_deadline(c, self.now + self.state.body_ms)
-        elif unread: self._linger(c)
-        else: self._kill(c)
-
-    cdef void _fail(self, Conn* c, int code) noexcept:
-        """Answers with an error of ours and ends the exchange. The request body, if any is left, is not read."""
-        cdef Exchange* x = c.x
-        cdef bint wants_json = False, head_only = False, close_after = True
-        cdef Conn* u = NULL
-        cdef size_t n
-        self.errors[code] += 1
-        if x != NULL:
-            wants_json = x.wants_json
-            head_only = x.head_only
-            close_after = x.close_client or not x.request_done or self.draining
-            u = x.upstream
-        n = self._write_answer(x, self.answers[code][wants_json][close_after], head_only)
-        if x != NULL:
-            self._drop_exchange(x)
-            if u != NULL: self._kill(u)
-        self.statuses[<int>KINDS[code].status // 100] += 1
-        if self._send(c, self.heads, n) < 0:
-            self._kill(c)
-            return
-        if close_after: self._close_client(c, True)
-        else: self._next_request(c)
-
-    cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept:
-        """An answer of ours into `heads`, with the decision if there is one to tell and it is to be told."""
-        cdef const char* p = PyBytes_AS_STRING(answer)
-        cdef size_t n = PyBytes_GET_SIZE(answer)
-        cdef size_t head = <const char*>memmem(p, n, b"\r\n\r\n", 4) - p + 2
-        cdef TableState state
-        cdef size_t at = head
-        memcpy(self.heads, p, head)
-        if x != NULL and x.d.service >= 0:
-            state = <TableState>x.state
-            if state.decision_headers: at += write_decision(state.table, &x.d, self.heads + at, 2048)
-        if head_only: n = head + 2
-        memcpy(self.heads + at, p + head, n - head)
-        return at + n - head
-
-    cdef void _next_request(self, Conn* c) noexcept:
-        """Keep-alive: back to waiting for a head, which may be here already."""
-        c.state = S_HEAD
-        c.reused = 1
-        self._set_deadline(c, self.now + self.state.client_idle_ms)
-        if c.out_len == 0: self._rest(c)
-
-    cdef void _rest(self, Conn* c) noexcept:
-        """Between messages: reads on if there is something, closes if the client has said that nothing will come."""
-        if c.held_len or c.readable: self._again(c)
-        elif c.shut: self._kill(c)
-
     # ---- time ------------------------------------------------------------------------------------------------------
 
     cdef void _expired(self, Conn* c) noexcept:
         cdef Exchange* x = c.x
         c.deadline = 0
-        if c.side == CLIENT:
+        if c.state == S_SESSION: self._session_expired(c)
+        elif c.side == CLIENT:
             if c.state == S_HEAD and x == NULL:
                 if c.held_len: self._fail(c, E_HEADER_TIMEOUT)
                 else: self._kill(c)
@@ -691,6 +391,8 @@ cdef class Engine(Pools):
         if n == 0 and c.out_len == 0 and (have == 0 or not find_blank_line(p, p + have)):
             self._kill(c)                            # the end between messages, or inside a head
             return False
+        if not c.reused and have >= 3 and p[0] == 80 and p[1] == 82 and p[2] == 73 and self._may_be_h2(c):
+            if memcmp(p, PRI, min(have, <size_t>PREFACE)) == 0: return self._preface(c, p, have)
         while have >= 2 and p[0] == 13 and p[1] == 10:     # RFC 9112 2.2: empty lines before a request are skipped
             p += 2
             have -= 2
@@ -713,6 +415,18 @@ cdef class Engine(Pools):
             return False
         self._request_head(c, p, have)
         return not c.dead and c.state == S_BODY
+
+    cdef bint _may_be_h2(self, Conn* c) noexcept:
+        return self.h2 != NULL and self.listening[c.listener].h2
+
+    cdef bint _preface(self, Conn* c, char* p, size_t have) noexcept:
+        """A client that speaks HTTP/2 from its first byte on (RFC 9113 section 3.3)."""
+        if have < PREFACE: return self._head_incomplete(c, p, have)
+        if not self._begin_session(c):
+            self._kill(c)
+            return False
+        if self._session_bytes(c, p, have) and c.readable: self._again(c)
+        return False
 
     cdef bint _head_incomplete(self, Conn* c, char* p, size_t have) noexcept:
         """Keeps a first part of a head; the rest is received behind it by `_more_of_head`."""
@@ -773,11 +487,15 @@ cdef class Engine(Pools):
         x.close_client = not x.keep_alive
         x.wants_json = _accepts_json(h)
         x.safe = _idempotent(h)
-        x.websocket = h.websocket
+        x.websocket = h.websocket and c.fd >= 0
+        x.grpc = h.is_grpc and c.fd < 0
         start_body(&x.request, BODY_CHUNKED if h.chunked else (BODY_LENGTH if h.content_length > 0 else BODY_NONE),
                    h.content_length)
         x.request_kind = x.request.kind
         x.request_done = x.request.kind == BODY_NONE
+        if c.fd < 0:
+            x.close_client = 0
+            if h.chunked: x.request.kind = BODY_CLOSE          # as it comes: frames, not chunks
         c.state = S_WAIT if x.request_done else S_BODY
         q.head = h
         x.began_us = gl_now_us()
@@ -788,14 +506,19 @@ cdef class Engine(Pools):
         memcpy(q.address, c.peer.address, 16)
         decide(state.table, &q, &self.context, &state.live, &x.d)
         if x.d.fell_back: self._count_fallback(x)
+        if x.d.outcome == DECIDED: x.h2 = self._goes_by_h2(x, h)
         if x.d.outcome != DECIDED: self._undecided(c, p, have)
         else: self._begin(c, p, have)
+
+    cdef bint _goes_by_h2(self, Exchange* x, Head* h) noexcept:
+        cdef Upstream up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
+        return (up.protocol == HTTP2 or (up.protocol == AUTO and h.is_grpc)) and not h.websocket and self.h2 != NULL
 
     cdef void _undecided(self, Conn* c, char* p, size_t have) noexcept:
         cdef Exchange* x = c.x
         cdef int code
         # a body that is wholly here needs no closing
-        if not x.request_done or <size_t>(self.head.end - p) < have: self._rest_of_request(c, p, have)
+        if c.fd >= 0 and (not x.request_done or <size_t>(self.head.end - p) < have): self._rest_of_request(c, p, have)
         if x.d.outcome == REDIRECT:
             self._redirect(c)
             return
@@ -824,7 +547,7 @@ cdef class Engine(Pools):
         cdef Table t = (<TableState>x.state).table
         cdef const Route* r = &t.routes[x.d.route]
         cdef Head* h = &self.head
-        cdef bint close_after = x.close_client or not x.request_done or self.draining
+        cdef bint close_after = c.fd >= 0 and (x.close_client or not x.request_done or self.draining)
         scheme = t._str(r.scheme) if r.parts & 1 else "http"
         host = t._str(r.host) if r.parts & 2 else h.host[:h.host_len].decode("latin-1")
         path = t._str(r.to_path) if r.parts & 4 else h.path[:h.path_len].decode("latin-1")
@@ -834,9 +557,8 @@ cdef class Engine(Pools):
                              f"{'connection: close' + chr(13) + chr(10) if close_after else ''}\r\n").encode("latin-1", "replace")
         self.statuses[3] += 1
         self._drop_exchange(x)
-        if self._send(c, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer)) < 0: self._kill(c)
-        elif close_after: self._close_client(c, True)
-        else: self._next_request(c)
+        memcpy(self.heads, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        self._answer(c, PyBytes_GET_SIZE(answer), close_after)
 
     cdef _count_fallback(self, Exchange* x):
         cdef Table t = (<TableState>x.state).table
@@ -872,12 +594,13 @@ cdef class Engine(Pools):
         if not self._take_body(c, body, have - (body - p), &piece): return
         c.deadline = 0
         # only what may be repeated after it was sent needs a copy; what could not be sent at all is still here
-        if x.request_done and x.safe: self._save(x, self.heads, size, piece.data, piece.length)
+        x.keeping = x.h2                             # whatever the method: an instance can say that it has not looked at a stream
+        if (x.request_done and x.safe) or x.keeping: self._save(x, self.heads, size, piece.data, piece.length)
         while True:
             if not self._acquire(x, x.attempts > 0):
                 if c.x == x and self._keep_request(x, self.heads, size, piece.data, piece.length) < 0: self._abort(c)
                 return
-            if self._send_two(x.upstream, self.heads, size, piece.data, piece.length) >= 0: break
+            if self._send_request(x, self.heads, size, piece.data, piece.length) >= 0: break
             # the kernel took nothing: a pooled connection was closed under us, and nobody has seen this request
             self._leave(x)
             if x.attempts >= MAX_ATTEMPTS:
@@ -885,6 +608,14 @@ cdef class Engine(Pools):
                 return
             self.retries += 1
         self._await(x)
+
+    cdef int _send_request(self, Exchange* x, char* head, size_t n, char* body, size_t bn) noexcept:
+        """Head and first body bytes to the upstream; -1: this connection does not take them."""
+        cdef Conn* u = x.upstream
+        if u.fd >= 0: return self._send_two(u, head, n, body, bn)
+        u.eof = x.request_done
+        if bn and self._keep(u, body, bn) < 0: return -1
+        return self.h2.ask(u.session, u, head, n, u.eof and bn == 0, False)
 
     cdef void _leave(self, Exchange* x) noexcept:
         """Gives up the upstream connection of an exchange that goes on."""
@@ -895,14 +626,18 @@ cdef class Engine(Pools):
 
     cdef void _await(self, Exchange* x) noexcept:
         """Sets the clocks after something was sent to the upstream."""
+        cdef Conn* u = x.upstream
+        if u.fd < 0 and x.request_done and not u.eof:
+            u.eof = 1
+            self.h2.more(u)
         if not x.request_done: self._set_deadline(x.client, self.now + self.state.body_ms)
         elif x.client.shut and not x.response_begun: self._set_deadline(x.client, self.now + self.state.grace_ms)
-        if not x.upstream.connecting:
-            self._set_deadline(x.upstream, self.now + (x.response_ms if x.request_done else x.idle_ms))
+        # a stream's instance may be silent for as long as it likes, if it is a call that says itself how long it waits
+        if not u.connecting: self._set_deadline(u, self.now + (x.response_ms if x.request_done and not x.grpc else x.idle_ms))
 
     cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
         """Keeps a complete request so that it can be sent once more if its connection turns out to be stale."""
-        if an + bn <= SAVED_MAX: self._keep_request(x, a, an, b, bn)
+        if an + bn > SAVED_MAX or self._keep_request(x, a, an, b, bn) < 0: x.keeping = 0
 
     cdef int _keep_request(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
         """Keeps what is to be sent; -1 out of memory."""
@@ -921,7 +656,7 @@ cdef class Engine(Pools):
         """It has waited for a connection, and one is kept for it."""
         cdef Conn* c = x.client
         cdef Upstream up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
-        if up.max and up.n_open + up.n_called > up.n_idle + up.max:
+        if up.max and up.n_open + up.n_called > up.n_idle + up.max and not (x.h2 and self._room_for_stream(up)):
             self._leave_queue(up, x)                 # the maximum was lowered in between
             self._wait(up, x)
             return
@@ -932,7 +667,7 @@ cdef class Engine(Pools):
         """Sends a request that is kept, on the connection that `_acquire` finds, or has it wait."""
         cdef Conn* c = x.client
         if not self._acquire(x, fresh, failed): return
-        while self._send(x.upstream, x.saved, x.saved_len) < 0:
+        while self._send_saved(x) < 0:
             self._leave(x)
             if x.attempts >= MAX_ATTEMPTS:
                 self._fail(c, E_UPSTREAM_RESET)
@@ -940,9 +675,15 @@ cdef class Engine(Pools):
             self.retries += 1
             if not self._acquire(x, True): return
         # only what may be repeated after it was sent stays
-        if not may_repeat(x): x.saved_len = 0
+        if not may_repeat(x) and not x.keeping: x.saved_len = 0
         self._await(x)
         if c.state == S_BODY and (c.readable or c.held_len): self._again(c)
+
+    cdef int _send_saved(self, Exchange* x) noexcept:
+        cdef char* body
+        if x.upstream.fd >= 0: return self._send(x.upstream, x.saved, x.saved_len)
+        body = <char*>memmem(x.saved, x.saved_len, b"\r\n\r\n", 4) + 4
+        return self._send_request(x, x.saved, body - x.saved, body, x.saved_len - (body - x.saved))
 
     cdef bint _take_body(self, Conn* c, char* p, size_t n, Piece* piece) noexcept:
         """Decodes request body bytes at p and encodes them for the upstream, in place. False: malformed, answered."""
@@ -959,7 +700,7 @@ cdef class Engine(Pools):
             self._abort(c)
             return False
         x.bytes_in += piece.length
-        _encode(x.request_kind, piece)
+        if not x.h2: _encode(x.request_kind, piece)
         return True
 
     cdef bint _body_bytes(self, Conn* c, size_t have, ssize_t n) noexcept:
@@ -970,11 +711,29 @@ cdef class Engine(Pools):
             if n == 0: self._abort(c)                # gone in the middle of its request
             return False
         if not self._take_body(c, self.buf, have, &piece): return False
-        if piece.length and self._send(x.upstream, piece.data, piece.length) < 0:
+        if piece.length and (self._keep_on(x, piece.data, piece.length) < 0
+                             or self._send(x.upstream, piece.data, piece.length) < 0):
             self._broken(x.upstream)
             return False
         self._await(x)
         return c.state == S_BODY and c.readable
+
+    cdef int _keep_on(self, Exchange* x, const char* p, size_t n) noexcept:
+        """Keeps more of a request that may have to be sent once more; what grows too long can not be."""
+        cdef char* q
+        if not x.keeping: return 0
+        if x.saved_len + n > SAVED_MAX:
+            x.keeping = 0
+            x.saved_len = 0
+            return 0
+        if x.saved_len + n > x.saved_cap:
+            q = <char*>realloc(x.saved, 2 * (x.saved_len + n))
+            if q == NULL: return -1
+            x.saved = q
+            x.saved_cap = 2 * (x.saved_len + n)
+        memcpy(x.saved + x.saved_len, p, n)
+        x.saved_len += n
+        return 0
 
     # ---- the upstream side -----------------------------------------------------------------------------------------
 
@@ -990,13 +749,15 @@ cdef class Engine(Pools):
         for tries in range(MAX_ATTEMPTS):
             up = <Upstream>state.upstreams[x.d.instance]
             called = x.waiting == CALLED
-            if not called and not self._has_room(up):
+            if not called and up.max and not (self._room_for_stream(up) if x.h2 else Clients._has_room(self, up)):
                 if full < 0: full = x.d.instance
             elif x.d.instance != failed:
                 x.attempts += 1
-                u = NULL if fresh else self._idle(up, x)
-                if u == NULL: u = self._connect(up, x)
-                if u == NULL and self.exhausted and self._shed(): u = self._connect(up, x)
+                if x.h2: u = self._stream_to(up, x)
+                else:
+                    u = NULL if fresh else self._idle(up, x)
+                    if u == NULL: u = self._connect(up, x)
+                if u == NULL and self.exhausted and self._shed(): u = self._stream_to(up, x) if x.h2 else self._connect(up, x)
                 if called: self._leave_queue(up, x)  # not before: what these two close is room for nobody else
                 if u != NULL:
                     u.state = U_HEAD
@@ -1026,10 +787,11 @@ cdef class Engine(Pools):
         """The connection attempt has ended, one way or the other."""
         cdef Exchange* x = u.x
         if socket_error(u.fd) != 0:
-            self._upstream_failed(u, E_CONNECT_FAILED)
+            self._upstream_failed(u, E_CONNECT_FAILED)   # a session tells its streams
             return False
         u.connecting = 0
-        if x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
+        if u.session != NULL: self._session_connected(u)
+        elif x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
         elif (<Upstream>u.upstream).retired:
             self._kill(u)
             return False
@@ -1059,7 +821,7 @@ cdef class Engine(Pools):
 
     cdef bint _can_repeat(self, Exchange* x, Conn* u) noexcept:
         # while connecting nothing has left: what is pending is the whole request so far
-        return x.saved_len > 0 or u.connecting
+        return x.saved_len > 0 or (u.connecting and u.fd >= 0)
 
     cdef void _repeat(self, Exchange* x, Conn* u, bint stale, int code) noexcept:
         """One more attempt: a fresh connection to the same instance if the old one was stale, else another instance."""
@@ -1149,14 +911,16 @@ cdef class Engine(Pools):
         cdef Exchange* x = u.x
         cdef Conn* c = x.client
         if u.state == U_BODY and x.response.kind == BODY_CLOSE and n == 0:
-            x.response.kind = BODY_NONE
-            if x.response_kind == BODY_CHUNKED and self._send(c, b"0\r\n\r\n", 5) < 0:
-                self._abort(c)
-                return
-            self._finish(x, False)
+            self._closed_answer(x)
             return
         u.held_len = have
         self._upstream_failed(u, E_UPSTREAM_RESET)
+
+    cdef void _closed_answer(self, Exchange* x) noexcept:
+        """The end of a body that only its end delimits."""
+        x.response.kind = BODY_NONE
+        if x.response_kind == BODY_CHUNKED and self._send(x.client, b"0\r\n\r\n", 5) < 0: self._abort(x.client)
+        else: self._finish(x, False)
 
     cdef bint _response_head(self, Conn* u, size_t have) noexcept:
         """Bytes of a response head are in the shared buffer. True: go on reading."""
@@ -1191,16 +955,14 @@ cdef class Engine(Pools):
         if x.minor == 0: return True
         _drop_length(&self.head)
         e = write_response(&self.head, self.heads, BODY_NONE, 0, False, NULL, 0)
-        if self._send(x.client, self.heads, e - self.heads) == 0: return True
+        if x.client.fd < 0:
+            if x.client.stream and self.h2.inform(x.client, self.heads, e - self.heads) == 0: return True
+        elif self._send(x.client, self.heads, e - self.heads) == 0: return True
         self._abort(x.client)
         return False
 
-    # ---- tunnels ---------------------------------------------------------------------------------------------------
-
     cdef void _open_tunnel(self, Exchange* x, char* rest, size_t n) noexcept:
-        """The upstream has switched to WebSocket: its 101 goes on, and from here on bytes go through as they are."""
-        cdef Conn* c = x.client
-        cdef Conn* u = x.upstream
+        """The upstream has switched to WebSocket."""
         cdef TableState state = <TableState>x.state
         cdef char extra[2048]
         cdef size_t extra_len = 0
@@ -1208,109 +970,7 @@ cdef class Engine(Pools):
         if state.decision_headers: extra_len = write_decision(state.table, &x.d, extra, sizeof(extra))
         _drop_length(&self.head)
         e = write_response(&self.head, self.heads, BODY_NONE, 0, state.policy.via, extra, extra_len)
-        x.response_begun = 1
-        c.state = u.state = S_TUNNEL
-        c.deadline = 0
-        x.status = 101
-        self.statuses[1] += 1
-        self.tunnels += 1
-        x.previous = NULL
-        x.next = self.tunnel_list
-        if x.next != NULL: x.next.previous = x
-        self.tunnel_list = x
-        self._set_deadline(u, self.now + x.idle_ms)
-        if self._send_two(c, self.heads, e - self.heads, rest, n) < 0:
-            self._abort(c)
-            return
-        # what the client sent meanwhile has waited for this
-        if c.readable or c.held_len: self._again(c)
-        if u.readable: self._again(u)
-
-    cdef void _tunnel(self, Conn* a, Conn* b) noexcept:
-        """Moves what has arrived at one end of a tunnel to the other."""
-        cdef size_t have, moved = 0
-        cdef ssize_t n
-        while not a.dead and b.out_len == 0:
-            if moved >= self.slice:
-                self._again(a)
-                return
-            n = self._receive(a, &have, self.gulp)
-            if n == -2:
-                self._abort(a)
-                return
-            moved += have
-            if have:
-                if a.side == CLIENT: a.x.bytes_in += have
-                else: a.x.bytes_out += have
-                self._set_deadline(a.x.upstream, self._idle_deadline(a.x))
-                if self._send(b, self.buf, have) < 0:
-                    self._abort(b)
-                    return
-            if n == 0:
-                a.ended = 1
-                if b.out_len: b.half_close = 1
-                else: self._pass_end(b)
-                return
-            if n < 0 or not a.readable: return
-
-    cdef bint _pass_end(self, Conn* b) noexcept:
-        """The other end has said all: so do we to this one. False: that was the end of the tunnel."""
-        cdef Exchange* x = b.x
-        cdef Conn* c = x.client
-        cdef Conn* u = x.upstream
-        b.half_close = 0
-        shutdown(b.fd, SHUT_WR)
-        if not (c.ended and u.ended and c.out_len == 0 and u.out_len == 0): return True
-        self._drop_exchange(x)
-        self._kill(u)
-        self._kill(c)
-        return False
-
-    cdef void _tunnel_closed(self, Exchange* x) noexcept:
-        self.tunnels -= 1
-        if x.previous != NULL: x.previous.next = x.next
-        else: self.tunnel_list = x.next
-        if x.next != NULL: x.next.previous = x.previous
-
-    cdef void _cut(self, Exchange* x) noexcept:
-        """Closes both ends of a tunnel in order; frames are the ends' affair, so none is put in."""
-        cdef Conn* c = x.client
-        cdef Conn* u = x.upstream
-        self.tunnels_cut += 1
-        self._drop_exchange(x)
-        self._kill(u)
-        self._kill(c)
-
-    cdef _judge_tunnels(self, TableState former):
-        """The policy of each service decides about the tunnels of a version that a new table takes the traffic from."""
-        cdef Exchange* x = self.tunnel_list
-        cdef Exchange* following
-        while x != NULL:
-            following = x.next
-            policy, seconds = self._verdict(x, former)
-            if policy == "keep":
-                if x.cut_ms:
-                    x.cut_ms = 0
-                    self._set_deadline(x.upstream, self._idle_deadline(x))
-            elif policy == "cut": self._cut(x)
-            elif x.cut_ms == 0:
-                x.cut_ms = self.now + <uint64_t>(seconds * 1000)
-                self._set_deadline(x.upstream, self._idle_deadline(x))
-            x = following
-
-    cdef _verdict(self, Exchange* x, TableState former):
-        """(policy, seconds) for one tunnel. Its version has lost its traffic when what chose it, the split or the rule of
-        that name, does not choose it any more, or when its instance is gone."""
-        cdef Upstream up = <Upstream>x.upstream.upstream
-        cdef Table t = (<TableState>x.state).table
-        settings = self.state.service_settings.get(up.service) or former.service_settings.get(up.service)
-        keep = ("keep", 0.0)
-        if settings is None or settings["tunnels"]["policy"] == "keep": return keep
-        policy = settings["tunnels"]["policy"], settings["tunnels"]["seconds"]
-        if up.retired: return policy
-        rule = t._rule_name(x.d.service, x.d.rule) if x.d.rule >= 0 else None
-        if x.d.fell_back: return keep                # it was never this version's traffic
-        return keep if up.version in _chosen_by(self.state.service_settings.get(up.service), rule) else policy
+        self._begin_tunnel(x, e - self.heads, rest, n)
 
     cdef bint _final(self, Conn* u, char* body, size_t n) noexcept:
         """The final head, with n body bytes behind it: framing on both sides, head and body in one go. True: go on."""
@@ -1325,11 +985,12 @@ cdef class Engine(Pools):
         cdef int connection
         cdef uint8_t told = self._frame_response(x, h)
         u.no_reuse = h.close or (h.minor == 0 and not h.keep_alive) or x.response.kind == BODY_CLOSE
-        if not x.request_done or self.draining: x.close_client = 1
+        if c.fd >= 0 and (not x.request_done or self.draining): x.close_client = 1
         if state.decision_headers: extra_len = write_decision(state.table, &x.d, extra, sizeof(extra))
         connection = 1 if x.close_client else (2 if x.minor == 0 else 0)
         e = write_response(h, self.heads, told, connection, state.policy.via, extra, extra_len)
         x.response_begun = 1
+        x.keeping = 0
         u.state = U_BODY
         x.status = h.status
         (<Upstream>u.upstream).large = x.response.kind == BODY_LENGTH and x.response.left >= SPLICE_FROM
@@ -1344,13 +1005,20 @@ cdef class Engine(Pools):
         if piece.used < n: u.no_reuse = 1   # bytes behind the answer: this connection is never used again
         if piece.done: x.response.kind = BODY_NONE
         _encode(x.response_kind, &piece)
-        if self._send_two(c, self.heads, e - self.heads, piece.data, piece.length) < 0:
+        if (self._send_two(c, self.heads, e - self.heads, piece.data, piece.length) if c.fd >= 0
+                else self._respond(c, e - self.heads, piece.data, piece.length, piece.done)) < 0:
             self._abort(c)
             return False
         if piece.done:
             self._finish(x, True)
             return False
         return True
+
+    cdef int _respond(self, Conn* c, size_t head, char* body, size_t n, bint done) noexcept:
+        """The head in `heads` and first body bytes to a client's stream."""
+        c.eof = done
+        if c.stream == 0 or (n and self._keep(c, body, n) < 0): return -1
+        return self.h2.respond(c, self.heads, head, done and n == 0)
 
     cdef uint8_t _frame_response(self, Exchange* x, Head* h) noexcept:
         """Which framing the answer has (RFC 9112 section 6.3) and gets on its way on; returns the one that its head names."""
@@ -1362,6 +1030,10 @@ cdef class Engine(Pools):
         if h.chunked: start_body(&x.response, BODY_CHUNKED, 0)
         elif h.content_length >= 0: start_body(&x.response, BODY_LENGTH, h.content_length)
         else: start_body(&x.response, BODY_CLOSE, 0)
+        if h.chunked and x.h2: x.response.kind = BODY_CLOSE    # as it comes: frames, not chunks
+        if x.client.fd < 0:
+            x.response_kind = BODY_CLOSE                       # likewise: nothing is put around what goes out
+            return BODY_LENGTH if h.content_length >= 0 else BODY_CLOSE
         if h.content_length >= 0: x.response_kind = BODY_LENGTH
         elif x.minor: x.response_kind = BODY_CHUNKED
         else:
@@ -1396,13 +1068,194 @@ cdef class Engine(Pools):
         cdef Upstream up = <Upstream>u.upstream
         cdef bint whole = x.request_done
         cdef bint close_client = x.close_client or not whole
-        cdef bint reuse = open_ and whole and not u.no_reuse and not u.shut and u.out_len == 0 and not up.retired \
+        cdef bint reuse = open_ and u.fd >= 0 and whole and not u.no_reuse and not u.shut and u.out_len == 0 and not up.retired \
             and up.n_idle < up.max_idle and (up.max == 0 or up.n_open <= up.max)
         self._drop_exchange(x)
         if reuse: self._pool(u)
-        else: self._kill(u)
+        elif u.fd >= 0: self._kill(u)
+        else: self._end_stream(u, whole)
+        if c.fd < 0:
+            if not c.eof:
+                c.eof = 1
+                if c.stream: self.h2.more(c)
+            self._see_out(c)
+            return
         if close_client or self.draining: self._close_client(c, not whole or c.readable or c.held_len > 0)
         else: self._next_request(c)
+
+    # ---- streams ---------------------------------------------------------------------------------------------------
+
+    cdef void _stream_request(self, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
+        """A client's new stream: its head goes the way of every head."""
+        cdef Conn* c = self._new_stream(s, CLIENT) if s.full != 2 and not s.conn.dead else NULL
+        cdef int r
+        if c == NULL:
+            self.h2.refuse(s, stream, H2_REFUSED_STREAM)
+            return
+        c.peer = s.conn.peer
+        c.listener = s.conn.listener
+        self.h2.bind(s, stream, c)
+        reset_head(&self.head, self.state.max_headers)
+        r = scan_request(&self.head, text, text + n, self.state.max_headers)
+        if r > 0 and self.head.target_len > self.state.uri_bytes:
+            self.head.error = E_URI_TOO_LONG
+            r = -1
+        if r <= 0:
+            self._fail(c, self.head.error if r < 0 else E_BAD_REQUEST)
+            return
+        self._request_head(c, text, self.head.end - text)
+
+    cdef void _stream_response(self, Conn* u, char* text, size_t n, bint end) noexcept:
+        """A head of an instance's answer."""
+        cdef Exchange* x = u.x
+        if x == NULL: return
+        if scan_response(&self.head, text, text + n, MAX_HEADERS) <= 0 or self.head.status == 101:
+            self._upstream_failed(u, E_UPSTREAM_INVALID)
+            return
+        if self.head.status < 200:
+            self._interim(x)
+            return
+        if self._final(u, <char*>self.head.end, 0) and end: self._stream_end(u, NULL, 0)
+
+    cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept:
+        """Body bytes. The window of their stream opens again when the other side has taken them."""
+        cdef Exchange* x = c.x
+        if x == NULL or (c.side == CLIENT and x.request_done):
+            self._used_up(c)
+            return
+        if c.side == CLIENT:
+            if x.waiting or x.upstream == NULL or c.held_len:
+                if self._hold_more(c, p, n) < 0: self._abort(c)
+            elif self._stream_body(c, p, n) and c.x == x and x.upstream != NULL and x.upstream.out_len == 0: self._used_up(c)
+            return
+        if self._response_piece(c, p, n) and c.x == x and x.client.out_len == 0: self._used_up(c)
+
+    cdef void _stream_end(self, Conn* c, char* trailers, size_t n) noexcept:
+        """The message is complete. Trailers go on to streams; HTTP/1 does without them."""
+        cdef Exchange* x = c.x
+        if x == NULL: return
+        if c.side == CLIENT:
+            if x.request_done: return
+            c.ended = 1
+            if n and x.h2: self._keep_trailers(x, trailers, n)
+            if x.waiting or x.upstream == NULL or c.held_len: c.readable = 1
+            else: self._end_request(x)
+            return
+        if n and x.client.fd < 0: _set_trailers(x.client, trailers, n)
+        if x.response.kind == BODY_CLOSE: self._closed_answer(x)
+        else: self._upstream_failed(c, E_UPSTREAM_INVALID)   # shorter than its Content-Length
+
+    cdef void _stream_closed(self, Conn* c, uint32_t error, bint seen) noexcept:
+        """Reset, or its connection is gone; c is not bound any more."""
+        cdef Exchange* x = c.x
+        if x == NULL: return
+        if c.side == CLIENT:
+            if x.upstream != NULL: x.upstream.code = error
+            self._abort(c)
+            return
+        x.client.code = error
+        if c.connecting: self._upstream_failed(c, E_CONNECT_FAILED)
+        elif not seen and not x.response_begun and x.attempts < MAX_ATTEMPTS and x.saved_len:
+            self._repeat(x, c, True, E_UPSTREAM_RESET)       # nobody has looked at it
+        else: self._upstream_failed(c, E_UPSTREAM_RESET)
+
+    cdef void _stream_readable(self, Conn* c) noexcept:
+        """A stream's turn: what it has waited with goes on."""
+        cdef Exchange* x = c.x
+        cdef char* p
+        cdef size_t n, k
+        if x == NULL or c.side != CLIENT: return
+        if x.waiting:
+            if x.waiting == CALLED: self._serve(x)
+            return
+        if x.upstream == NULL or x.request_done: return
+        p = c.held
+        n = c.held_len
+        c.held = NULL
+        c.held_len = c.held_cap = 0
+        c.readable = 0
+        if n == 0 or self._stream_body(c, p, n):
+            if c.x == x and x.upstream != NULL:
+                if x.upstream.out_len == 0: self._used_up(c)
+                if c.ended and not x.request_done: self._end_request(x)
+        free(p)
+
+    cdef bint _stream_body(self, Conn* c, char* p, size_t n) noexcept:
+        """Bytes of a request body to the upstream. False: the exchange has failed, and that was dealt with."""
+        cdef Exchange* x = c.x
+        cdef Piece piece
+        cdef size_t k
+        while n:
+            k = n if n < PIECE else PIECE
+            # encoding writes around a piece, and these bytes have neighbours: it has its own room
+            piece.data = p
+            if not x.h2:
+                piece.data = self.piece + HEADROOM
+                memcpy(piece.data, p, k)
+            piece.length = k
+            piece.done = False
+            x.bytes_in += k
+            if x.request.kind == BODY_LENGTH: x.request.left -= k
+            if not x.h2: _encode(x.request_kind, &piece)
+            if self._keep_on(x, piece.data, piece.length) < 0 or self._send(x.upstream, piece.data, piece.length) < 0:
+                self._broken(x.upstream)
+                return False
+            p += k
+            n -= k
+        self._await(x)
+        return True
+
+    cdef void _end_request(self, Exchange* x) noexcept:
+        """A stream's request is complete."""
+        cdef Conn* c = x.client
+        x.request_done = 1
+        x.request.kind = BODY_NONE
+        c.state = S_WAIT
+        c.deadline = 0
+        if not x.h2 and x.request_kind == BODY_CHUNKED and self._send(x.upstream, b"0\r\n\r\n", 5) < 0: self._broken(x.upstream)
+        else: self._await(x)
+
+    cdef void _keep_trailers(self, Exchange* x, char* trailers, size_t n) noexcept:
+        """Trailers of a request; one that has them is not repeated."""
+        x.keeping = 0
+        x.saved_len = 0
+        if x.upstream != NULL: _set_trailers(x.upstream, trailers, n)
+
+    cdef bint _response_piece(self, Conn* u, char* p, size_t n) noexcept:
+        """Bytes of an answer's body to the client. False: the exchange has failed or is over."""
+        cdef Exchange* x = u.x
+        cdef size_t k
+        if x.client.fd < 0 or x.response_kind != BODY_CHUNKED: return self._response_bytes(u, p, n)
+        while n:
+            k = n if n < PIECE else PIECE
+            memcpy(self.piece + HEADROOM, p, k)
+            if not self._response_bytes(u, self.piece + HEADROOM, k): return False
+            p += k
+            n -= k
+        return True
+
+    cdef void _used_up(self, Conn* c) noexcept:
+        """What a stream has given was taken: its window opens."""
+        if c.owed and c.stream: self.h2.consume(c, c.owed)
+
+    cdef void _end_stream(self, Conn* u, bint whole) noexcept:
+        """An instance's answer is complete: its stream is over, and reset if the request is not."""
+        if whole and u.out_len == 0 and u.stream:
+            self.h2.bind(u.session, u.stream, NULL)
+        self._kill(u)
+
+    cdef int _hold_more(self, Conn* c, const char* p, size_t n) noexcept:
+        """Behind what is held; a stream's window bounds it."""
+        cdef char* q
+        c.readable = 1
+        if c.held_len + n > c.held_cap:
+            q = <char*>realloc(c.held, 2 * (c.held_len + n))
+            if q == NULL: return -1
+            c.held = q
+            c.held_cap = 2 * (c.held_len + n)
+        memcpy(c.held + c.held_len, p, n)
+        c.held_len += n
+        return 0
 
 
 # ---- helpers -------------------------------------------------------------------------------------------------------
@@ -1410,11 +1263,11 @@ cdef class Engine(Pools):
 REDIRECTS = {301: "Moved Permanently", 302: "Found", 303: "See Other", 307: "Temporary Redirect", 308: "Permanent Redirect"}
 
 
-def _chosen_by(settings, rule):
-    """The versions that a service's split, or its rule of that name, sends requests to."""
-    if settings is None: return ()
-    traffic = settings.get("traffic") or {"split": (), "rules": {}}
-    return traffic["split"] if rule is None else traffic["rules"].get(rule, ())
+cdef void _set_trailers(Conn* c, const char* p, size_t n) noexcept:
+    free(c.trailers)
+    c.trailers = <char*>malloc(n)
+    c.trailers_len = <uint32_t>n if c.trailers != NULL else 0
+    if c.trailers != NULL: memcpy(c.trailers, p, n)
 
 
 cdef void _encode(uint8_t kind, Piece* piece) noexcept:

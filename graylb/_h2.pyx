@@ -237,7 +237,6 @@ cdef void _unlink(Conn* c) noexcept:
     if c.next != NULL: c.next.previous = c.previous
     s.n_streams -= 1
     c.next = c.previous = NULL
-    c.session = NULL
     c.stream = 0
     c.deferred = 0
 
@@ -782,7 +781,6 @@ cdef ssize_t _produce(Session* s, char* o, size_t room) noexcept:
         memcpy(o + f.used, f.rest, f.rest_len)
         f.used += f.rest_len
         f.rest_len = 0
-    if f.used == 0: s.dirty = 0
     return <ssize_t>f.used
 
 
@@ -827,7 +825,7 @@ cdef int _head(char* text, size_t n, nghttp2_nv* nv) noexcept:
 cdef int _respond(Conn* c, char* text, size_t n, bint end) noexcept:
     cdef Framer* f = <Framer*>c.session
     cdef int k = _head(text, n, _nv)
-    if f == NULL or k < 0: return -1
+    if c.stream == 0 or k < 0: return -1
     if nghttp2_submit_response(f.ng, c.stream, _nv, k, NULL if end else _provider(c)) != 0: return -1
     _touch(f)
     return 0
@@ -836,7 +834,7 @@ cdef int _respond(Conn* c, char* text, size_t n, bint end) noexcept:
 cdef int _inform(Conn* c, char* text, size_t n) noexcept:
     cdef Framer* f = <Framer*>c.session
     cdef int k = _head(text, n, _nv)
-    if f == NULL or k < 0: return -1
+    if c.stream == 0 or k < 0: return -1
     if nghttp2_submit_headers(f.ng, NGHTTP2_FLAG_NONE, c.stream, NULL, _nv, k, NULL) != 0: return -1
     _touch(f)
     return 0
@@ -873,7 +871,7 @@ cdef int _ask(Session* s, Conn* u, char* text, size_t n, bint end, bint https) n
 
 cdef void _more(Conn* c) noexcept:
     cdef Framer* f = <Framer*>c.session
-    if f == NULL: return
+    if c.stream == 0: return
     if c.deferred:
         c.deferred = 0
         nghttp2_session_resume_data(f.ng, c.stream)
@@ -884,7 +882,7 @@ cdef void _consume(Conn* c, size_t n) noexcept:
     cdef Framer* f = <Framer*>c.session
     if n > c.owed: n = c.owed
     c.owed -= n
-    if f == NULL or n == 0 or c.phase & ENDED: return
+    if c.stream == 0 or n == 0 or c.phase & ENDED: return
     nghttp2_session_consume_stream(f.ng, c.stream, n)
     if nghttp2_session_get_outbound_queue_size(f.ng): _touch(f)
 
@@ -892,7 +890,7 @@ cdef void _consume(Conn* c, size_t n) noexcept:
 cdef void _reset_stream(Conn* c, uint32_t error) noexcept:
     cdef Framer* f = <Framer*>c.session
     cdef int32_t stream = c.stream
-    if f == NULL: return
+    if stream == 0: return
     nghttp2_session_set_stream_user_data(f.ng, stream, NULL)
     _unlink(c)
     nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, error)

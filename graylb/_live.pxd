@@ -33,6 +33,7 @@ cdef enum State:
     S_PROXY                # its PROXY header has not arrived yet
     S_TUNNEL               # either side: bytes go through as they are, after an upstream's 101
     S_LINGER               # answered and half closed; what still arrives is read and thrown away (RFC 9112 9.6)
+    S_SESSION              # either side: a socket that carries an HTTP/2 session
     # upstream side
     U_HEAD                 # waiting for the response head
     U_BODY
@@ -84,15 +85,6 @@ cdef struct Session:
 cdef struct Conn:
     # one end of an exchange: a socket, or a stream of an HTTP/2 session
     int fd                 # -1: a stream
-    int32_t stream         # its number; 0: a socket, or a stream that has none yet
-    Session* session       # of a stream: where it belongs; of a socket: what it carries, or NULL
-    Tls* tls               # of a socket, or NULL
-    char* trailers         # stream: to be sent behind what is pending
-    uint32_t trailers_len
-    uint8_t eof            # stream: nothing follows what is pending
-    uint8_t deferred       # stream: libnghttp2 waits to be told that there is more to send
-    uint8_t phase          # stream: how far it has come; _h2.pyx's
-    size_t owed            # stream: received bytes that its window does not count as used yet
     uint8_t side
     uint8_t state
     uint8_t readable       # bytes, or the end, may wait in the kernel
@@ -108,6 +100,11 @@ cdef struct Conn:
     uint8_t partial        # client: part of a head is held
     uint8_t listener       # client: which one it came by
     uint8_t preface        # upstream: this many of the pending bytes are its PROXY header
+    uint8_t eof            # stream: nothing follows what is pending
+    uint8_t deferred       # stream: libnghttp2 waits to be told that there is more to send
+    uint8_t phase          # stream: how far it has come; _h2.pyx's
+    Session* session       # of a stream: where it belongs; of a socket: what it carries, or NULL
+    Tls* tls               # of a socket, or NULL
     Pipe* pipe             # not NULL: what is pending to send lies in there
     char* out              # pending to send: out_len bytes at out + out_off
     size_t out_off
@@ -125,6 +122,12 @@ cdef struct Conn:
     Conn* after            # ready-again list
     Exchange* x
     PyObject* upstream     # Upstream of an upstream connection
+    # of a stream
+    int32_t stream         # its number; 0: it has none yet, or is over
+    uint32_t code          # what it is reset with if it has to be; 0: INTERNAL_ERROR to a client, CANCEL to an instance
+    size_t owed            # received bytes that its window does not count as used yet
+    char* trailers         # to be sent behind what is pending
+    uint32_t trailers_len
     Peer peer              # the client; of an upstream connection that names its client, that client
 
 cdef enum Waiting:
@@ -154,6 +157,9 @@ cdef struct Exchange:
     uint8_t attempts
     uint8_t waiting        # see Waiting
     uint8_t counted        # has a status, for the record
+    uint8_t h2             # goes to its instance as a stream
+    uint8_t grpc           # the client is to be told of errors as gRPC tells them
+    uint8_t keeping        # what is sent is kept too, until it cannot be repeated any more
     uint16_t status
     uint64_t began_us
     uint64_t bytes_in      # of the request's body
@@ -178,6 +184,11 @@ cdef class Series:
     cdef uint64_t bytes_out
     cdef uint64_t times[BUCKETS]
 
+cdef enum Protocol:
+    AUTO = 0               # HTTP/2 for gRPC requests, HTTP/1.1 for others
+    HTTP1
+    HTTP2
+
 cdef class Upstream:
     # one instance of one service, while a table names it or a connection to it lives
     cdef readonly str service
@@ -199,10 +210,13 @@ cdef class Upstream:
     cdef int proxy         # version of the PROXY header; 0: none
     cdef public object origin      # _tls.Origin where it is called over TLS, else None
     cdef const char* tls_failed    # why its last handshake failed; NULL: it did not
+    cdef uint8_t protocol  # see Protocol
+    cdef uint32_t streams  # at once on one session, as far as the instance allows
     # connections
     cdef uint32_t n_open   # all of them
     cdef uint32_t n_idle
     cdef Conn* idle        # last in, first out
+    cdef Session* sessions # those of HTTP/2, of which n_open counts the connections too
     # requests that wait for one, first in, first out; for n_called of them, which have left the list, one is kept
     cdef uint32_t n_waiting
     cdef uint32_t n_called

@@ -36,6 +36,9 @@ cdef extern from * nogil:
     int __builtin_clzll(unsigned long long)
 
 
+PROTOCOLS = ("auto", "http1", "h2")     # see Protocol
+
+
 cdef class Counter:
     """One number that outlives tables, by name."""
 
@@ -110,6 +113,8 @@ cdef class Upstream:
         self.queue_ms = round(connections["queue_timeout"] * 1000)
         self.proxy = ("off", "v1", "v2").index(connections["proxy_protocol"])
         self.warm = 0 if self.proxy else connections["warm"]
+        self.protocol = PROTOCOLS.index(connections.get("protocol", "auto"))
+        self.streams = connections.get("streams", 100)
         self.max_idle = connections["idle"]
         self.idle_ms = round(connections["idle_timeout"] * 1000)
 

@@ -1,7 +1,7 @@
 """The floor under the engine: see _sockets.pyx."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from graylb._live cimport Conn, Peer, Pipe, sockaddr_storage
+from graylb._live cimport Conn, Peer, Pipe, Session, sockaddr_storage
 from graylb._tls cimport TlsApi
 
 cdef extern from * nogil:
@@ -135,6 +135,8 @@ cdef class Sockets:
     cdef void _batch_done(self) noexcept
     cdef void _secured(self, Conn* c) noexcept
     cdef void _insecure(self, Conn* c) noexcept
+    cdef int _push(self, Conn* c, const char* p, size_t n) noexcept
+    cdef void _free_session(self, Session* s) noexcept
 
 cdef int accept_from(int listener, Peer* peer) noexcept
 cdef void local_address(int fd, uint8_t* packed, uint16_t* port) noexcept

@@ -15,7 +15,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF
-from graylb._live cimport CLIENT, S_HEAD, S_LINGER, U_IDLE, UPSTREAM, Conn, Peer, Pipe, sockaddr_storage
+from graylb._live cimport CLIENT, S_HEAD, S_LINGER, S_SESSION, U_IDLE, UPSTREAM, Conn, Peer, Pipe, Session, sockaddr_storage
 from graylb._tls cimport TLS_API, TlsApi
 
 cdef extern from * nogil:
@@ -309,12 +309,13 @@ cdef class Sockets:
         if c.dead: return
         c.dead = 1
         # between messages the end is an orderly one; elsewhere it must not look as if it was
-        if c.tls != NULL and (c.state == S_HEAD or c.state == S_LINGER or c.state == U_IDLE): self.secure.shut(c.tls)
+        if c.tls != NULL and (c.state == S_HEAD or c.state == S_LINGER or c.state == S_SESSION or c.state == U_IDLE): self.secure.shut(c.tls)
         self._gone(c)
         self._unplace(c)
-        close(c.fd)
-        if c.side == CLIENT: self.clients -= 1
-        else: self.upstream_connections -= 1
+        if c.fd >= 0:
+            close(c.fd)
+            if c.side == CLIENT: self.clients -= 1
+            else: self.upstream_connections -= 1
         if not c.queued: self._bury(c)
 
     cdef void _bury(self, Conn* c) noexcept:
@@ -329,6 +330,8 @@ cdef class Sockets:
             self._forget(c)
             free(c.held)
             if c.tls != NULL: self.secure.free(c.tls)
+            free(c.trailers)
+            if c.session != NULL and c.fd >= 0: self._free_session(c.session)
             if c.upstream != NULL: Py_DECREF(<object>c.upstream)
             free(c)
         self._batch_done()
@@ -404,6 +407,7 @@ cdef class Sockets:
     cdef int _send(self, Conn* c, const char* p, size_t n) noexcept:
         """Sends what the kernel takes and keeps the rest; -1: the connection is broken."""
         cdef ssize_t w = 0
+        if c.fd < 0: return self._push(c, p, n)
         if c.out_len == 0 and not c.connecting:
             w = send(c.fd, p, n, MSG_NOSIGNAL) if c.tls == NULL else self.secure.write(c.tls, p, n)
             if w < 0:
@@ -606,7 +610,7 @@ cdef class Sockets:
     cdef bint _can_splice(self, Conn* a, Conn* b, int64_t left) noexcept:
         """Whether the rest of a body, `left` bytes, is to go from a to b inside the kernel."""
         return (left >= SPLICE_FROM and a.held_len == 0 and a.readable and b.out_len == 0 and not b.connecting
-                and a.tls == NULL and b.tls == NULL)
+                and b.fd >= 0 and a.tls == NULL and b.tls == NULL)
 
     cdef ssize_t _splice(self, Conn* a, Conn* b, int64_t left) noexcept:
         """Moves body bytes from a to b through a pipe, without copying them; what b does not take is pending in the pipe.
@@ -675,3 +679,9 @@ cdef class Sockets:
 
     cdef void _insecure(self, Conn* c) noexcept:
         """Its TLS handshake has failed; c.tls.reason tells why."""
+    cdef int _push(self, Conn* c, const char* p, size_t n) noexcept:
+        """What `_send` does for a stream, which has no descriptor."""
+        return -1
+
+    cdef void _free_session(self, Session* s) noexcept:
+        """The socket that carried it is gone."""

@@ -1,0 +1,38 @@
+"""The accepting side: see _clients.pyx."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from graylb._live cimport Conn, TableState
+from graylb._pools cimport Pools
+
+cdef enum:
+    N_CODES = 40
+    MAX_LISTENERS = 256
+
+cdef struct Listening:
+    int fd
+    uint8_t proxy                  # its connections begin with a PROXY header
+    uint8_t all_trusted            # whoever they are from; else those of `trusted`, see `_is_trusted`
+    uint8_t h1                     # speaks HTTP/1
+    uint8_t h2                     # speaks HTTP/2
+    uint32_t bit                   # of its name in the current table; 0: no route names it
+
+cdef class Clients(Pools):
+    cdef TableState state
+    cdef list listeners            # (name, trusted networks) by number
+    cdef Listening listening[MAX_LISTENERS]
+    cdef int n_listening
+    cdef int max_clients           # what the descriptors allow
+    cdef uint32_t hand             # wheel slot where `_shed` goes on
+    cdef bytes full                # the answer to a connection too many
+    cdef readonly uint64_t accepted
+    cdef readonly uint64_t shed    # idle clients closed to make room for others
+    cdef uint64_t errors[N_CODES]
+    cdef uint64_t statuses[6]
+    cdef _open_doors(self)
+    cdef _name_listeners(self)
+    cdef _pause_accepting(self, int number)
+    cdef bint _shed(self) noexcept
+    cdef void _rotate(self, Conn* slot, Conn* first) noexcept
+    cdef void _turn_away(self, int fd) noexcept
+    cdef bint _is_trusted(self, Conn* c)
+    cdef bint _proxy_header(self, Conn* c, size_t have, ssize_t n) noexcept

@@ -1,0 +1,30 @@
+"""Exchanges and their ends: see _exchanges.pyx."""
+
+from libc.stdint cimport uint64_t
+from graylb._clients cimport N_CODES
+from graylb._live cimport Conn, Exchange
+from graylb._streams cimport Streams
+
+cdef class Exchanges(Streams):
+    cdef char* heads               # rewritten heads
+    cdef Exchange* spare
+    cdef list answers
+    cdef list grpc_answers
+    cdef bint retriable[N_CODES]
+    cdef readonly int exchanges
+    cdef readonly uint64_t aborted
+
+    cdef _open_books(self)
+    cdef Exchange* _exchange(self) noexcept
+    cdef void _drop_exchange(self, Exchange* x) noexcept
+    cdef void _detach(self, Exchange* x) noexcept
+    cdef void _abort(self, Conn* c) noexcept
+    cdef void _linger(self, Conn* c) noexcept
+    cdef void _close_client(self, Conn* c, bint unread) noexcept
+    cdef void _fail(self, Conn* c, int code) noexcept
+    cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept
+    cdef void _see_out(self, Conn* c) noexcept
+    cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept
+    cdef void _next_request(self, Conn* c) noexcept
+    cdef void _rest(self, Conn* c) noexcept
+    cdef void _tunnel_closed(self, Exchange* x) noexcept

@@ -1,0 +1,199 @@
+"""Exchanges and how they end: in order, by an answer of ours, or cut short."""
+
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.ref cimport Py_DECREF
+from graylb._fast cimport write_decision
+from graylb._http1 cimport BODY_CLOSE
+from graylb._live cimport (MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
+from graylb._sockets cimport SHUT_WR, SMALL, gl_now_us, reset_on_close, shutdown
+from graylb._streams cimport Streams
+
+from graylb.errors import KINDS
+
+cdef extern from * nogil:
+    """
+    #include <string.h>
+    """
+    void* memmem(const void*, size_t, const void*, size_t)
+
+cdef enum:
+    LINGER_MS = 2000
+    MARGIN = 16384         # room for what heads gain
+
+
+cdef class Exchanges(Streams):
+    """The exchanges of one worker."""
+
+    cdef _open_books(self):
+        self.heads = <char*>malloc(3 * MAX_HEAD + MARGIN + SMALL)
+        if self.heads == NULL: raise MemoryError
+        # answers[code][json][close]; HEAD cuts the body off
+        self.answers = [[[kind.response(json=json, close=close) for close in (False, True)] for json in (False, True)]
+                        for kind in KINDS]
+        self.grpc_answers = [kind.grpc_response() for kind in KINDS]
+        for kind in KINDS: self.retriable[<int>kind.code] = kind.retriable
+
+    def __dealloc__(self):
+        cdef Exchange* x
+        while self.spare != NULL:
+            x = self.spare
+            self.spare = x.next
+            free(x.saved)
+            free(x)
+        free(self.heads)
+
+    cdef Exchange* _exchange(self) noexcept:
+        cdef Exchange* x = self.spare
+        cdef char* saved
+        cdef size_t cap
+        if x == NULL: x = <Exchange*>calloc(1, sizeof(Exchange))
+        else:
+            self.spare = x.next
+            saved = x.saved
+            cap = x.saved_cap
+            memset(x, 0, sizeof(Exchange))
+            x.saved = saved
+            x.saved_cap = cap
+        if x != NULL: self.exchanges += 1
+        return x
+
+    cdef void _drop_exchange(self, Exchange* x) noexcept:
+        """Unties both sides; connections are dealt with by the caller."""
+        cdef Upstream up
+        if x.waiting:
+            up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
+            self._leave_queue(up, x)
+            self._call_all(up)
+        if x.client != NULL: x.client.x = NULL
+        if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
+        if x.status and x.upstream != NULL: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
+        if x.upstream != NULL: self._detach(x)
+        if x.state != NULL: Py_DECREF(<object>x.state)
+        x.state = NULL
+        if x.saved_cap > 4096:
+            free(x.saved)
+            x.saved = NULL
+            x.saved_cap = 0
+        x.next = self.spare
+        self.spare = x
+        self.exchanges -= 1
+
+    cdef void _detach(self, Exchange* x) noexcept:
+        (<Upstream>x.upstream.upstream).in_flight -= 1
+        x.upstream.x = NULL
+        x.upstream = NULL
+
+    cdef void _abort(self, Conn* c) noexcept:
+        """Ends a connection and, with it, its exchange and the other side: the client is gone, or the answer was cut short."""
+        cdef Exchange* x = c.x
+        cdef Conn* u
+        cdef Conn* d
+        if x != NULL:
+            u = x.upstream
+            d = x.client
+            self.aborted += 1
+            # an answer that its end delimits would look complete behind an orderly close
+            if x.response_begun and x.response_kind == BODY_CLOSE and d != NULL and d.fd >= 0: reset_on_close(d.fd)
+            self._drop_exchange(x)
+            if u != NULL: self._kill(u)
+            if d != NULL: self._kill(d)
+        self._kill(c)
+
+    cdef void _linger(self, Conn* c) noexcept:
+        """Everything is sent: says so, and reads on for a moment, for a reset would destroy the answer in flight."""
+        c.closing = 0
+        if c.shut and not c.readable:
+            self._kill(c)
+            return
+        shutdown(c.fd, SHUT_WR)
+        c.state = S_LINGER
+        c.held_len = 0
+        self._set_deadline(c, self.now + LINGER_MS)
+        if c.readable: self._again(c)
+
+    cdef void _close_client(self, Conn* c, bint unread) noexcept:
+        """Closes after the answer; unread: bytes of the client may still be on their way to us."""
+        if c.out_len:
+            c.closing = 1
+            c.state = S_LINGER
+            self._set_deadline(c, self.now + self.state.body_ms)
+        elif unread: self._linger(c)
+        else: self._kill(c)
+
+    cdef void _fail(self, Conn* c, int code) noexcept:
+        """Answers with an error of ours and ends the exchange. The request body, if any is left, is not read."""
+        cdef Exchange* x = c.x
+        cdef bint wants_json = False, head_only = False, close_after = True, grpc = False
+        cdef Conn* u = NULL
+        cdef bytes answer
+        self.errors[code] += 1
+        if x != NULL:
+            wants_json = x.wants_json
+            head_only = x.head_only
+            grpc = x.grpc
+            close_after = c.fd >= 0 and (x.close_client or not x.request_done or self.draining)
+            u = x.upstream
+        answer = self.grpc_answers[code] if grpc else self.answers[code][wants_json][close_after and c.fd >= 0]
+        cdef size_t n = self._write_answer(x, answer, head_only)
+        if x != NULL:
+            self._drop_exchange(x)
+            if u != NULL: self._kill(u)
+        self.statuses[2 if grpc else <int>KINDS[code].status // 100] += 1
+        self._answer(c, n, close_after)
+
+    cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept:
+        """Sends an answer of ours, n bytes in `heads`, to a client whose exchange is over."""
+        cdef size_t head
+        if c.fd < 0:
+            head = <char*>memmem(self.heads, n, b"\r\n\r\n", 4) - self.heads + 4
+            c.eof = 1
+            if c.stream == 0 or (n > head and self._keep(c, self.heads + head, n - head) < 0) \
+                    or self.h2.respond(c, self.heads, head, n == head) < 0: self._kill(c)
+            else: self._see_out(c)
+            return
+        if self._send(c, self.heads, n) < 0:
+            self._kill(c)
+            return
+        if close_after: self._close_client(c, True)
+        else: self._next_request(c)
+
+    cdef void _see_out(self, Conn* c) noexcept:
+        """A stream whose answer is complete, as far as we are concerned: it stays until the client has it."""
+        c.state = S_WAIT
+        if c.owed and c.stream: self.h2.consume(c, c.owed)
+        self._set_deadline(c, self.now + self.state.body_ms)
+
+    cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept:
+        """An answer of ours into `heads`, with the decision if there is one to tell and it is to be told."""
+        cdef const char* p = PyBytes_AS_STRING(answer)
+        cdef size_t n = PyBytes_GET_SIZE(answer)
+        cdef size_t head = <const char*>memmem(p, n, b"\r\n\r\n", 4) - p + 2
+        cdef TableState state
+        cdef size_t at = head
+        memcpy(self.heads, p, head)
+        if x != NULL and x.d.service >= 0:
+            state = <TableState>x.state
+            if state.decision_headers: at += write_decision(state.table, &x.d, self.heads + at, 2048)
+        if head_only: n = head + 2
+        memcpy(self.heads + at, p + head, n - head)
+        return at + n - head
+
+    cdef void _next_request(self, Conn* c) noexcept:
+        """Keep-alive: back to waiting for a head, which may be here already."""
+        c.state = S_HEAD
+        c.reused = 1
+        self._set_deadline(c, self.now + self.state.client_idle_ms)
+        if c.out_len == 0: self._rest(c)
+
+    cdef void _rest(self, Conn* c) noexcept:
+        """Between messages: reads on if there is something, closes if the client has said that nothing will come."""
+        if c.held_len or c.readable: self._again(c)
+        elif c.shut: self._kill(c)
+
+    # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    cdef void _tunnel_closed(self, Exchange* x) noexcept:
+        """An exchange that was a tunnel is over."""

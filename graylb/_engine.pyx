@@ -1030,7 +1030,9 @@ cdef class Engine(Tunnels):
         if h.chunked: start_body(&x.response, BODY_CHUNKED, 0)
         elif h.content_length >= 0: start_body(&x.response, BODY_LENGTH, h.content_length)
         else: start_body(&x.response, BODY_CLOSE, 0)
-        if h.chunked and x.h2: x.response.kind = BODY_CLOSE    # as it comes: frames, not chunks
+        if x.upstream.fd < 0:                                  # as it comes: frames, not chunks
+            if x.upstream.ended: x.response.kind = BODY_NONE
+            elif h.chunked: x.response.kind = BODY_CLOSE
         if x.client.fd < 0:
             x.response_kind = BODY_CLOSE                       # likewise: nothing is put around what goes out
             return BODY_LENGTH if h.content_length >= 0 else BODY_CLOSE
@@ -1115,7 +1117,8 @@ cdef class Engine(Tunnels):
         if self.head.status < 200:
             self._interim(x)
             return
-        if self._final(u, <char*>self.head.end, 0) and end: self._stream_end(u, NULL, 0)
+        u.ended = end                                        # gRPC tells a bare status by a head that ends its stream
+        self._final(u, self.piece + HEADROOM, 0)
 
     cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept:
         """Body bytes. The window of their stream opens again when the other side has taken them."""

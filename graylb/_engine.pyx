@@ -21,11 +21,10 @@ from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
                             scan_request, scan_response, start_body, write_request, write_response)
-from graylb._live cimport (AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
+from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, Conn, Counter, Exchange, Series, Session, TableState, Upstream)
 from graylb._pools cimport WARM_EVERY_MS, may_repeat
-from graylb._sockets cimport (EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, MSG_PEEK, SPLICE_FROM, WHEEL, gl_now_us, recv,
-                              socket_error)
+from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us, socket_error
 from graylb._streams cimport Streams
 from graylb._tunnels cimport Tunnels
 
@@ -189,14 +188,13 @@ cdef class Engine(Tunnels):
         cdef int i
         cdef Conn* c
         cdef Conn* following
-        cdef char probe
         for i in range(WHEEL):
             c = self.wheel[i].later
             while c != &self.wheel[i]:
                 following = c.later
                 if c.side == CLIENT and c.state == S_SESSION: self._leave_clients(c)
                 elif not keep_idle and c.side == CLIENT and c.fd >= 0 and c.state == S_HEAD and c.reused and c.held_len == 0 \
-                        and c.out_len == 0 and not c.readable and recv(c.fd, &probe, 1, MSG_PEEK) <= 0:
+                        and c.out_len == 0 and not c.readable and self._says_nothing(c):
                     self._kill(c)                            # nothing asked that epoll has not told us yet
                 c = following
 
@@ -292,6 +290,15 @@ cdef class Engine(Tunnels):
         if self.clients == 0 and self.on_quiet is not None:
             told, self.on_quiet = self.on_quiet, None
             self.loop.call_soon(told)
+
+    cdef void _secured(self, Conn* c) noexcept:
+        if c.side == CLIENT:
+            if c.tls.alpn == ALPN_H2 and not self._begin_session(c): self._kill(c)
+        elif c.session != NULL and c.tls.alpn != ALPN_H2: self._kill(c)   # it does not speak what it is to be spoken to in
+
+    cdef void _insecure(self, Conn* c) noexcept:
+        if c.side == CLIENT or c.session != NULL: self._kill(c)
+        else: self._upstream_failed(c, E_CONNECT_FAILED)
 
     cdef void _progress(self, Conn* c) noexcept:
         """Bytes moved: the exchange is not idle."""
@@ -458,7 +465,7 @@ cdef class Engine(Tunnels):
                 return False
             c.held = q
             c.held_cap = 2 * (c.held_len + room)
-        n = recv(c.fd, c.held + c.held_len, room, 0)
+        n = self._recv(c, c.held + c.held_len, room)
         if n <= 0:
             if n < 0 and (errno == EAGAIN or errno == EINTR): c.readable = errno == EINTR
             else: self._kill(c)                      # the end inside a head
@@ -582,8 +589,8 @@ cdef class Engine(Tunnels):
         cdef Piece piece
         told.address = c.peer.text
         told.address_len = c.peer.text_len
-        told.scheme = b"http"
-        told.scheme_len = 4
+        told.scheme = b"https"
+        told.scheme_len = 5 if (c if c.fd >= 0 else c.session.conn).tls != NULL else 4
         e = write_request(&self.head, self.heads, &state.policy, &told, x.request_kind,
                           NULL, r.path.n if r.has_rewrite else 0,
                           state.table.base + r.rewrite.off, r.rewrite.n if r.has_rewrite else 0)
@@ -615,7 +622,7 @@ cdef class Engine(Tunnels):
         if u.fd >= 0: return self._send_two(u, head, n, body, bn)
         u.eof = x.request_done
         if bn and self._keep(u, body, bn) < 0: return -1
-        return self.h2.ask(u.session, u, head, n, u.eof and bn == 0, False)
+        return self.h2.ask(u.session, u, head, n, u.eof and bn == 0, u.session.conn.tls != NULL)
 
     cdef void _leave(self, Exchange* x) noexcept:
         """Gives up the upstream connection of an exchange that goes on."""

@@ -8,7 +8,7 @@ from cpython.ref cimport Py_DECREF
 from graylb._fast cimport write_decision
 from graylb._http1 cimport BODY_CLOSE
 from graylb._live cimport (MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
-from graylb._sockets cimport SHUT_WR, SMALL, gl_now_us, reset_on_close, shutdown
+from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
 from graylb._streams cimport Streams
 
 from graylb.errors import KINDS
@@ -108,7 +108,7 @@ cdef class Exchanges(Streams):
         if c.shut and not c.readable:
             self._kill(c)
             return
-        shutdown(c.fd, SHUT_WR)
+        self._say_end(c)
         c.state = S_LINGER
         c.held_len = 0
         self._set_deadline(c, self.now + LINGER_MS)

@@ -12,8 +12,8 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._clients cimport Clients
 from graylb._h2 cimport H2_API, H2_CANCEL, H2_INTERNAL_ERROR, H2_REFUSED_STREAM, H2Api
-from graylb._live cimport CLIENT, S_LINGER, S_SESSION, UPSTREAM, Conn, Exchange, Session, Upstream
-from graylb._sockets cimport RECEIVE, SHUT_WR, shutdown
+from graylb._live cimport ALPN_H2, CLIENT, S_LINGER, S_SESSION, UPSTREAM, Conn, Exchange, Session, Upstream
+from graylb._sockets cimport RECEIVE
 
 cdef enum:
     LEAVING_MS = 1000      # between the first GOAWAY, which asks for no more, and the second, which says what was taken
@@ -182,7 +182,7 @@ cdef class Streams(Clients):
             self._kill(c)
             return
         self._lose_session(c, True)
-        shutdown(c.fd, SHUT_WR)
+        self._say_end(c)
         c.state = S_LINGER
         self._set_deadline(c, self.now + LINGER_MS)
         self._again(c)
@@ -271,7 +271,7 @@ cdef class Streams(Clients):
     cdef Session* _connect_session(self, Upstream up, Exchange* x) noexcept:
         cdef Conn* c
         if up.max and up.n_open >= up.max and up.idle != NULL: self._kill(up.idle)
-        c = self._open_to(up)
+        c = self._open_to(up, ALPN_H2)
         if c == NULL: return NULL
         self._set_deadline(c, self.now + x.connect_ms)
         if not self._begin_session(c):

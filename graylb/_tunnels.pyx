@@ -4,7 +4,6 @@ from libc.stdint cimport uint64_t
 from graylb._exchanges cimport Exchanges
 from graylb._fast cimport Table
 from graylb._live cimport CLIENT, S_TUNNEL, Conn, Exchange, TableState, Upstream
-from graylb._sockets cimport SHUT_WR, shutdown
 
 
 cdef class Tunnels(Exchanges):
@@ -66,7 +65,7 @@ cdef class Tunnels(Exchanges):
         cdef Conn* c = x.client
         cdef Conn* u = x.upstream
         b.half_close = 0
-        shutdown(b.fd, SHUT_WR)
+        self._say_end(b)
         if not (c.ended and u.ended and c.out_len == 0 and u.out_len == 0): return True
         self._drop_exchange(x)
         self._kill(u)

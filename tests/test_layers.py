@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb._fast",
         "graylb._http1",
     ),
-    "graylb._tunnels": ("graylb._exchanges", "graylb._sockets", "graylb._live", "graylb._fast"),
+    "graylb._tunnels": ("graylb._exchanges", "graylb._live", "graylb._fast"),
     "graylb._engine": (
         "graylb._tunnels",
         "graylb._streams",

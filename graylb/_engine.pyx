@@ -44,6 +44,7 @@ cdef extern from * nogil:
 # errors by code, see graylb.errors
 cdef int E_BAD_FRAMING = BY_REASON["bad-framing"].code
 cdef int E_BAD_REQUEST = BY_REASON["bad-request"].code
+cdef int E_BAD_VERSION = BY_REASON["bad-version"].code
 cdef int E_HEADER_TIMEOUT = BY_REASON["header-timeout"].code
 cdef int E_BODY_TIMEOUT = BY_REASON["body-timeout"].code
 cdef int E_URI_TOO_LONG = BY_REASON["uri-too-long"].code
@@ -400,6 +401,9 @@ cdef class Engine(Tunnels):
             return False
         if not c.reused and have >= 3 and p[0] == 80 and p[1] == 82 and p[2] == 73 and self._may_be_h2(c):
             if memcmp(p, PRI, min(have, <size_t>PREFACE)) == 0: return self._preface(c, p, have)
+        if not self.listening[c.listener].h1:
+            self._fail(c, E_BAD_VERSION)
+            return False
         while have >= 2 and p[0] == 13 and p[1] == 10:     # RFC 9112 2.2: empty lines before a request are skipped
             p += 2
             have -= 2
@@ -502,7 +506,7 @@ cdef class Engine(Tunnels):
         x.request_done = x.request.kind == BODY_NONE
         if c.fd < 0:
             x.close_client = 0
-            if h.chunked: x.request.kind = BODY_CLOSE          # as it comes: frames, not chunks
+            if not x.request_done: x.request.kind = BODY_CLOSE # as it comes: frames, not chunks; libnghttp2 counts them
         c.state = S_WAIT if x.request_done else S_BODY
         q.head = h
         x.began_us = gl_now_us()
@@ -519,7 +523,8 @@ cdef class Engine(Tunnels):
 
     cdef bint _goes_by_h2(self, Exchange* x, Head* h) noexcept:
         cdef Upstream up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
-        return (up.protocol == HTTP2 or (up.protocol == AUTO and h.is_grpc)) and not h.websocket and self.h2 != NULL
+        return (up.protocol == HTTP2 or (up.protocol == AUTO and h.is_grpc and not up.proxy)) and not h.websocket \
+            and self.h2 != NULL
 
     cdef void _undecided(self, Conn* c, char* p, size_t have) noexcept:
         cdef Exchange* x = c.x
@@ -1038,8 +1043,7 @@ cdef class Engine(Tunnels):
         elif h.content_length >= 0: start_body(&x.response, BODY_LENGTH, h.content_length)
         else: start_body(&x.response, BODY_CLOSE, 0)
         if x.upstream.fd < 0:                                  # as it comes: frames, not chunks
-            if x.upstream.ended: x.response.kind = BODY_NONE
-            elif h.chunked: x.response.kind = BODY_CLOSE
+            x.response.kind = BODY_NONE if x.upstream.ended else BODY_CLOSE
         if x.client.fd < 0:
             x.response_kind = BODY_CLOSE                       # likewise: nothing is put around what goes out
             return BODY_LENGTH if h.content_length >= 0 else BODY_CLOSE
@@ -1164,7 +1168,7 @@ cdef class Engine(Tunnels):
             self._abort(c)
             return
         x.client.code = error
-        if c.connecting: self._upstream_failed(c, E_CONNECT_FAILED)
+        if c.connecting: self._upstream_failed(c, E_CONNECT_TIMEOUT if c.session.conn.timed_out else E_CONNECT_FAILED)
         elif not seen and not x.response_begun and x.attempts < MAX_ATTEMPTS and x.saved_len:
             self._repeat(x, c, True, E_UPSTREAM_RESET)       # nobody has looked at it
         else: self._upstream_failed(c, E_UPSTREAM_RESET)
@@ -1205,7 +1209,6 @@ cdef class Engine(Tunnels):
             piece.length = k
             piece.done = False
             x.bytes_in += k
-            if x.request.kind == BODY_LENGTH: x.request.left -= k
             if not x.h2: _encode(x.request_kind, &piece)
             if self._keep_on(x, piece.data, piece.length) < 0 or self._send(x.upstream, piece.data, piece.length) < 0:
                 self._broken(x.upstream)

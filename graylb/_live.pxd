@@ -100,6 +100,7 @@ cdef struct Conn:
     uint8_t partial        # client: part of a head is held
     uint8_t listener       # client: which one it came by
     uint8_t preface        # upstream: this many of the pending bytes are its PROXY header
+    uint8_t timed_out      # upstream: it could not be connected in time
     uint8_t eof            # stream: nothing follows what is pending
     uint8_t deferred       # stream: libnghttp2 waits to be told that there is more to send
     uint8_t phase          # stream: how far it has come; _h2.pyx's

@@ -24,9 +24,12 @@ cdef class Pools(Sockets):
     cdef void _retire(self, Upstream up) noexcept
     cdef void _fit(self, Upstream up) noexcept
     cdef void _warm_up(self) noexcept
+    cdef Conn* _open_warm(self, Upstream up) noexcept
+    cdef bint _is_spare(self, Upstream up) noexcept
     cdef bint _expired_idle(self, Conn* u) noexcept
 
 cdef enum:
     WARM_EVERY_MS = 1000
+    WARM_CONNECT_MS = 5000
 
 cdef bint may_repeat(Exchange* x) noexcept

@@ -12,7 +12,6 @@ from graylb._proxy cimport write_proxy
 from graylb._sockets cimport Sockets, connect_to, exhausted, local_address
 
 cdef enum:
-    WARM_CONNECT_MS = 5000
     PEERS_LOOKED_AT = 256  # pooled connections that are asked whether they belong to this client
 
 
@@ -105,11 +104,15 @@ cdef class Pools(Sockets):
     cdef bint _expired_idle(self, Conn* u) noexcept:
         """An unused connection's time is over; one of those that are to be kept open stays. True: it was closed."""
         cdef Upstream up = <Upstream>u.upstream
-        if up.n_open <= up.warm and not up.retired:
+        if not self._is_spare(up):
             self._set_deadline(u, self.now + up.idle_ms)
             return False
         self._kill(u)
         return True
+
+    cdef bint _is_spare(self, Upstream up) noexcept:
+        """Whether there are more connections than are to be kept open."""
+        return up.n_open > up.warm or up.retired
 
     cdef bint _has_room(self, Upstream up) noexcept:
         """Whether one more request may have a connection now, those that were called before it allowed for."""
@@ -180,9 +183,13 @@ cdef class Pools(Sockets):
         self.warmed = self.now
         for up in self.warm:
             while not up.retired and up.n_open < up.warm and (up.max == 0 or up.n_open < up.max):
-                u = self._open_to(up)
+                u = self._open_warm(up)
                 if u == NULL: break
-                self._set_deadline(u, self.now + WARM_CONNECT_MS)
+
+    cdef Conn* _open_warm(self, Upstream up) noexcept:
+        cdef Conn* u = self._open_to(up)
+        if u != NULL: self._set_deadline(u, self.now + WARM_CONNECT_MS)
+        return u
 
 
 cdef bint may_repeat(Exchange* x) noexcept:

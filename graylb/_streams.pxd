@@ -30,7 +30,7 @@ cdef class Streams(Clients):
     cdef Conn* _new_stream(self, Session* s, int side) noexcept
     cdef Conn* _stream_to(self, Upstream up, Exchange* x) noexcept
     cdef bint _room_for_stream(self, Upstream up) noexcept
-    cdef Session* _connect_session(self, Upstream up, Exchange* x) noexcept
+    cdef Session* _connect_session(self, Upstream up, uint64_t connect_ms) noexcept
     cdef void _end_session(self, Conn* c) noexcept
     cdef void _leave_pool(self, Session* s) noexcept
     cdef void _unused(self, Session* s) noexcept

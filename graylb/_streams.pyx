@@ -5,14 +5,15 @@ neighbours), from inside the codec. What they submit is sent once, at the end of
 A stream is a Conn without a descriptor: what is sent to it is pending in `out` until its windows let the codec take it.
 """
 
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport malloc
 from libc.string cimport memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._clients cimport Clients
 from graylb._h2 cimport H2_API, H2_CANCEL, H2_INTERNAL_ERROR, H2_REFUSED_STREAM, H2Api
-from graylb._live cimport ALPN_H2, CLIENT, S_LINGER, S_SESSION, UPSTREAM, Conn, Exchange, Session, Upstream
+from graylb._live cimport ALPN_H2, CLIENT, HTTP2, S_LINGER, S_SESSION, UPSTREAM, Conn, Exchange, Session, Upstream
+from graylb._pools cimport WARM_CONNECT_MS
 from graylb._sockets cimport RECEIVE
 
 cdef enum:
@@ -95,7 +96,11 @@ cdef class Streams(Clients):
         """An unused session, or one that was told to take no more requests."""
         cdef Session* s = c.session
         if c.connecting:
+            c.timed_out = 1
             self._kill(c)
+            return
+        if c.side == UPSTREAM and s.n_streams == 0 and not s.ending and not self._is_spare(<Upstream>c.upstream):
+            self._set_deadline(c, self.now + (<Upstream>c.upstream).idle_ms)
             return
         if c.side == CLIENT and s.full == 1:                 # the first GOAWAY has had its time
             s.full = 2
@@ -126,6 +131,7 @@ cdef class Streams(Clients):
             u.connecting = 0
             self._progress(u)
             u = u.next
+        if c.session.streams == NULL: self._unused(c.session)
         self._mark(c.session)
 
     cdef void _lose_session(self, Conn* c, bint reached) noexcept:
@@ -257,7 +263,7 @@ cdef class Streams(Clients):
         """A stream on a session to this instance that takes one more, else on a new one; NULL: it failed at once."""
         cdef Session* s = _open_session(up)
         cdef Conn* u
-        if s == NULL: s = self._connect_session(up, x)
+        if s == NULL: s = self._connect_session(up, x.connect_ms)
         if s == NULL: return NULL
         u = self._new_stream(s, UPSTREAM)
         if u == NULL: return NULL
@@ -268,12 +274,18 @@ cdef class Streams(Clients):
         s.conn.reused = 1
         return u
 
-    cdef Session* _connect_session(self, Upstream up, Exchange* x) noexcept:
+    cdef Conn* _open_warm(self, Upstream up) noexcept:
+        cdef Session* s
+        if up.protocol != HTTP2 or self.h2 == NULL: return Clients._open_warm(self, up)
+        s = self._connect_session(up, WARM_CONNECT_MS)
+        return s.conn if s != NULL else NULL
+
+    cdef Session* _connect_session(self, Upstream up, uint64_t connect_ms) noexcept:
         cdef Conn* c
         if up.max and up.n_open >= up.max and up.idle != NULL: self._kill(up.idle)
         c = self._open_to(up, ALPN_H2)
         if c == NULL: return NULL
-        self._set_deadline(c, self.now + x.connect_ms)
+        self._set_deadline(c, self.now + connect_ms)
         if not self._begin_session(c):
             self._kill(c)
             return NULL

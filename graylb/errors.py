@@ -82,7 +82,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(8, "bad-expectation", "client", 417, 13, "only Expect: 100-continue is known"),
     ErrorKind(9, "head-too-large", "client", 431, 8, "the request head is too large or has too many fields"),
     ErrorKind(10, "unknown-coding", "client", 501, 12, "the only transfer coding served is chunked"),
-    ErrorKind(11, "bad-version", "client", 505, 13, "only HTTP/1.0 and HTTP/1.1 are served"),
+    ErrorKind(11, "bad-version", "client", 505, 13, "this version of HTTP is not served here"),
     ErrorKind(12, "no-route", "graylb", 404, 12, "no route matches this host and path"),
     ErrorKind(13, "no-instance", "graylb", 503, 14, "no instance of the wanted version is available", True),
     ErrorKind(14, "overloaded", "graylb", 503, 8, "out of connections or memory", True),

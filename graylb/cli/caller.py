@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, urlencode
 
 import orjson
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 DEFAULT_ADMIN: Final = "127.0.0.1:9900"
 PATIENCE: Final = 2.0
@@ -99,14 +101,17 @@ def call(
 
     query: of it, what is not None. Raises NotRunning, NotAllowed, BadAddress.
     """
+    from http.client import HTTPException  # takes longer to load than some commands need
+
     headers = {"x-graylb-user": quote(user)} if user else {}
     if token := _access.token():
         headers["authorization"] = f"Bearer {token}"
     if body is not None:
         headers["content-type"] = "application/json"
     given = {name: value for name, value in (query or {}).items() if value is not None}
-    connection = _connection(address, patience)
+    connection: HTTPConnection | None = None
     try:
+        connection = _connection(address, patience)
         data = None if body is None else orjson.dumps(body)
         connection.request(method, path + (f"?{urlencode(given)}" if given else ""), data, headers)
         answer = connection.getresponse()
@@ -117,10 +122,11 @@ def call(
         raise NotAllowed(f"the proxy on {address} is not known: {why}") from error
     except PermissionError as error:
         raise NotAllowed(f"{address}: {error.strerror}") from error
-    except (OSError, http.client.HTTPException, orjson.JSONDecodeError, UnicodeEncodeError) as error:
+    except (OSError, HTTPException, orjson.JSONDecodeError, UnicodeEncodeError) as error:
         raise NotRunning(f"no proxy answers on {address}: {error}") from error
     finally:
-        connection.close()
+        if connection is not None:
+            connection.close()
     if answer.status in (401, 403):
         said = found.data.get("message", "") if isinstance(found.data, dict) else ""
         hint = f"; set {TOKEN} or --admin-token-file" if answer.status == 401 else ""
@@ -136,28 +142,32 @@ def ask(address: str, path: str) -> Any:
     return answer.data
 
 
-def _connection(address: str, patience: float) -> http.client.HTTPConnection:
+def _connection(address: str, patience: float) -> HTTPConnection:
+    from http.client import HTTPConnection, HTTPSConnection
+
     if address.startswith("unix:/"):
-        return _UnixConnection(address.removeprefix("unix:"), patience)
+        connection = HTTPConnection("localhost", timeout=patience)
+        connection.sock = _connected(address.removeprefix("unix:"), patience)
+        return connection
     host, _, port = address.removeprefix("https://").removeprefix("http://").rstrip("/").rpartition(":")
     if not port.isdigit():
         raise BadAddress(f"admin address {address!r}: expected host:port, such as {DEFAULT_ADMIN}, or unix:/path")
     host = _ANY.get(host, host).strip("[]")
     tls = not address.startswith("http://") and (_access.ca is not None or _access.cert is not None)
     if address.startswith("https://") or tls:
-        return http.client.HTTPSConnection(host, int(port), timeout=patience, context=_access.context())
-    return http.client.HTTPConnection(host, int(port), timeout=patience)
+        return HTTPSConnection(host, int(port), timeout=patience, context=_access.context())
+    return HTTPConnection(host, int(port), timeout=patience)
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, patience: float) -> None:
-        super().__init__("localhost", timeout=patience)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
+def _connected(path: str, patience: float) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.settimeout(patience)
+        made.connect(path)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _why(error: Exception) -> str:

@@ -81,12 +81,18 @@ def latency(on: Stage, etcd: Etcd, changes: int, rate: float) -> dict[str, Any]:
 
 
 def storm(on: Stage, etcd: Etcd, seconds: int, per_second: int, rate: float) -> dict[str, Any]:
-    """Traffic without changes, then with so many a second, for so long; memory of the node's tree in between."""
-    keys = Keys(etcd, "/storm")
-    keys.put_all(content.front(on.to.v1, on.to.v2) | content.many(SERVICES, 1_000, 500))
+    """Traffic without changes; then beside so many a second to keys that nobody watches, which is what etcd and the one
+    who puts them cost on shared cores; then the same to keys that the node follows. Memory of the node's tree in between.
+    """
+    keys, aside = Keys(etcd, "/storm"), Keys(etcd, "/aside")
+    held = content.front(on.to.v1, on.to.v2) | content.many(SERVICES, 1_000, 500)
+    for each in (keys, aside):
+        each.put_all(held)
     with running(on.work, etcd, keys.prefix, "stormy") as nodes:
         with load(on, nodes, rate, seconds) as calm:
             time.sleep(seconds)
+        with load(on, nodes, rate, seconds) as unwatched:
+            _blow(aside, seconds, per_second, lambda: None)
         samples: list[tuple[float, int]] = []
         before = _spent(nodes)
         with load(on, nodes, rate, seconds) as traffic:
@@ -101,7 +107,7 @@ def storm(on: Stage, etcd: Etcd, seconds: int, per_second: int, rate: float) -> 
             "seconds": seconds, "sent_seconds": sent, "changes": seconds * per_second, "converged_s": converged,
             "cores": spent,
             "memory": [{"s": at, "bytes": size} for at, size in samples],
-            "calm": calm, "traffic": traffic, "rate": rate,
+            "calm": calm, "unwatched": unwatched, "traffic": traffic, "rate": rate,
         }  # fmt: skip
 
 

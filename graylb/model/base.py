@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -16,13 +17,19 @@ class Part(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """The keys that were written, by their names in the document."""
-        fields = type(self).model_fields
-        return {fields[name].alias or name: getattr(self, name) for name in fields if name in self.model_fields_set}
+        given = self.model_fields_set
+        return {written: getattr(self, name) for name, written in _names(type(self)) if name in given}
 
     def filled(self, defaults: Self) -> Self:
         """With the settings of `defaults` that were not written here."""
         missing = defaults.model_fields_set - self.model_fields_set
         return self.model_copy(update={name: getattr(defaults, name) for name in missing})
+
+
+@functools.cache
+def _names(part: type[Part]) -> tuple[tuple[str, str], ...]:
+    """(name, as it is written) of each field; asking pydantic takes longer, and there may be thousands of parts."""
+    return tuple((name, field.alias or name) for name, field in part.model_fields.items())
 
 
 class OneKey(Part):

@@ -32,6 +32,7 @@ NAMED: Final = ("rules", "lists", "instances")
 OWN_KEYS: Final = ("split", "rules", "lists", "instances")
 """Settings of a document's service that are keys of their own here."""
 
+_BY_NAME: Final[dict[str, PartName]] = {part: part for part in PARTS}
 _IDS: Final[TypeAdapter[IdList]] = TypeAdapter(Ids)
 
 
@@ -142,7 +143,7 @@ def _parse(suffix: str, key: str) -> tuple[str, PartName, str]:
         expected = "a name of letters, digits, '.', '_' and '-'"
         _fail(key, "", expected, message=f"{shown(service)} is no name of a service")
     word, _, name = rest.partition("/")
-    part = next((part for part in PARTS if part == word), None)
+    part = _BY_NAME.get(word)
     if part is None:
         meant = values.near(word, PARTS)
         _fail(

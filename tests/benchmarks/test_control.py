@@ -30,7 +30,12 @@ def test_a_quantile_is_the_smallest_value_that_so_many_do_not_exceed(values: lis
 def storm(**changes: Any) -> dict[str, Any]:
     memory = [{"s": 0.0, "bytes": 50.0}, {"s": 20.0, "bytes": 100.0}, {"s": 60.0, "bytes": 104.0}]
     found = {"changes": 60_000, "sent_seconds": 60.0, "converged_s": 0.4, "memory": memory}
-    traffic = {"calm": TRAFFIC, "traffic": [{"p99_us": 2900.0}], "cores": {"control": 0.3, "worker": 0.1}}
+    traffic = {
+        "calm": TRAFFIC,
+        "unwatched": TRAFFIC,
+        "traffic": [{"p99_us": 2900.0}],
+        "cores": {"control": 0.3, "worker": 0.1},
+    }
     return found | traffic | changes
 
 

@@ -82,7 +82,7 @@ def latency(on: Stage, etcd: Etcd, changes: int, rate: float) -> dict[str, Any]:
 
 def storm(on: Stage, etcd: Etcd, seconds: int, per_second: int, rate: float) -> dict[str, Any]:
     """Traffic without changes; then beside so many a second to keys that nobody watches, which is what etcd and the one
-    who puts them cost on shared cores; then the same to keys that the node follows. Memory of the node's tree in between.
+    who puts them cost on shared cores; then the same to keys that the node follows, and memory of the node's tree.
     """
     keys, aside = Keys(etcd, "/storm"), Keys(etcd, "/aside")
     held = content.front(on.to.v1, on.to.v2) | content.many(SERVICES, 1_000, 500)

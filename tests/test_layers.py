@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._h2": ("graylb._live", "graylb._http1", "graylb.nghttp2"),
     "graylb._pools": ("graylb._sockets", "graylb._live", "graylb._proxy"),
     "graylb._clients": ("graylb._pools", "graylb._sockets", "graylb._live", "graylb._proxy"),
-    "graylb._streams": ("graylb._clients", "graylb._sockets", "graylb._live", "graylb._h2"),
+    "graylb._streams": ("graylb._clients", "graylb._pools", "graylb._sockets", "graylb._live", "graylb._h2"),
     "graylb._exchanges": (
         "graylb._streams",
         "graylb._clients",

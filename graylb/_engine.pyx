@@ -401,9 +401,6 @@ cdef class Engine(Tunnels):
             return False
         if not c.reused and have >= 3 and p[0] == 80 and p[1] == 82 and p[2] == 73 and self._may_be_h2(c):
             if memcmp(p, PRI, min(have, <size_t>PREFACE)) == 0: return self._preface(c, p, have)
-        if not self.listening[c.listener].h1:
-            self._fail(c, E_BAD_VERSION)
-            return False
         while have >= 2 and p[0] == 13 and p[1] == 10:     # RFC 9112 2.2: empty lines before a request are skipped
             p += 2
             have -= 2
@@ -411,6 +408,11 @@ cdef class Engine(Tunnels):
         reset_head(&self.head, self.state.max_headers)
         r = 0 if have == 1 and p[0] == 13 else scan_request(&self.head, p, p + have, self.state.max_headers)
         if r == 0: return self._head_incomplete(c, p, have)
+        if not self.listening[c.listener].h1:
+            # a request gets an answer that it can read; what is neither that nor a preface gets none (RFC 9113 section 3.4)
+            if r > 0: self._fail(c, E_BAD_VERSION)
+            else: self._kill(c)
+            return False
         if r > 0 and <size_t>(self.head.end - p) > self.state.head_bytes:
             self.head.error = E_HEAD_TOO_LARGE
             r = -1

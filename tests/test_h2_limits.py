@@ -19,7 +19,9 @@ from tests.h2_frames import (
     PING,
     PREFACE,
     PRIORITY,
+    PROTOCOL_ERROR,
     SETTINGS,
+    STREAM_CLOSED,
     WINDOW_UPDATE,
     Coder,
     frame,
@@ -298,3 +300,32 @@ def test_settings_of_many_entries_end_the_connection() -> None:
     server.produce()
     assert "finished" in server.state
     assert SETTINGS in [each.kind for each in frames(Probe(True).produce())]
+
+
+# ---- streams out of turn (RFC 9113 section 5.1)
+
+
+def test_a_stream_that_was_passed_over_cannot_be_used() -> None:
+    server, coder = begun()
+    server.receive(coder.headers(1, request()) + coder.headers(9, request()))
+    assert server.receive(coder.headers(5, request())) == -1
+    assert requests(server) == 2
+    assert ended(server, PROTOCOL_ERROR)
+
+
+def test_streams_may_be_passed_over() -> None:
+    server, coder = begun()
+    for stream in (5, 7, 101, 103):
+        assert server.receive(coder.headers(stream, request())) == 0
+    assert requests(server) == 4
+
+
+@pytest.mark.parametrize("late", [frame(DATA, stream=1, payload=b"late"), Coder().headers(1, request())])
+def test_a_client_cannot_go_on_with_a_stream_that_it_has_ended(late: bytes) -> None:
+    server, coder = begun()
+    server.receive(coder.headers(1, request()))
+    server.respond(1, OK, True)
+    server.produce()
+    server.receive(late)
+    assert [each.error for each in of_kind(server.produce(), GOAWAY)] == [STREAM_CLOSED]
+    assert "finished" in server.state

@@ -149,7 +149,7 @@ def graylb(start: Start) -> Iterator[Peer]:
     ports = start.work / f"{name}-ports.json"
     config = write(
         start, "graylb.yaml", name,
-        tls=f"tls: {{cert: {chain}, key: {key}}}" if start.side.tls else "",
+        tls=f"tls: {{cert: {chain}, key: {key}}}" if start.side.tls else "protocols: [h2]",
         protocol="h2" if start.side.upstream == "h2" else "http1",
     )  # fmt: skip
     command = [sys.executable, "-m", "graylb.cli", "run", "-c", str(config), "--ports-file", str(ports)]

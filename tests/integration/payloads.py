@@ -319,7 +319,7 @@ def versions() -> Iterator[Payload]:
     ):  # fmt: skip
         data = line + b"\r\nHost: @\r\n\r\n"
         yield Payload(label("line", line), data + SMUGGLED, "refuse", (400, 405, 501, 505))
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    preface = b"PRI * HTTP/2.0\r\n\r\nSX\r\n\r\n"  # but for a letter: the right one begins a session
     yield Payload("HTTP/2 preface", preface + b"\x00" * 9, "refuse", (400, 405, 505))
     yield Payload("lower-case method", get(method=b"get"), "either", (400, 405, 501), (("/", b""),))
     yield Payload("unknown method", get(method=b"FOO"), "either", (400, 405, 501), (("/", b""),))

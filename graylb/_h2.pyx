@@ -10,7 +10,7 @@ Conn is found by its stream's number, never by a pointer that libnghttp2 keeps: 
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
 from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token, gl_skip_value
@@ -1192,3 +1192,120 @@ def turn_clock(uint64_t ms):
     """For tests of limits: time goes on by so much."""
     global gl_h2_skew
     gl_h2_skew += ms
+
+
+# ---- a bench: two sessions that talk to each other -----------------------------------------------------------------------
+
+cdef struct Bench:
+    Session* asking
+    int left
+    int done
+    int answers
+    Conn* conns                # of both sides, by stream number
+    size_t n_conns
+
+cdef const char* _QUESTION = b"POST /some.package.Service/Method HTTP/1.1\r\nhost: service.test\r\ncontent-type: application/grpc\r\n" \
+    b"user-agent: grpc-c/1.60 (linux)\r\nte: trailers\r\ngrpc-timeout: 20S\r\nx-user-id: 12345\r\n\r\n"
+cdef const char* _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\nserver: bench\r\ndate: today\r\n\r\n"
+cdef const char* _STATUS = b"grpc-status: 0\r\ngrpc-message: \r\n\r\n"
+
+cdef Conn* _bench_conn(Bench* b, int i) noexcept:
+    cdef Conn* c = &b.conns[<size_t>i % b.n_conns]
+    cdef char* out = c.out
+    memset(c, 0, sizeof(Conn))
+    c.fd = -1
+    c.out = out
+    c.out_len = 128
+    c.eof = 1
+    return c
+
+cdef void _bench_ask(Bench* b) noexcept:
+    cdef char text[512]
+    cdef size_t n = strlen(_QUESTION)
+    if b.left == 0: return
+    b.left -= 1
+    memcpy(text, _QUESTION, n)
+    _ask(b.asking, _bench_conn(b, 2 * b.left), text, n, False, False)
+
+cdef void _bench_request(void* engine, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
+    cdef Bench* b = <Bench*>engine
+    b.answers += 1
+    _bind(s, stream, _bench_conn(b, 2 * b.answers + 1))
+
+cdef void _bench_response(void* engine, Conn* u, char* text, size_t n, bint end) noexcept:
+    pass
+
+cdef void _bench_data(void* engine, Conn* c, char* p, size_t n) noexcept:
+    _consume(c, n)
+
+cdef void _bench_end(void* engine, Conn* c, char* trailers, size_t n) noexcept:
+    cdef char text[256]
+    cdef size_t m = strlen(_ANSWER)
+    if not c.session.server: return
+    memcpy(text, _ANSWER, m)
+    c.trailers = _trailers
+    c.trailers_len = <uint32_t>strlen(_STATUS)
+    memcpy(_trailers, _STATUS, c.trailers_len)
+    _respond(c, text, m, False)
+
+cdef void _bench_closed(void* engine, Conn* c, uint32_t error) noexcept:
+    cdef Bench* b = <Bench*>engine
+    b.done += 1
+    _bench_ask(b)
+
+cdef void _bench_drained(void* engine, Conn* c) noexcept:
+    pass
+
+cdef void _bench_nothing(void* engine, Session* s) noexcept:
+    pass
+
+cdef void _bench_rejected(void* engine, Session* s, int status) noexcept:
+    pass
+
+cdef void _bench_served(void* engine, Conn* c, uint32_t error) noexcept:
+    pass
+
+cdef char _trailers[128]
+
+
+def bench_sessions(int n, int streams=32):
+    """CPU nanoseconds for one gRPC-shaped exchange through a client's and a server's session, so many streams at a time."""
+    import time
+    cdef H2Limits limits = H2Limits(1000, 65536, 1 << 20, 65536, 100, 500, 2000)
+    cdef H2Hooks ask
+    cdef H2Hooks serve
+    cdef Bench b
+    cdef char* buffer = <char*>calloc(1, 65536)
+    cdef char* bodies = <char*>calloc(1, 128)
+    cdef Session* server
+    cdef ssize_t got
+    cdef size_t i
+    ask.request = serve.request = _bench_request
+    ask.response = serve.response = _bench_response
+    ask.data = serve.data = _bench_data
+    ask.end = serve.end = _bench_end
+    ask.drained = serve.drained = _bench_drained
+    ask.leaving = serve.leaving = _bench_nothing
+    ask.dirty = serve.dirty = _bench_nothing
+    ask.rejected = serve.rejected = _bench_rejected
+    ask.closed, serve.closed = _bench_closed, _bench_served
+    b.n_conns = 8 * streams
+    b.conns = <Conn*>calloc(b.n_conns, sizeof(Conn))
+    for i in range(b.n_conns): b.conns[i].out = bodies
+    b.left, b.done, b.answers = n, 0, 0
+    b.asking = _open(False, &limits, &ask, &b, NULL)
+    server = _open(True, &limits, &serve, &b, NULL)
+    begin = time.process_time_ns()
+    for i in range(<size_t>streams): _bench_ask(&b)
+    while b.done < n:
+        got = _produce(b.asking, buffer, 65536)
+        _receive(server, buffer, got)
+        got = _produce(server, buffer, 65536)
+        _receive(b.asking, buffer, got)
+    took = time.process_time_ns() - begin
+    _free(b.asking)
+    _free(server)
+    free(b.conns)
+    free(buffer)
+    free(bodies)
+    return took / n

@@ -58,7 +58,8 @@ cdef struct H2Api:
     # 0; -1: the peer broke the law or a limit: s.ending is set, GOAWAY is in the output, nothing more is to be received. What
     # libnghttp2 itself found unlawful shows in s.ending and `finished` when the GOAWAY has been produced.
     int (*receive)(Session* s, const char* p, size_t n) noexcept
-    # Bytes written at o, whole frames; 0: nothing now; -1: out of memory. room: at least 17 KiB.
+    # Bytes written at o, whole frames; 0: nothing now; -1: out of memory. room: at least 17 KiB. s.dirty is the caller's
+    # to clear, before: hooks may set it again meanwhile.
     ssize_t (*produce)(Session* s, char* o, size_t room) noexcept
     # whether it is over: neither wants to read nor to write
     bint (*finished)(Session* s) noexcept

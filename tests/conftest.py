@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from graylb import builds
 from tests.integration import proxies
 from tests.integration.client import Client, Response, request
 from tests.integration.upstream import Handler, Request, Upstream
@@ -17,6 +18,8 @@ from tests.integration.upstream import Handler, Request, Upstream
 settings.register_profile("graylb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("graylb")
 
+if not builds.has("h2"):
+    collect_ignore_glob = ["test_h2_*.py"]
 SITES = 400
 """More than there are tests that ask for one."""
 IMPATIENT = {"connect": 0.5, "response": 0.5, "idle": 0.5}

@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.fuzz import messages, streams, tables
+from graylb import builds
+from tests.fuzz import messages, tables
 from tests.integration.payloads import PAYLOADS
 from tests.proxy_reader import SIGNATURE
 
@@ -63,11 +64,16 @@ TARGETS = {
     "rewrite": Fuzzed(messages.rewrite, lambda: requests() + list(RESPONSES)),
     "stream": Fuzzed(messages.stream, requests),
     "proxy": Fuzzed(messages.proxy, lambda: list(PROXIED)),
-    "h2-server": Fuzzed(streams.server, streams.from_client),
-    "h2-client": Fuzzed(streams.client, streams.from_server),
     "load": Fuzzed(tables.load, lambda: list(tables.images())),
     "decide": Fuzzed(tables.decide, lambda: requests()[::10] + tables.asked()),
 }
+if builds.has("h2"):
+    from tests.fuzz import streams
+
+    TARGETS |= {
+        "h2-server": Fuzzed(streams.server, streams.from_client),
+        "h2-client": Fuzzed(streams.client, streams.from_server),
+    }
 SPLICES = (
     b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"5", b"f", b"\x7f", b"\xff", b"_", b"#",
     b"@", b"[", b"]",

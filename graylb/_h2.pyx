@@ -957,7 +957,7 @@ _api.ping = _ping
 api = PyCapsule_New(&_api, b"graylb._h2.api", NULL)
 
 
-# ---- a face for tests, fuzzing and benchmarks ------------------------------------------------------------------------
+# ---- a face for tests and fuzzing -----------------------------------------------------------------------------------
 
 cdef void _told_request(void* engine, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
     (<Probe>engine)._request(stream, text[:n], end)

@@ -8,7 +8,7 @@ the rules of the house), `_pools`, `_clients`, `_streams`, `_exchanges`, `_tunne
 
 cimport cython
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -17,8 +17,9 @@ from graylb._clients cimport Clients
 from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table, decide,
                            free_context, make_context, pick_other, write_decision)
 from graylb._gate cimport Gate
+from graylb._grpc cimport put_timeout, read_status, renew_timeout, take_timeout
 from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
-from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
+from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, GRPC, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
                             scan_request, scan_response, start_body, write_request, write_response)
 from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
@@ -57,6 +58,7 @@ cdef int E_CONNECT_TIMEOUT = BY_REASON["connect-timeout"].code
 cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
 cdef int E_UPSTREAM_INVALID = BY_REASON["upstream-invalid"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
+cdef int E_DEADLINE = BY_REASON["deadline-exceeded"].code
 
 
 cdef const char* PRI = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"   # RFC 9113 section 3.4
@@ -151,7 +153,7 @@ cdef class Engine(Tunnels):
         if u is None or u.version != version:
             u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
             if not is_ip(address): self.named[name, address] = u
-        u.configure(service["connections"])
+        u.configure(service["connections"], service["retries"])
         if weight == 0: u.warm = 0
         if u.warm: self.warm.add(u)
         else: self.warm.discard(u)
@@ -326,6 +328,9 @@ cdef class Engine(Tunnels):
 
     cdef void _expired(self, Conn* c) noexcept:
         cdef Exchange* x = c.x
+        if c.limit and c.limit <= self.now:
+            self._out_of_time(c)
+            return
         c.deadline = 0
         if c.state == S_SESSION: self._session_expired(c)
         elif c.side == CLIENT:
@@ -501,7 +506,7 @@ cdef class Engine(Tunnels):
         x.wants_json = _accepts_json(h)
         x.safe = _idempotent(h)
         x.websocket = h.websocket and c.fd >= 0
-        x.grpc = h.is_grpc and c.fd < 0
+        x.grpc = h.is_grpc == GRPC and c.fd < 0
         start_body(&x.request, BODY_CHUNKED if h.chunked else (BODY_LENGTH if h.content_length > 0 else BODY_NONE),
                    h.content_length)
         x.request_kind = x.request.kind
@@ -525,7 +530,7 @@ cdef class Engine(Tunnels):
 
     cdef bint _goes_by_h2(self, Exchange* x, Head* h) noexcept:
         cdef Upstream up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
-        return (up.protocol == HTTP2 or (up.protocol == AUTO and h.is_grpc and not up.proxy)) and not h.websocket \
+        return (up.protocol == HTTP2 or (up.protocol == AUTO and h.is_grpc == GRPC and not up.proxy)) and not h.websocket \
             and self.h2 != NULL
 
     cdef void _undecided(self, Conn* c, char* p, size_t have) noexcept:
@@ -594,6 +599,7 @@ cdef class Engine(Tunnels):
         cdef char* e
         cdef size_t size
         cdef Piece piece
+        cdef int64_t us = take_timeout(&self.head) if x.grpc else -1
         told.address = c.peer.text
         told.address_len = c.peer.text_len
         told.scheme = b"https"
@@ -601,6 +607,7 @@ cdef class Engine(Tunnels):
         e = write_request(&self.head, self.heads, &state.policy, &told, x.request_kind,
                           NULL, r.path.n if r.has_rewrite else 0,
                           state.table.base + r.rewrite.off, r.rewrite.n if r.has_rewrite else 0)
+        if us >= 0: e = self._limit(x, e, us)
         size = e - self.heads
         x.connect_ms = <uint64_t>(s.connect_timeout * 1000)
         x.response_ms = <uint64_t>(s.response_timeout * 1000)
@@ -623,6 +630,23 @@ cdef class Engine(Tunnels):
             self.retries += 1
         self._await(x)
 
+    cdef char* _limit(self, Exchange* x, char* e, int64_t us) noexcept:
+        """A call says how long it may take: so long it has here, and what is left its instance is told. e: the head's end."""
+        x.until_us = x.began_us + us
+        x.client.limit = self.now + us // 1000 + 1
+        if x.client.limit < x.client.slot_time: self._place(x.client)
+        return put_timeout(e, x.until_us - gl_now_us())
+
+    cdef void _out_of_time(self, Conn* c) noexcept:
+        """A call's deadline has passed."""
+        cdef Exchange* x = c.x
+        c.limit = 0
+        if x == NULL: return
+        if not x.response_begun: self._fail(c, E_DEADLINE)
+        else:
+            c.code = H2_CANCEL
+            self._abort(c)
+
     cdef int _send_request(self, Exchange* x, char* head, size_t n, char* body, size_t bn) noexcept:
         """Head and first body bytes to the upstream; -1: this connection does not take them."""
         cdef Conn* u = x.upstream
@@ -644,9 +668,9 @@ cdef class Engine(Tunnels):
         if u.fd < 0 and x.request_done and not u.eof:
             u.eof = 1
             self.h2.more(u)
-        if not x.request_done: self._set_deadline(x.client, self.now + self.state.body_ms)
+        # a call may be silent for as long as it likes: it says itself how long it takes, and its instance's clock looks after it
+        if not x.request_done and not x.grpc: self._set_deadline(x.client, self.now + self.state.body_ms)
         elif x.client.shut and not x.response_begun: self._set_deadline(x.client, self.now + self.state.grace_ms)
-        # a stream's instance may be silent for as long as it likes, if it is a call that says itself how long it waits
         if not u.connecting: self._set_deadline(u, self.now + (x.response_ms if x.request_done and not x.grpc else x.idle_ms))
 
     cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
@@ -695,8 +719,9 @@ cdef class Engine(Tunnels):
 
     cdef int _send_saved(self, Exchange* x) noexcept:
         cdef char* body
-        if x.upstream.fd >= 0: return self._send(x.upstream, x.saved, x.saved_len)
+        if x.upstream.fd >= 0 and not x.until_us: return self._send(x.upstream, x.saved, x.saved_len)
         body = <char*>memmem(x.saved, x.saved_len, b"\r\n\r\n", 4) + 4
+        if x.until_us: renew_timeout(body, x.until_us - gl_now_us())
         return self._send_request(x, x.saved, body - x.saved, body, x.saved_len - (body - x.saved))
 
     cdef bint _take_body(self, Conn* c, char* p, size_t n, Piece* piece) noexcept:
@@ -1130,8 +1155,23 @@ cdef class Engine(Tunnels):
         if self.head.status < 200:
             self._interim(x)
             return
+        if end and x.grpc and self._asks_another(x, u): return
         u.ended = end                                        # gRPC tells a bare status by a head that ends its stream
         self._final(u, self.piece + HEADROOM, 0)
+
+    cdef bint _asks_another(self, Exchange* x, Conn* u) noexcept:
+        """The call has failed before it began, and so that its service wants another instance asked. False: that cannot be."""
+        cdef Upstream up = <Upstream>u.upstream
+        cdef TableState state = <TableState>x.state
+        cdef int failed = x.d.instance
+        cdef int status = read_status(&self.head) if up.retry_on else -1
+        if status < 0 or not (up.retry_on >> status) & 1: return False
+        if x.attempts >= up.attempts or not x.request_done or x.saved_len == 0 or not up.affords(gl_now_us()): return False
+        if not pick_other(state.table, &state.live, &x.d, failed): return False
+        self._leave(x)
+        self.retries += 1
+        self._send_kept(x, False, failed)
+        return True
 
     cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept:
         """Body bytes. The window of their stream opens again when the other side has taken them."""

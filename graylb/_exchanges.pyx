@@ -67,7 +67,9 @@ cdef class Exchanges(Streams):
             up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
             self._leave_queue(up, x)
             self._call_all(up)
-        if x.client != NULL: x.client.x = NULL
+        if x.client != NULL:
+            x.client.x = NULL
+            x.client.limit = 0
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
         if x.status and x.upstream != NULL: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
         if x.upstream != NULL: self._detach(x)

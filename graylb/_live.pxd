@@ -115,6 +115,7 @@ cdef struct Conn:
     size_t held_len
     size_t held_cap
     uint64_t deadline      # ms; 0: none
+    uint64_t limit         # ms; client: its caller's own deadline, whatever else is waited for; 0: none
     uint64_t slot_time     # ms; where in the wheel it sits
     Conn* later            # wheel list
     Conn* earlier
@@ -163,6 +164,7 @@ cdef struct Exchange:
     uint8_t keeping        # what is sent is kept too, until it cannot be repeated any more
     uint16_t status
     uint64_t began_us
+    uint64_t until_us      # gRPC: the caller's deadline; 0: none
     uint64_t bytes_in      # of the request's body
     uint64_t bytes_out     # of the answer's
     uint64_t cut_ms        # tunnel: when it is to be cut; 0: not
@@ -212,6 +214,11 @@ cdef class Upstream:
     cdef public object origin      # _tls.Origin where it is called over TLS, else None
     cdef const char* tls_failed    # why its last handshake failed; NULL: it did not
     cdef uint8_t protocol  # see Protocol
+    cdef uint32_t retry_on # bits of the gRPC statuses that another instance is asked after
+    cdef uint32_t attempts # at most, when one is
+    cdef double credit     # such attempts that its calls have earned, as of that many requests and that time
+    cdef uint64_t credit_requests
+    cdef uint64_t credit_us
     cdef uint32_t streams  # at once on one session, as far as the instance allows
     # connections
     cdef uint32_t n_open   # all of them
@@ -226,6 +233,8 @@ cdef class Upstream:
     cdef readonly uint64_t requests
     cdef readonly uint64_t failures
     cdef readonly uint64_t connects
+
+    cdef bint affords(self, uint64_t now_us) noexcept
 
 cdef class Counter:
     cdef readonly uint64_t value

@@ -39,6 +39,11 @@ cdef extern from * nogil:
 PROTOCOLS = ("auto", "http1", "h2")     # see Protocol
 
 
+cdef double RETRIES_OF_CALLS = 0.2
+cdef double RETRIES_OF_TIME = 3e-6   # a microsecond
+cdef double RETRIES_SAVED = 10
+
+
 cdef class Counter:
     """One number that outlives tables, by name."""
 
@@ -106,8 +111,10 @@ cdef class Upstream:
         raw = ip.encode()
         self.sa_len = gl_sockaddr(&self.sa, PyBytes_AS_STRING(raw), int(self.address.rpartition(":")[2]))
 
-    def configure(self, dict connections):
-        """Takes the service's settings, as `snapshot.Connections` has them."""
+    def configure(self, dict connections, dict retries):
+        """Takes the service's settings, as `snapshot.Connections` has them; retries: {"statuses": their bits, "attempts"}."""
+        self.retry_on = retries["statuses"]
+        self.attempts = retries["attempts"]
         self.max = connections["max"]
         self.queue = connections["queue"]
         self.queue_ms = round(connections["queue_timeout"] * 1000)
@@ -117,6 +124,16 @@ cdef class Upstream:
         self.streams = connections.get("streams", 100)
         self.max_idle = connections["idle"]
         self.idle_ms = round(connections["idle_timeout"] * 1000)
+
+    cdef bint affords(self, uint64_t now_us) noexcept:
+        """Whether one more call that it failed may be made elsewhere: one in five, or three a second."""
+        self.credit += (self.requests - self.credit_requests) * RETRIES_OF_CALLS + (now_us - self.credit_us) * RETRIES_OF_TIME
+        self.credit_requests = self.requests
+        self.credit_us = now_us
+        if self.credit > RETRIES_SAVED: self.credit = RETRIES_SAVED
+        if self.credit < 1: return False
+        self.credit -= 1
+        return True
 
     def figures(self):
         """Counters as a dict."""

@@ -257,7 +257,7 @@ cdef class Sockets:
             while due.later != &due:
                 c = due.later
                 self._place(c)
-                if c.deadline and c.deadline <= self.now: self._expired(c)
+                if (c.deadline and c.deadline <= self.now) or (c.limit and c.limit <= self.now): self._expired(c)
         self._reap()
 
     # ---- connections -----------------------------------------------------------------------------------------------
@@ -286,6 +286,7 @@ cdef class Sockets:
         cdef uint64_t when = far
         cdef Conn* slot
         if c.deadline and c.deadline < far: when = c.deadline if c.deadline > self.now else self.now
+        if c.limit and c.limit < when: when = c.limit if c.limit > self.now else self.now
         self._unplace(c)
         c.slot_time = when
         slot = &self.wheel[(when // TICK_MS + 1) % WHEEL]

@@ -18,7 +18,16 @@ import orjson
 
 from graylb import _fast, _link
 from graylb.layout import COLUMN, GROUP, INSTANCE, NONE, SERVICE, TARGET, Arena
-from graylb.model.snapshot import Instance, Service, Split, Subset, instance_digest, service_digest_of, settings_digest
+from graylb.model.snapshot import (
+    GRPC_STATUSES,
+    Instance,
+    Service,
+    Split,
+    Subset,
+    instance_digest,
+    service_digest_of,
+    settings_digest,
+)
 from graylb.release.columns import columns
 from graylb.release.selectors import picks
 from graylb.release.slots import Slots
@@ -265,6 +274,8 @@ class _Members:
         """What concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""
         x = self.service
         found: dict[str, Any] = {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
+        statuses = sum(1 << GRPC_STATUSES.index(each) for each in x.retries.grpc_status)
+        found["retries"] = {"statuses": statuses, "attempts": x.retries.attempts}
         if x.tunnels.policy != "keep":
             found["traffic"] = {
                 "split": _weighted(x.split) if x.split is not None else [x.stable],

@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb._sockets",
         "graylb._fast",
         "graylb._http1",
+        "graylb._grpc",
         "graylb._h2",
         "graylb._gate",
         "graylb._live",

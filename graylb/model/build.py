@@ -136,6 +136,7 @@ def service(
         instances=tuple(map(build_instance, part.instances)) if instances is None else instances,
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
         connections=_connections(part.connections, limits),
+        retries=snapshot.Retries(**dict(part.retries)),
         tunnels=part.tunnels,
     )
 

@@ -22,7 +22,7 @@ from graylb.model import values
 from graylb.model.base import OneKey, Part
 from graylb.model.conditions import Match
 from graylb.model.problems import shown
-from graylb.model.snapshot import Tunnels
+from graylb.model.snapshot import GRPC_STATUSES, Tunnels
 from graylb.model.values import deeper, fault
 from graylb.release.slots import Slots
 
@@ -323,6 +323,37 @@ class ConnectionsPart(Part):
     )
 
 
+_RETRIED = GRPC_STATUSES[1:]
+
+
+def _statuses(value: Any) -> tuple[str, ...]:
+    """In the order of their codes, each once."""
+    if not isinstance(value, list | tuple):
+        raise fault("a list of gRPC statuses, such as [unavailable]")
+    check = values.choice(*_RETRIED)
+    found = set(values.each(value, check))
+    return tuple(each for each in _RETRIED if each in found)
+
+
+class RetriesPart(Part):
+    """When another instance of the version is asked. What no instance has looked at is asked for again anyway."""
+
+    grpc_status: Annotated[
+        tuple[str, ...],
+        PlainValidator(_statuses),
+        PlainSerializer(list),
+        WithJsonSchema({"type": "array", "items": {"enum": list(_RETRIED)}}),
+    ] = Field(
+        default=(),
+        description="Of gRPC calls that fail with one of these before they begin, and whose request is complete and at "
+        "most 64 KiB: `unavailable`, `resource_exhausted` and so on. At most one call in five of an instance's, or "
+        "three a second, is retried.",
+    )
+    attempts: Annotated[
+        int, PlainValidator(values.integer(1, 4)), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 4})
+    ] = Field(default=2, description="Instances that are asked, in all.")
+
+
 _TUNNELS = "keep, cut, or drain and a time, such as drain 30s"
 
 
@@ -412,6 +443,7 @@ class ServicePart(Part):
     instances: tuple[InstancePart, ...] = Field(default=(), description="Where the service runs.")
     timeouts: TimeoutsPart = Field(default=TimeoutsPart(), description="How long to wait.")
     connections: ConnectionsPart = Field(default=ConnectionsPart(), description="How many to have.")
+    retries: RetriesPart = Field(default=RetriesPart(), description="When another instance is asked.")
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),
         description="Open WebSockets when their version is given no more traffic or their instance goes: `keep`, "

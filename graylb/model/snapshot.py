@@ -154,6 +154,22 @@ class Connections:
     tls: Origination | None = None
 
 
+GRPC_STATUSES = (
+    "ok", "cancelled", "unknown", "invalid_argument", "deadline_exceeded", "not_found", "already_exists",
+    "permission_denied", "resource_exhausted", "failed_precondition", "aborted", "out_of_range", "unimplemented",
+    "internal", "unavailable", "data_loss", "unauthenticated",
+)  # fmt: skip
+"""By their codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """When another instance is asked. What nobody has looked at is asked for again whatever this says."""
+
+    grpc_status: tuple[str, ...] = ()  # of GRPC_STATUSES, in their order
+    attempts: int = 2  # in all
+
+
 @dataclass(frozen=True, slots=True)
 class Tunnels:
     """What becomes of open tunnels (WebSocket) when their version is given no more traffic, or their instance goes."""
@@ -175,6 +191,7 @@ class Service:
     instances: tuple[Instance, ...] = ()
     timeouts: Timeouts = Timeouts()
     connections: Connections = Connections()
+    retries: Retries = Retries()
     tunnels: Tunnels = Tunnels()
 
 

@@ -116,6 +116,12 @@ class Server:
         await context.abort(grpc.StatusCode[code], details, (("x-why", "asked"), ("x-why-bin", b"\1\2")))
         raise AssertionError
 
+    async def pick(self, request: bytes, context: Any) -> bytes:
+        """Its name, unless that is `bad`."""
+        if self.version == "bad":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "bad")
+        return self.version.encode()
+
     async def fail_late(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         yield b"one"
         yield b"two"
@@ -137,6 +143,7 @@ _METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
     "Repeat": ("repeat", grpc.unary_stream_rpc_method_handler),
     "Talk": ("talk", grpc.stream_stream_rpc_method_handler),
     "Fail": ("fail", grpc.unary_unary_rpc_method_handler),
+    "Pick": ("pick", grpc.unary_unary_rpc_method_handler),
     "FailLate": ("fail_late", grpc.unary_stream_rpc_method_handler),
     "Hang": ("hang", grpc.unary_unary_rpc_method_handler),
     "Quiet": ("quiet", grpc.unary_stream_rpc_method_handler),

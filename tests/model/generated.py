@@ -121,6 +121,9 @@ SERVICE = optional(
         protocol=st.sampled_from(["auto", "http1"]),
         streams=st.sampled_from([1, 100]),
     ),
+    retries=optional(
+        {}, grpc_status=st.sampled_from([[], ["unavailable"], ["unknown", "cancelled"]]), attempts=st.just(3)
+    ),
     tunnels=st.sampled_from(["keep", "cut", "drain 30s", {"drain": "1.5m"}, {"drain": 0.25}]),
 )
 ROUTE = optional(

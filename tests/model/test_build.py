@@ -18,6 +18,7 @@ from graylb.model.snapshot import (
     Listener,
     Match,
     Redirect,
+    Retries,
     Route,
     Service,
     Snapshot,
@@ -243,6 +244,12 @@ def test_instances_on_unix_sockets() -> None:
 )  # fmt: skip
 def test_connections(written: dict[str, Any], found: Connections) -> None:
     assert users(connections=written).connections == found
+
+
+def test_retries() -> None:
+    assert users().retries == Retries()
+    written = {"grpc_status": ["unavailable", "aborted", "unavailable"], "attempts": 3}
+    assert users(retries=written).retries == Retries(("aborted", "unavailable"), 3)
 
 
 def test_idle_connections_are_those_of_the_limits_unless_the_service_says() -> None:

@@ -1,6 +1,6 @@
 """HTTP/2 sessions without I/O: a face for tests, see _h2.pyx. The module may be missing from a build."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 api: object
 """PyCapsule "graylb._h2.api": the table of functions `H2Api` of _h2.pxd."""
@@ -57,3 +57,4 @@ class Probe:
     def bound(self) -> list[int]: ...
 
 def turn_clock(ms: int) -> None: ...
+def blocks(steps: Iterable[tuple[int, int]]) -> tuple[bool, list[int]]: ...

@@ -9,8 +9,8 @@ Conn is found by its stream's number, never by a pointer that libnghttp2 keeps: 
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memchr, memcmp, memcpy
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
 from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token, gl_skip_value
@@ -20,11 +20,18 @@ from graylb.nghttp2 cimport *
 cdef extern from * nogil:
     """
     #include <time.h>
+    /* sanitizers see what becomes of each block */
+    #if defined(__SANITIZE_ADDRESS__)
+    #define GL_H2_PLAIN_MALLOC 1
+    #else
+    #define GL_H2_PLAIN_MALLOC 0
+    #endif
     static uint64_t gl_h2_skew; /* ms; tests turn the clock by it */
     static inline uint64_t gl_h2_ms(void) {
       struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
       return (uint64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000 + gl_h2_skew; }
     """
+    bint GL_H2_PLAIN_MALLOC
     uint64_t gl_h2_skew
     uint64_t gl_h2_ms()
 
@@ -38,6 +45,9 @@ cdef enum:
     RESET_MS = 10000               # a burst is refilled within
     CONTROL_MS = 1000
     EARNED = 4                     # control frames that a DATA frame of ours allows: updates of two windows, a PING
+    GRAIN = 64                     # blocks of libnghttp2 are kept by multiples of it
+    BINS = 32                      # so many of them
+    PARKED = 262144                # bytes of each that are kept for the next streams
     SPARE = 4                      # text buffers kept
     SPARE_MAX = 32768
 
@@ -103,6 +113,68 @@ cdef nghttp2_session_callbacks* _callbacks = NULL
 cdef nghttp2_nv _nv[FIELDS + 8]    # scratch
 cdef Text _spare[SPARE]
 cdef int _n_spare = 0
+
+
+# ---- memory --------------------------------------------------------------------------------------------------------
+#
+# libnghttp2 takes and gives back some twenty small blocks for each stream, of many streams at a time: more than malloc keeps at
+# hand, which then splits and joins. So blocks that it gives back are kept by size, of each as many as PARKED bytes hold.
+
+cdef struct Kept:                 # before each block, and of its alignment
+    Kept* next
+    size_t bin                     # 0: too large for any
+
+cdef Kept* _bins[BINS + 1]
+cdef size_t _parked[BINS + 1]
+
+cdef void* _take(size_t n, void* user) noexcept:
+    cdef size_t bin = (n + GRAIN - 1) // GRAIN
+    cdef Kept* b
+    if bin > BINS: bin = 0
+    elif bin == 0: bin = 1
+    b = _bins[bin]
+    if bin and b != NULL:
+        _bins[bin] = b.next
+        _parked[bin] -= bin * GRAIN
+        return b + 1
+    b = <Kept*>malloc(sizeof(Kept) + (bin * GRAIN if bin else n))
+    if b == NULL: return NULL
+    b.bin = bin
+    return b + 1
+
+cdef void _give(void* p, void* user) noexcept:
+    cdef Kept* b = <Kept*>p - 1
+    if p == NULL: return
+    if b.bin == 0 or _parked[b.bin] + b.bin * GRAIN > PARKED: free(b)
+    else:
+        b.next = _bins[b.bin]
+        _bins[b.bin] = b
+        _parked[b.bin] += b.bin * GRAIN
+
+cdef void* _take_zeroed(size_t n, size_t each, void* user) noexcept:
+    cdef void* p
+    if each and n > (<size_t>-1) // each: return NULL
+    p = _take(n * each, user)
+    if p != NULL: memset(p, 0, n * each)
+    return p
+
+cdef void* _resize(void* p, size_t n, void* user) noexcept:
+    cdef Kept* b = <Kept*>p - 1
+    cdef void* q
+    if p == NULL: return _take(n, user)
+    if b.bin and n <= b.bin * GRAIN: return p
+    if b.bin == 0 and n > BINS * GRAIN:
+        b = <Kept*>realloc(b, sizeof(Kept) + n)
+        return b + 1 if b != NULL else NULL
+    q = _take(n, user)
+    if q == NULL: return NULL
+    # one that is too large for any bin shrinks, any other grows
+    memcpy(q, p, b.bin * GRAIN if b.bin else n)
+    _give(p, user)
+    return q
+
+cdef nghttp2_mem _pool = nghttp2_mem(NULL, _take, _give, _take_zeroed, _resize)
+cdef nghttp2_mem* _mem = NULL if GL_H2_PLAIN_MALLOC else &_pool
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
@@ -728,8 +800,8 @@ cdef bint _start(Framer* f) noexcept:
     for r in range(NGHTTP2_CONTINUATION + 1, 256): nghttp2_option_set_user_recv_extension_type(option, <uint8_t>r)
     # its own limit only queues a GOAWAY and parses on: ours comes first
     gl_option_resets(option, 2 * <uint64_t>limits.resets + 1000, limits.resets + 1000)
-    if f.s.server: r = nghttp2_session_server_new2(&f.ng, _callbacks, f, option)
-    else: r = nghttp2_session_client_new2(&f.ng, _callbacks, f, option)
+    if f.s.server: r = nghttp2_session_server_new3(&f.ng, _callbacks, f, option, _mem)
+    else: r = nghttp2_session_client_new3(&f.ng, _callbacks, f, option, _mem)
     nghttp2_option_del(option)
     if r != 0: return False
     settings[0].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
@@ -1192,3 +1264,26 @@ def turn_clock(uint64_t ms):
     """For tests of limits: time goes on by so much."""
     global gl_h2_skew
     gl_h2_skew += ms
+
+
+def blocks(steps):
+    """For tests of `_pool`. Each step (number, size) resizes a block to that, takes it where there is none, or gives it back (0).
+
+    (whether each had its bytes all along, bytes that are parked by multiples of 64 when all are given back)"""
+    cdef dict held = {}
+    cdef char* p
+    cdef size_t size, old
+    cdef int number
+    cdef bint kept = True
+    for number, size in steps:
+        old, address = held.pop(number, (0, 0))
+        p = <char*><size_t>address
+        if size == 0:
+            _give(p, NULL)
+            continue
+        p = <char*>(_resize(p, size, NULL) if old else _take_zeroed(size, 1, NULL))
+        if any([each != (number & 127 if old else 0) for each in p[:min(old, size) if old else size]]): kept = False
+        memset(p, number & 127, size)
+        held[number] = (size, <size_t>p)
+    for _, address in held.values(): _give(<void*><size_t>address, NULL)
+    return kept, [_parked[number] for number in range(BINS + 1)]

@@ -12,7 +12,7 @@ from h2.settings import SettingCodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graylb._h2 import Probe
+from graylb._h2 import Probe, blocks
 from tests.h2_frames import (
     CANCEL,
     DATA,
@@ -580,3 +580,21 @@ def test_bytes_one_at_a_time_say_the_same() -> None:
     for i in range(len(text)):
         assert cut.receive(text[i : i + 1]) == 0
     assert joined(cut.events) == joined(whole.events)
+
+
+# ---- memory
+
+
+sizes = st.sampled_from([0, 1, 63, 64, 65, 128, 1000, 2047, 2048, 2049, 5000, 20000])
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), sizes), max_size=60))
+def test_blocks_keep_what_is_in_them_whatever_their_sizes(steps: list[tuple[int, int]]) -> None:
+    assert blocks(steps)[0]
+
+
+def test_blocks_that_are_kept_for_later_are_bounded() -> None:
+    kept, parked = blocks([(number, 512) for number in range(2000)])
+    assert kept
+    assert parked[512 // 64] == 256 << 10
+    assert max(parked) <= 256 << 10

@@ -78,6 +78,9 @@ def run(
     import uvloop
 
     logs.configure(options.log_format)
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # when it wakes up, it does not interrupt a worker
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     return uvloop.run(Supervisor(options, on_ready, settle=settle, early=early).serve())
 
 

@@ -6,7 +6,7 @@ Pure. Each service is a block of its own (`graylb.blocks`); here they are put to
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import orjson
@@ -17,6 +17,7 @@ from graylb.layout import GROUP, HEADER, NODE, NONE, ROUTE, Arena, Patterns
 from graylb.model.snapshot import Route, Service, Snapshot, digest_of
 from graylb.rulebook import Conditions, Fields, field_keys
 
+Breath = Callable[[], object]
 MAX_LISTENERS = 32  # names: the bits of a route's word
 
 
@@ -45,10 +46,14 @@ class Cache:
 class Compiler:
     """One snapshot's compilation."""
 
-    def __init__(self, snapshot: Snapshot, cache: Cache | None = None) -> None:
+    def __init__(self, snapshot: Snapshot, cache: Cache | None = None, breath: Breath | None = None) -> None:
         cache = cache if cache is not None else Cache()
         self.snapshot = snapshot
-        self.blocks = [cache.block(service) for service in snapshot.services]
+        self.blocks = []
+        for service in snapshot.services:
+            self.blocks.append(cache.block(service))
+            if breath is not None:
+                breath()
         cache.keep(self.blocks)
         self.arena = Arena(HEADER.size)
         self.patterns = Patterns()
@@ -194,9 +199,10 @@ def precedence(route: Route) -> tuple[bool, int, int, str]:
     return (kinds["method"] == 0, -kinds["header"], -kinds["query"], route.name)
 
 
-def compile(snapshot: Snapshot, cache: Cache | None = None) -> bytes:
+def compile(snapshot: Snapshot, cache: Cache | None = None, breath: Breath | None = None) -> bytes:
     """The image of a snapshot's table. ValueError when it is beyond what a table can hold (named in the message).
 
-    cache: from one snapshot to the next, so that only services that are new objects are compiled.
+    cache: from one snapshot to the next, so that only services that are new objects are compiled. breath: called
+    between services.
     """
-    return Compiler(snapshot, cache).image()
+    return Compiler(snapshot, cache, breath).image()

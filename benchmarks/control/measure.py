@@ -135,7 +135,7 @@ def _blow(keys: Keys, seconds: int, per_second: int, sample: Any) -> int:
         if (pause := due - time.monotonic()) > 0:
             time.sleep(pause)
         if number % 10:
-            key, value = content.instance(number % 1_000, SERVICES, 50 + number % 100)
+            key, value = content.instance(number % 1_000, SERVICES, 50 + number // 1_000 % 100)  # another one each time
         else:
             key, value = content.rule(number // 10 % 500, SERVICES)
             value["to"] = f"v{number // 5_000 % 2 + 1}"

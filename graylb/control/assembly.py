@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from graylb.control.fragments import Fragments, Good, copied
 from graylb.control.members import Members
+from graylb.control.pace import Breath, none
 from graylb.control.registered import Registries
 from graylb.control.state import SERVICE_SPLIT, StoredSplit
 from graylb.model import build, keys, presets, references, routes, values
@@ -104,7 +105,7 @@ class Assembly:
                 setattr(made, name, copied(value))
         return made
 
-    def update(self, base: Base, dirty: Mapping[str, set[str]]) -> bool:
+    def update(self, base: Base, dirty: Mapping[str, set[str]], breath: Breath = none) -> bool:
         """Takes what changed; whether the snapshot is another one. dirty: service -> parts, as of `Fragments`.
 
         Raises ConfigErrors for a document that does not fit with what the sources say while the former one did; then
@@ -119,7 +120,7 @@ class Assembly:
             work = {name: set(PARTS) for name in (*base.document.services, *others, *self._services)}
         if not work and not fresh:
             return False
-        built, failed = self._build(base, work, fresh)
+        built, failed = self._build(base, work, fresh, breath)
         services, failed_together = self._join(base, built, fresh)
         failed |= failed_together
         worse = [each for name in failed if name not in self.problems for each in failed[name]]
@@ -140,12 +141,13 @@ class Assembly:
     # -- services --------------------------------------------------------------------------------------------------
 
     def _build(
-        self, base: Base, work: Mapping[str, set[str]], fresh: bool
+        self, base: Base, work: Mapping[str, set[str]], fresh: bool, breath: Breath
     ) -> tuple[dict[str, _Assembled | None], dict[str, tuple[ConfigError, ...]]]:
         """(service -> what became of it, None if it is no more; service -> errors)."""
         built: dict[str, _Assembled | None] = {}
         failed: dict[str, tuple[ConfigError, ...]] = {}
         for name, parts in work.items():
+            breath()
             goods = self._goods(name)
             if not goods and name not in base.document.services and not self._invited(name):
                 built[name] = None

@@ -25,6 +25,7 @@ from graylb.control.last_good import Kept, LastGood
 from graylb.control.layers import Layers
 from graylb.control.logs import log
 from graylb.control.nodes import NodeStatus
+from graylb.control.pace import Pauses, none
 from graylb.control.prepare import Applied
 from graylb.control.recorder import Recorder
 from graylb.control.registry_sources import FAREWELL, RegistrySources, within
@@ -379,7 +380,8 @@ class EtcdSide:
         try:
             if self.layers.quick(update):  # to go to a thread and back costs more, above all on a busy machine
                 return self.layers.apply(update, document, self._base, state, last)
-            return await asyncio.to_thread(self.layers.apply, update, document, self._base, state, last)
+            breath = Pauses() if last is not None else none  # at the start nobody is served yet
+            return await asyncio.to_thread(self.layers.apply, update, document, self._base, state, last, breath)
         except ConfigErrors:
             raise
         except Exception as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graylb.control.logs import log
+from graylb.control.pace import Breath, none
 from graylb.control.sources import Fragment, Update
 from graylb.model import build, keys
 from graylb.model.keys import Entry
@@ -89,7 +90,7 @@ class Fragments:
         self.revision = max(self.revision, revision)
         return dirty
 
-    def take(self, update: Update, at: str) -> dict[str, set[str]]:
+    def take(self, update: Update, at: str, breath: Breath = none) -> dict[str, set[str]]:
         """Service -> names of parts that differ from before. at: the time of any new refusal."""
         dirty: dict[str, set[str]] = {}
         if update.whole and not update.stale and update.revision < self.revision:
@@ -102,6 +103,7 @@ class Fragments:
         for key, each in here.items():
             if self._present.get(key) != each:
                 self._decode(each, at, dirty)
+                breath()
             self._present[key] = each
         self._release(dirty)
         for key in gone:

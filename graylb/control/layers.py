@@ -13,6 +13,7 @@ from graylb import table
 from graylb.control.assembly import Assembly, Base
 from graylb.control.fragments import Fragments, Refused
 from graylb.control.last_good import Kept, in_order
+from graylb.control.pace import Breath, none
 from graylb.control.prepare import Applied, now
 from graylb.control.registered import Registries
 from graylb.control.registered import Report as RegistryReport
@@ -111,13 +112,19 @@ class Layers:
         return update
 
     def apply(
-        self, update: Update | None, document: Document, base: Base, state: State, last: Applied | None
+        self,
+        update: Update | None,
+        document: Document,
+        base: Base,
+        state: State,
+        last: Applied | None,
+        breath: Breath = none,
     ) -> Applied:
         """What is in force now; `last` itself when nothing differs. Raises ConfigErrors, as `Assembly.update`."""
         with self._lock:
             began = time.perf_counter()
             try:
-                return self._apply(update, document, base, state, last)
+                return self._apply(update, document, base, state, last, breath)
             finally:
                 self._took = time.perf_counter() - began
 
@@ -126,25 +133,31 @@ class Layers:
         return update is not None and not update.whole and len(update.changes) <= FEW and self._took < QUICK
 
     def _apply(
-        self, update: Update | None, document: Document, base: Base, state: State, last: Applied | None
+        self,
+        update: Update | None,
+        document: Document,
+        base: Base,
+        state: State,
+        last: Applied | None,
+        breath: Breath,
     ) -> Applied:
         at = now()
         dirty, self._seeded = self._seeded, {}
         if update is not None:
-            for service, parts in self.fragments.take(update, at).items():
+            for service, parts in self.fragments.take(update, at, breath).items():
                 dirty.setdefault(service, set()).update(parts)
             self.taken = update.revision
         for service in self.registries.take(at):
             dirty.setdefault(service, set()).add("instances")
         try:
-            changed = self.assembly.update(base, dirty)
+            changed = self.assembly.update(base, dirty, breath)
         finally:
             self._tell()
         if not changed and last is not None:
             return last
         snapshot = self.assembly.snapshot(self.fragments.revision or state.revision)
         try:
-            image = table.compile(snapshot, self._compiled)
+            image = table.compile(snapshot, self._compiled, breath)
         except ValueError as error:
             raise ConfigErrors([ConfigError(base.name, 1, 1, "$", message=str(error))]) from error
         digest = digest_of(snapshot, [self._compiled.blocks[each.name].digest for each in snapshot.services])

@@ -1,7 +1,9 @@
-"""When to rest between revisions, so that a storm of changes leaves the processor to traffic. Pure."""
+"""When to rest between revisions and within one, so that a storm of changes leaves the processor to traffic."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 REST: Final = 3.0
@@ -24,3 +26,32 @@ class Pace:
         self._owed = max(0.0, self._owed - (began - self._at)) + REST * (ended - began)
         self._at = ended
         return max(0.0, min(LONGEST, self._owed - ALLOWED))
+
+
+STRETCH: Final = 0.0005
+"""Seconds of work without a pause, where it is not urgent: what a worker waits for at most on the same processor."""
+PAUSE: Final = 0.0005
+PAUSES: Final = 0.1
+"""Seconds of all pauses of one work, which take longer on a busy machine; then it goes on without."""
+
+Breath = Callable[[], object]
+"""Called every now and then in the middle of work."""
+
+
+def none() -> None:
+    """For work that is urgent."""
+
+
+class Pauses:
+    """A `Breath` for a thread that has time."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._left = PAUSES
+
+    def __call__(self) -> None:
+        now = time.perf_counter()
+        if now - self._since >= STRETCH and self._left > 0:
+            time.sleep(PAUSE)
+            self._since = time.perf_counter()
+            self._left -= self._since - now

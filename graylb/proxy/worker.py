@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
@@ -199,6 +200,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="graylb worker")
     parser.add_argument("--channel", type=int, required=True)
     options = parser.parse_args()
+    with contextlib.suppress(OSError):
+        if os.sched_getscheduler(0) == os.SCHED_BATCH:  # as the control process, which started this one
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
     parent = os.getppid()
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

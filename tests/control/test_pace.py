@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import time
+import types
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from graylb.control import pace
+from graylb.control.assembly import base_of
+from graylb.control.layers import Layers
 from graylb.control.pace import ALLOWED, LONGEST, REST, Pace
+from graylb.control.sources import Fragment, Update
+from graylb.control.state import State
+from graylb.model import documents
 
 
 @given(st.lists(st.floats(0.0005, 0.04), min_size=1, max_size=50))
@@ -36,3 +46,30 @@ def test_no_revision_waits_longer_than_that(work: float) -> None:
         assert rest <= LONGEST
         now += work + rest
     assert pace.rest(now + 100 * REST * work, now + 100 * REST * work + 0.01) == 0.0
+
+
+def test_pauses_are_few_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long each takes: a change must not wait for ever on a busy machine."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(pace, "STRETCH", 0.0)
+    monkeypatch.setattr(pace, "time", types.SimpleNamespace(sleep=sleep, perf_counter=time.perf_counter))
+    breath = pace.Pauses()
+    for _ in range(10_000):
+        breath()
+    assert 0 < len(slept) <= pace.PAUSES / pace.PAUSE
+
+
+def test_work_breathes_between_services_and_keys() -> None:
+    drawn: list[int] = []
+    layers = Layers("/x/")
+    values = {f"services/s{n}/instances/a": b'{"address": "10.0.0.1:80", "version": "v1"}' for n in range(7)}
+    values |= {f"services/s{n}/service": b'{"hosts": ["s%d.test"]}' % n for n in range(7)}
+    update = Update(1, {key: Fragment(key, value, 1) for key, value in values.items()}, whole=True)
+    document = documents.load(b"{listeners: [{address: 127.0.0.1:1}], etcd: {endpoints: [127.0.0.1:1]}}", "x")
+    layers.apply(update, document, base_of(document, {}, "x"), State(), None, lambda: drawn.append(1))
+    assert len(drawn) == 7 * 4, "for each key, and each service assembled and compiled"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from graylb.control.etcd.backoff import Backoff
+from graylb.control.etcd.bursts import REST, Bursts
 from graylb.control.etcd.client import Client
 from graylb.control.etcd.errors import Compacted, Diverged, EtcdError, Unavailable
 from graylb.control.etcd.mailbox import Changed, Event, Loaded, Lost, Mailbox, Restored
@@ -33,7 +34,7 @@ CAP: Final = 3.0
 @dataclass(slots=True)
 class Counts:
     """attempts: of listing or watching; waits: before one; loads: full states, of which stale were without a quorum;
-    changes: puts and deletions seen; quiet: responses without any.
+    changes: puts and deletions seen; quiet: responses without any; rests: in storms of changes.
     """
 
     attempts: int = 0
@@ -42,6 +43,7 @@ class Counts:
     stale: int = 0
     changes: int = 0
     quiet: int = 0
+    rests: int = 0
 
 
 class Reflector:
@@ -59,6 +61,7 @@ class Reflector:
         """Called with every change by itself, which events do not tell."""
         self._mailbox = Mailbox()
         self._backoff = Backoff(BASE, CAP, chance or random.Random())
+        self._bursts = Bursts()
         self._resume = 0
         self._must_list = True
         self._stood_since = math.inf
@@ -121,14 +124,23 @@ class Reflector:
             try:
                 if self._must_list:
                     await self._load()
-                async with aclosing(watch(self.client, self.prefix, prefix=True, **self._from())) as batches:
-                    async for batch in batches:
-                        self._take(batch)
+                while True:
+                    await self._follow()
+                    self.counts.rests += 1
+                    await asyncio.sleep(REST)
             except (Compacted, Diverged) as error:
                 self._must_list = True
                 await self._pause(error)
             except EtcdError as error:
                 await self._pause(error)
+
+    async def _follow(self) -> None:
+        """Returns when there are so many changes that the next ones should come together. Raises EtcdError."""
+        async with aclosing(watch(self.client, self.prefix, prefix=True, **self._from())) as batches:
+            async for batch in batches:
+                self._take(batch)
+                if self._bursts.rest(len(batch.changes), self._now()):
+                    return
 
     async def _load(self) -> None:
         """Without a quorum, and only where there is no state at all: what some member remembers."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from graylb.control.etcd import values
 from graylb.control.etcd.backoff import Backoff
+from graylb.control.etcd.bursts import MANY, WITHIN, Bursts
 from graylb.control.etcd.errors import Unavailable
 from graylb.control.etcd.links import Options, target
 from graylb.control.etcd.mailbox import Changed, Loaded, Lost, Mailbox, Restored
@@ -206,3 +207,33 @@ def test_another_cluster_is_told_once() -> None:
         assert isinstance(event, Loaded)
         seen.append(event.cluster_changed)
     assert seen == [False, False, True, False]
+
+
+def test_changes_now_and_then_are_heard_one_by_one() -> None:
+    bursts = Bursts()
+    step = 1.1 * WITHIN / (MANY - 1)
+    assert not any(bursts.rest(1, number * step) for number in range(10 * MANY))
+    assert not bursts.rest(100_000, 1e6), "many at once are no storm of responses"
+
+
+@given(st.lists(st.floats(0, 0.02), max_size=400), st.lists(st.integers(0, 2), min_size=1))
+def test_rests_begin_only_after_many_responses_within_the_time(gaps: list[float], sizes: list[int]) -> None:
+    bursts, now, heard = Bursts(), 0.0, []
+    for number, gap in enumerate(gaps):
+        now += gap
+        changes = sizes[number % len(sizes)]
+        heard += [now] * bool(changes)
+        if bursts.rest(changes, now):
+            assert heard[-1] - heard[-MANY] <= WITHIN
+            heard.clear()
+        else:
+            assert len(heard) < MANY or heard[-1] - heard[-MANY] > WITHIN or not changes
+
+
+def test_a_storm_that_goes_on_after_a_rest_is_heard_in_one_response_a_rest() -> None:
+    bursts = Bursts()
+    assert [bursts.rest(1, 0.0) for _ in range(MANY)] == [False] * (MANY - 1) + [True]
+    assert not bursts.rest(0, 1.0)  # the watch stands again
+    assert bursts.rest(MANY, 1.1)
+    assert not bursts.rest(MANY - 1, 2.0), "it is over"
+    assert not bursts.rest(MANY, 3.0)

@@ -16,7 +16,7 @@ from graylb.control.etcd.errors import Unavailable
 from graylb.control.etcd.links import Options
 from graylb.control.etcd.reflector import BASE, CAP, Changed, Loaded, Lost, Reflector, Restored
 from graylb.control.etcd.values import Put
-from graylb.control.etcd.watch import watch
+from graylb.control.etcd.watch import Batch, watch
 from tests.control.etcd import servers
 from tests.control.etcd.servers import Cluster, Node
 from tests.control.etcd.support import Follower, client, following, run, until
@@ -66,6 +66,30 @@ def test_a_full_state_then_changes(etcd: Cluster, prefix: str) -> None:
                 assert await follower.until_kind(Changed, 2) == Changed(revision + 2, {prefix + "a": None})
                 assert follower.reflector.revision == revision + 2
                 assert follower.kinds() == ["Loaded", "Changed", "Changed"]
+
+    run(test())
+
+
+def test_a_storm_comes_in_few_responses_every_change_once_and_in_order(etcd: Cluster, prefix: str) -> None:
+    async def test() -> None:
+        async with client(etcd) as store:
+            reflector, heard, responses = Reflector(store, prefix), [], []
+
+            def on_batch(batch: Batch) -> None:
+                responses.append(len(batch.changes))
+                heard.extend((each.revision, each.key, each.now and each.now.value) for each in batch.changes)
+
+            reflector.on_batch = on_batch
+            async with following(reflector) as follower:
+                await standing(follower)
+                made = []
+                while reflector.counts.rests < 3 or not any(count > 1 for count in responses):
+                    pairs = [(f"{prefix}{len(made) + n}", str(len(made) + n).encode()) for n in range(60)]
+                    revisions = await asyncio.gather(*(store.put(key, value) for key, value in pairs))
+                    made += [(revision, *pair) for revision, pair in zip(revisions, pairs, strict=True)]
+                await until(lambda: len(heard) >= len(made), "all changes")
+                assert heard == sorted(made)
+                assert len(responses) < len(made)
 
     run(test())
 

@@ -14,6 +14,7 @@ cdef struct Listening:
     uint8_t all_trusted            # whoever they are from; else those of `trusted`, see `_is_trusted`
     uint8_t h1                     # speaks HTTP/1
     uint8_t h2                     # speaks HTTP/2
+    uint8_t health                 # calls of grpc.health.v1 are ours
     uint32_t bit                   # of its name in the current table; 0: no route names it
 
 cdef class Clients(Pools):

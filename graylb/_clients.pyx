@@ -35,11 +35,12 @@ cdef class Clients(Pools):
         self.max_clients = max(64, (min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 128) // 2)
 
     def listen(self, int fd, *, str name="edge", str role="edge", bint proxy_protocol=False, trusted=(),
-               protocols=("http/1.1", "h2")):
+               protocols=("http/1.1", "h2"), bint grpc_health=False):
         """Accepts clients from a listening, non-blocking socket. The caller keeps it open until `unlisten`.
 
         name: what routes call it. proxy_protocol: connections from the networks `trusted` (none given: all) begin with a
-        PROXY header. protocols: what clients may speak, by their ALPN names. ValueError with more than 256 listeners.
+        PROXY header. protocols: what clients may speak, by their ALPN names. grpc_health: calls of the gRPC
+        health checking protocol are answered by graylb. ValueError with more than 256 listeners.
         """
         cdef Listening* l = &self.listening[self.n_listening]
         if self.n_listening == MAX_LISTENERS: raise ValueError(f"at most {MAX_LISTENERS} listeners are possible")
@@ -48,6 +49,7 @@ cdef class Clients(Pools):
         l.all_trusted = not trusted
         l.h1 = "http/1.1" in protocols
         l.h2 = "h2" in protocols
+        l.health = grpc_health
         self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted]))
         self.n_listening += 1
         self._name_listeners()

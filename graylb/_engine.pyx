@@ -31,6 +31,7 @@ from graylb._tunnels cimport Tunnels
 
 from graylb._live import carried, is_ip
 from graylb.errors import BY_REASON, KINDS
+from graylb.grpc_health import reply as health_reply
 
 cdef enum:
     MAX_ATTEMPTS = 4
@@ -61,6 +62,8 @@ cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 cdef int E_DEADLINE = BY_REASON["deadline-exceeded"].code
 
 
+cdef const char* HEALTH = b"/grpc.health.v1.Health/"
+cdef size_t HEALTH_LEN = 23
 cdef const char* PRI = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"   # RFC 9113 section 3.4
 
 
@@ -515,6 +518,9 @@ cdef class Engine(Tunnels):
             x.close_client = 0
             if not x.request_done: x.request.kind = BODY_CLOSE # as it comes: frames, not chunks; libnghttp2 counts them
         c.state = S_WAIT if x.request_done else S_BODY
+        if x.grpc and self.listening[c.listener].health and h.path_len > HEALTH_LEN and memcmp(h.path, HEALTH, HEALTH_LEN) == 0:
+            self._begin_health(c)
+            return
         q.head = h
         x.began_us = gl_now_us()
         q.ip = c.peer.text
@@ -1145,6 +1151,36 @@ cdef class Engine(Tunnels):
             return
         self._request_head(c, text, self.head.end - text)
 
+    cdef void _begin_health(self, Conn* c) noexcept:
+        """A call that graylb answers itself, once its message is here: a stream without an instance keeps what comes."""
+        cdef Exchange* x = c.x
+        cdef Head* h = &self.head
+        x.health = 1 if h.path_len == HEALTH_LEN + 5 and memcmp(h.path + HEALTH_LEN, b"Check", 5) == 0 else 2
+        x.d.service = x.d.instance = x.d.rule = -1
+        if x.request_done: self._answer_health(c)
+        else: self._set_deadline(c, self.now + self.state.body_ms)
+
+    cdef void _answer_health(self, Conn* c) noexcept:
+        cdef Exchange* x = c.x
+        cdef bytes text, trailers, body = c.held[:c.held_len] if c.held_len else b""
+        text, trailers = health_reply(x.health == 1, body, self._serving)
+        c.held_len = 0
+        self.statuses[2] += 1
+        self._drop_exchange(x)
+        if trailers: _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
+        memcpy(self.heads, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+        self._answer(c, PyBytes_GET_SIZE(text), False)
+
+    def _serving(self, str service):
+        """Whether this proxy (""), or a service by its name, takes calls; None: there is no such service."""
+        cdef Table t = self.state.table
+        cdef uint32_t i
+        if service == "": return not self.draining
+        if service not in self.state.service_settings: return None
+        for i in range(t.header.n_instances):
+            if t.instances[i].weight and t._str(t.services[t.instances[i].service].name) == service: return True
+        return False
+
     cdef void _stream_response(self, Conn* u, char* text, size_t n, bint end) noexcept:
         """A head of an instance's answer."""
         cdef Exchange* x = u.x
@@ -1193,6 +1229,9 @@ cdef class Engine(Tunnels):
         if c.side == CLIENT:
             if x.request_done: return
             c.ended = 1
+            if x.health:
+                self._answer_health(c)
+                return
             if n and x.h2: self._keep_trailers(x, trailers, n)
             if x.waiting or x.upstream == NULL or c.held_len: c.readable = 1
             else: self._end_request(x)

@@ -160,6 +160,7 @@ cdef struct Exchange:
     uint8_t waiting        # see Waiting
     uint8_t counted        # has a status, for the record
     uint8_t h2             # goes to its instance as a stream
+    uint8_t health         # a call of grpc.health.v1, ours to answer: 1 Check, 2 another
     uint8_t grpc           # the client is to be told of errors as gRPC tells them
     uint8_t keeping        # what is sent is kept too, until it cannot be repeated any more
     uint16_t status

@@ -53,7 +53,7 @@ class Options:
     preset: Literal["edge", "sidecar"] | None = None  # fills in what the document leaves out
 
 
-_TOLD: Final = ("name", "role", "proxy_protocol", "trusted", "protocols")
+_TOLD: Final = ("name", "role", "proxy_protocol", "trusted", "protocols", "grpc_health")
 """What a worker must know of a listener."""
 Told = signal.Signals | Literal["drain"] | None
 """To stop: by a signal, by the admin API, or because a successor serves."""

@@ -74,7 +74,9 @@ def _listener(part: ListenerPart) -> snapshot.Listener:
     proxy = part.proxy_protocol
     trusted = proxy.trusted if proxy is not None else ()
     protocols = part.protocols if part.protocols is not None else snapshot.PROTOCOLS
-    return snapshot.Listener(part.address, part.role, part.called, proxy is not None, trusted, part.mode, protocols)
+    return snapshot.Listener(
+        part.address, part.role, part.called, proxy is not None, trusted, part.mode, protocols, part.grpc_health
+    )
 
 
 def _access(part: AdminPart | None) -> snapshot.Access:

@@ -18,7 +18,7 @@ from graylb.model.values import deeper, fault
 
 UNVERSIONED: Final = "unversioned"
 """The version of instances that name none, unless a registry says otherwise."""
-UNSERVED: Final = frozenset(("https", "grpc", "grpcs"))
+UNSERVED: Final = frozenset(("https", "grpcs"))
 """Schemes of addresses that instances could not be asked by yet."""
 
 _TAKES = ("known", "all")

@@ -103,6 +103,11 @@ class ListenerPart(Part):
         description="`http/1.1`, `h2` or both. Without TLS a client of `h2` begins with HTTP/2 (prior knowledge); "
         "there is no upgrade. Default: both, as far as this build of graylb has them.",
     )
+    grpc_health: values.Bool = Field(
+        default=False,
+        description="`true`: graylb itself answers `grpc.health.v1.Health/Check`: for no service whether it takes "
+        "calls, for a service of its own whether that has an instance. Default: such calls are routed like others.",
+    )
 
     @property
     def called(self) -> str:
@@ -111,6 +116,9 @@ class ListenerPart(Part):
     @model_validator(mode="after")
     def _of_one_family(self) -> Self:
         unix = self.address.startswith("unix:")
+        if self.grpc_health and self.protocols is not None and "h2" not in self.protocols:
+            with deeper("grpc_health"):
+                raise fault("h2 among the protocols beside it", "gRPC goes by HTTP/2")
         if self.mode is not None and not unix:
             with deeper("mode"):
                 raise fault("permissions only beside a unix: address", "a TCP port has no permissions")

@@ -269,6 +269,7 @@ class Listener:
     trusted: tuple[str, ...] = ()  # networks whose PROXY header is believed, others are taken as they come; (): all
     mode: int | None = None  # permissions of a Unix socket; None: as the umask leaves them
     protocols: tuple[Protocol, ...] = PROTOCOLS  # h2: where this build has it
+    grpc_health: bool = False  # answers the calls of grpc.health.v1 itself
 
 
 @dataclass(frozen=True, slots=True)

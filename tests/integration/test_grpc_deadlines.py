@@ -1,4 +1,4 @@
-"""Deadlines that graylb itself keeps, calls that are silent, and calls that another instance is asked for."""
+"""Deadlines that graylb itself keeps, calls that are silent, calls that another instance is asked for, health."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from graylb import builds
 from tests.integration import proxies
@@ -52,10 +53,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             ),
             "retried": proxies.service(*both, hosts=["retried.test"], retries=retries),
             "alone": proxies.service(bad.address, hosts=["alone.test"], retries=retries),
+            "empty": proxies.service(hosts=["empty.test"]),
+            "out": proxies.service(one, hosts=["out.test"]),
             "deaf": proxies.service(deaf.address, hosts=["deaf.test"]),
             "unretried": proxies.service(*both, hosts=["unretried.test"]),
         }
-        doc = proxies.document(services, limits={"body_timeout": "300ms"})
+        listeners = [{"address": "127.0.0.1:0", "grpc_health": True}]
+        services["out"]["instances"][0]["weight"] = 0
+        doc = proxies.document(services, limits={"body_timeout": "300ms"}, listeners=listeners)
         with proxies.running(tmp_path_factory.mktemp("deadlines"), doc) as proxy:
             yield Scene(proxy, good, bad, deaf)
 
@@ -165,3 +170,26 @@ def _outcome(channel: Channel, number: int) -> str:
         return str(channel.unary("Pick", b"%d" % number)[0].decode())
     except grpc.RpcError as error:
         return str(error.details())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("service", "status"), [("", "SERVING"), ("plain", "SERVING"), ("empty", "NOT_SERVING"), ("out", "NOT_SERVING")]
+)
+def test_graylb_answers_for_its_own_health_and_that_of_its_services(scene: Scene, service: str, status: str) -> None:
+    with scene.channel("whatever.test") as channel:
+        health = health_pb2_grpc.HealthStub(channel.channel)
+        for _ in range(2):
+            found = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE)
+            assert health_pb2.HealthCheckResponse.ServingStatus.Name(found.status) == status
+
+
+def test_health_of_what_is_not_there(scene: Scene) -> None:
+    with scene.channel("whatever.test") as channel:
+        health = health_pb2_grpc.HealthStub(channel.channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            health.Check(health_pb2.HealthCheckRequest(service="no%ne"), timeout=PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+        assert caught.value.details() == "graylb: no service is called no%ne"  # type: ignore[attr-defined]
+        with pytest.raises(grpc.RpcError) as caught:
+            list(health.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE))
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]

@@ -143,6 +143,7 @@ LISTENERS = st.builds(
         role=st.just("inbound"),
         proxy_protocol=st.booleans() | st.just({"trusted": ["10.0.0.0/8", "2001:db8::/32"]}),
         protocols=st.just(["http/1.1"]),
+        grpc_health=st.just(False),
     ),
     optional({}, name=st.just("second"), mode=st.sampled_from(["0660", "600", 777]), proxy_protocol=st.booleans()),
 )

@@ -207,6 +207,7 @@ def test_limits_of_clients() -> None:
             {"address": "[::]:80", "proxy_protocol": {"trusted": ["10.0.0.0/8", "::1"]}},
             Listener("[::]:80", proxy_protocol=True, trusted=("10.0.0.0/8", "::1/128")),
         ),
+        ({"address": "[::]:80", "grpc_health": True}, Listener("[::]:80", grpc_health=True)),
         ({"address": "[::]:80", "protocols": ["http/1.1"]}, Listener("[::]:80", protocols=("http/1.1",))),
     ],
 )

@@ -132,6 +132,7 @@ CASES: dict[str, str | bytes] = {
     "listener-bad-name": listener("{address: 127.0.0.1:80, name: a/b}"),
     "listener-many-names": listener(", ".join(f"{{address: 127.0.0.1:{n}, name: l{n}}}" for n in range(1, 35))),
     "listener-protocols-word": listener("{address: 127.0.0.1:80, protocols: h2}"),
+    "listener-health-without-h2": listener("{address: 127.0.0.1:80, protocols: [http/1.1], grpc_health: true}"),
     "listener-protocols-none": listener("{address: 127.0.0.1:80, protocols: []}"),
     "listener-protocols-other": listener("{address: 127.0.0.1:80, protocols: [http/1.1, h3]}"),
     "listener-protocols-twice": listener("{address: 127.0.0.1:80, protocols: [http/1.1, http/1.1]}"),

@@ -275,9 +275,8 @@ def test_what_the_service_of_a_key_may_be_called() -> None:
 
 
 def test_a_scheme_that_is_not_served_is_worth_a_word() -> None:
-    text = "{listeners: [{address: 127.0.0.1:0}], registries: [{kind: kratos, etcd: {}, schemes: [http, grpc]}]}"
+    text = "{listeners: [{address: 127.0.0.1:0}], registries: [{kind: kratos, etcd: {}, schemes: [grpc, grpcs]}]}"
     (warning,) = documents.load(text, "x").warnings
     assert str(warning) == (
-        "x:1:93: $.registries[0].schemes[1]: "
-        "instances are asked by HTTP/1 without TLS, whatever grpc is at their address"
+        "x:1:93: $.registries[0].schemes[1]: instances are asked without TLS, whatever grpcs is at their address"
     )

@@ -69,6 +69,10 @@ cdef class Sockets:
     cdef char* buf                 # behind its headroom
     cdef Block* blocks             # spare ones
     cdef int n_blocks
+    cdef Block* outs               # spare ones of SMALL_OUT bytes
+    cdef int n_outs
+    cdef Conn* conns               # spare ones, for streams
+    cdef int n_conns
     cdef Pipe* pipes               # spare ones
     cdef int n_pipes               # spare ones and those in use
     cdef Conn* again               # first come, first served

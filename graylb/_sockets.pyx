@@ -25,6 +25,11 @@ cdef extern from * nogil:
     #include <netinet/tcp.h>
     #include <fcntl.h>
     #include <stddef.h>
+    #ifdef __SANITIZE_ADDRESS__ /* sanitizers see what becomes of each block */
+    #define GL_PLAIN_MALLOC 1
+    #else
+    #define GL_PLAIN_MALLOC 0
+    #endif
     static int gl_accept(int listener, uint8_t *packed, char *text, uint16_t *port, uint8_t *v4) {
       struct sockaddr_storage a; socklen_t n = sizeof a; int one = 1;
       int fd = accept4(listener, (struct sockaddr *)&a, &n, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -74,6 +79,7 @@ cdef extern from * nogil:
     static void gl_soon(const void *p, size_t n) {
       size_t i; for (i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i, 1); }
     """
+    bint GL_PLAIN_MALLOC
     int gl_accept(int, uint8_t*, char*, uint16_t*, uint8_t*)
     void gl_local(int, uint8_t*, uint16_t*)
     int gl_connect(const sockaddr_storage*, uint32_t)
@@ -87,6 +93,9 @@ cdef extern from * nogil:
 cdef enum:
     EVENTS = 512
     SPARE_BLOCKS = 16
+    SMALL_OUT = 1024         # bytes pending of a stream, as a rule
+    SPARE_OUTS = 1024        # streams come and go many at a time: more than malloc keeps at hand
+    SPARE_CONNS = 512
     PIPE = 1048576         # bytes that a pipe holds, so that the pages of a slice find room
     FEW = 4                # events at once: nobody waits for others' large bodies
     TURN = 16777216        # bytes that a batch moves at most, for whoever comes meanwhile waits for its end …
@@ -174,6 +183,10 @@ cdef class Sockets:
             p = self.pipes
             self.pipes = p.next
             self._close_pipe(p)
+        while self.conns != NULL:
+            c = self.conns
+            self.conns = c.next
+            free(c)
         close(self.ep)
 
     def __dealloc__(self):
@@ -181,6 +194,10 @@ cdef class Sockets:
         while self.blocks != NULL:
             b = self.blocks
             self.blocks = b.next
+            free(b)
+        while self.outs != NULL:
+            b = self.outs
+            self.outs = b.next
             free(b)
         free(self.memory)
         free(self.events)
@@ -334,7 +351,11 @@ cdef class Sockets:
             free(c.trailers)
             if c.session != NULL and c.fd >= 0: self._free_session(c.session)
             if c.upstream != NULL: Py_DECREF(<object>c.upstream)
-            free(c)
+            if self.n_conns < SPARE_CONNS and not GL_PLAIN_MALLOC:
+                c.next = self.conns
+                self.conns = c
+                self.n_conns += 1
+            else: free(c)
         self._batch_done()
 
     cdef void _again(self, Conn* c) noexcept:
@@ -358,7 +379,16 @@ cdef class Sockets:
         if c.out_off and c.out_off + need > c.out_cap:
             memmove(c.out, c.out + c.out_off, c.out_len)
             c.out_off = 0
-        if need > c.out_cap - c.out_off:
+        if c.out == NULL and need <= SMALL_OUT and self.outs != NULL:
+            c.out = <char*>self.outs
+            c.out_cap = SMALL_OUT
+            self.outs = self.outs.next
+            self.n_outs -= 1
+        elif c.out == NULL and need <= SMALL_OUT:
+            c.out = <char*>malloc(SMALL_OUT)
+            if c.out == NULL: return -1
+            c.out_cap = SMALL_OUT
+        elif need > c.out_cap - c.out_off:
             q = <char*>realloc(c.out, need + 1024)
             if q == NULL: return -1
             c.out = q
@@ -401,6 +431,11 @@ cdef class Sockets:
             b.next = self.blocks
             self.blocks = b
             self.n_blocks += 1
+        elif c.out_cap == SMALL_OUT and self.n_outs < SPARE_OUTS and not GL_PLAIN_MALLOC:
+            b = <Block*>c.out
+            b.next = self.outs
+            self.outs = b
+            self.n_outs += 1
         else: free(c.out)
         c.out = NULL
         c.out_off = c.out_cap = c.out_len = 0

@@ -206,8 +206,13 @@ cdef class Streams(Clients):
     # ---- streams ---------------------------------------------------------------------------------------------------
 
     cdef Conn* _new_stream(self, Session* s, int side) noexcept:
-        cdef Conn* c = <Conn*>malloc(sizeof(Conn))           # not calloc, which has no cache of its own
-        if c == NULL: return NULL
+        cdef Conn* c = self.conns
+        if c != NULL:
+            self.conns = c.next
+            self.n_conns -= 1
+        else:
+            c = <Conn*>malloc(sizeof(Conn))
+            if c == NULL: return NULL
         memset(c, 0, sizeof(Conn))
         c.fd = -1
         c.side = side

@@ -57,6 +57,7 @@ cdef extern from * nogil:
     void gl_free_names(GENERAL_NAMES*)
     int gl_mac_key(EVP_MAC_CTX*, unsigned char*, size_t)
     void gl_set_errno(int)
+    long timegm(tm*)
     ssize_t send(int, const void*, size_t, int)
     ssize_t recv(int, void*, size_t, int)
     enum: MSG_NOSIGNAL
@@ -796,6 +797,11 @@ cdef str _name_text(const X509_NAME* name):
     return text
 
 
+cdef _time_unix(const ASN1_TIME* at):
+    cdef tm t
+    return timegm(&t) if ASN1_TIME_to_tm(at, &t) == 1 else 0
+
+
 cdef str _time_text(const ASN1_TIME* at):
     cdef tm t
     if ASN1_TIME_to_tm(at, &t) != 1: return ""
@@ -804,7 +810,7 @@ cdef str _time_text(const ASN1_TIME* at):
 
 def describe(bytes pem, str part="cert"):
     """What the certificates in a PEM text say, as a list of dicts: subject and issuer (RFC 2253), names (DNS), addresses, uris,
-    not_before and not_after (ISO 8601, UTC), sha256 (hex), ca, and signs_previous: whether its name and key identifier are
+    not_before and not_after (ISO 8601, UTC; and with _unix behind their names in seconds), sha256 (hex), ca, and signs_previous: whether its name and key identifier are
     those of the issuer of the one before it (None for the first). Raises TlsError."""
     cdef Chain chain = Chain(pem, part)
     cdef GENERAL_NAMES* names
@@ -829,6 +835,8 @@ def describe(bytes pem, str part="cert"):
             "names": by_kind[GEN_DNS], "addresses": by_kind[GEN_IPADD], "uris": by_kind[GEN_URI],
             "not_before": _time_text(X509_get0_notBefore(chain.certs[i])),
             "not_after": _time_text(X509_get0_notAfter(chain.certs[i])),
+            "not_before_unix": _time_unix(X509_get0_notBefore(chain.certs[i])),
+            "not_after_unix": _time_unix(X509_get0_notAfter(chain.certs[i])),
             "sha256": (<bytes>digest[:32]).hex(), "ca": X509_check_ca(chain.certs[i]) > 0,
             "signs_previous": X509_check_issued(chain.certs[i], chain.certs[i - 1]) == X509_V_OK if i else None,
         })

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +55,11 @@ def read(path: Path, preset: presets.Name | None = None) -> Document:
     except OSError as error:
         why = f"the document cannot be read: {error.strerror}"
         raise ConfigErrors([ConfigError(str(path), 1, 1, "", message=why, expected="a readable file")]) from error
-    return documents.load(text, str(path), lambda name: (path.parent / name).read_text(encoding="utf-8"), preset)
+
+    def read_file(name: str) -> str:
+        return (path.parent / name).read_text(encoding="utf-8")
+
+    return documents.load(text, str(path), read_file, preset, now=int(time.time()))
 
 
 def list_files(path: Path, document: Document) -> list[Path]:

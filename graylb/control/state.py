@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from errno import ENOENT
 from typing import Any
 
 import orjson
@@ -257,9 +258,16 @@ def _effective(
     for name, part in overrides.items():
         services[name] = {**part, **written[name].data, **_lists_by_file(document, name)}
     lists = [each for service in document.services.values() for each in service.lists.values()]
-    read = {each.file: each.ids for each in lists if each.file is not None}
+    read = {each.file: "\n".join(each.ids) for each in lists if each.file is not None}
+    read |= {each.name: each.text for each in document.pems}
+
+    def read_file(name: str) -> str:
+        if name not in read:
+            raise FileNotFoundError(ENOENT, "the document names no such file")
+        return read[name]
+
     text = orjson.dumps({**whole, "services": services})
-    effective = documents.load(text, "the document with what commands changed", lambda file: "\n".join(read[file]))
+    effective = documents.load(text, "the document with what commands changed", read_file)
     return effective, parts | overrides
 
 

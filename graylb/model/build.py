@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from graylb.model import matching, routes, snapshot
+from graylb.model import certificates, matching, routes, snapshot
 from graylb.model.documents import Document
-from graylb.model.services import ConnectionsPart, InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
+from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
 from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
 
 _priority = attrgetter("priority")
@@ -75,7 +75,15 @@ def _listener(part: ListenerPart) -> snapshot.Listener:
     trusted = proxy.trusted if proxy is not None else ()
     protocols = part.protocols if part.protocols is not None else snapshot.PROTOCOLS
     return snapshot.Listener(
-        part.address, part.role, part.called, proxy is not None, trusted, part.mode, protocols, part.grpc_health
+        address=part.address,
+        role=part.role,
+        name=part.called,
+        proxy_protocol=proxy is not None,
+        trusted=trusted,
+        mode=part.mode,
+        protocols=protocols,
+        grpc_health=part.grpc_health,
+        tls=certificates.certificates(part.tls),
     )
 
 
@@ -137,19 +145,19 @@ def service(
         lists=tuple((key, found.ids) for key, found in sorted(part.lists.items())),
         instances=tuple(map(build_instance, part.instances)) if instances is None else instances,
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
-        connections=_connections(part.connections, limits),
+        connections=_connections(part, limits),
         retries=snapshot.Retries(**dict(part.retries)),
         tunnels=part.tunnels,
     )
 
 
-def _connections(part: ConnectionsPart, limits: LimitsPart) -> snapshot.Connections:
-    whole = dict(part)
-    if part.idle is None:
+def _connections(part: ServicePart, limits: LimitsPart) -> snapshot.Connections:
+    whole = dict(part.connections)
+    if whole["idle"] is None:
         whole["idle"] = limits.upstream_idle_connections
-    if part.idle_timeout is None:
+    if whole["idle_timeout"] is None:
         whole["idle_timeout"] = limits.upstream_idle_timeout
-    return snapshot.Connections(**whole)
+    return snapshot.Connections(**whole, tls=certificates.origination(part.tls))
 
 
 def _weighted(split: snapshot.Split) -> snapshot.Split:

@@ -13,6 +13,7 @@ from graylb.model.base import Part
 from graylb.model.discovery import RegistryPart
 from graylb.model.problems import ConfigError, ConfigErrors, Path
 from graylb.model.routes import RoutePart
+from graylb.model.snapshot import Pem
 from graylb.model.services import ReadFile, ServicePart
 from graylb.model.settings import AdminPart, EtcdPart, ForwardingPart, LimitsPart, ListenerPart, SidecarPart
 
@@ -86,9 +87,18 @@ class Document(Part):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The list files that were read, as the document names them."""
+        """The files that were read, lists and certificates, as the document names them."""
         lists = (each for service in self.services.values() for each in service.lists.values())
-        return tuple(dict.fromkeys(each.file for each in lists if each.file is not None))
+        found = [each.file for each in lists if each.file is not None]
+        return tuple(dict.fromkeys([*found, *(each.name for each in self.pems if each.name)]))
+
+    @property
+    def pems(self) -> tuple[Pem, ...]:
+        """Certificates and keys, of listeners and of services."""
+        tls: list[Any] = [each.tls for each in (*self.listeners, *self.services.values()) if each.tls is not None]
+        tls += [each for part in tls for each in getattr(part, "certificates", ())]
+        pems = [getattr(part, name, None) for part in tls for name in ("cert", "key", "client_ca", "ca")]
+        return tuple(each for each in pems if each is not None)
 
     def to_data(self) -> dict[str, Any]:
         """Plain data that `load` accepts (as JSON or YAML) and that gives an equal document; lists are inlined."""
@@ -103,12 +113,14 @@ def load(
     preset: presets.Name | None = None,
     *,
     alone: bool = False,
+    now: int | None = None,
 ) -> Document:
     """The document in a YAML or JSON text, with what its preset fills in; `name` stands for it in errors.
 
     read_file: gives the text of a list file, by its path as the document has it (relative to the document); it may
     raise OSError or ValueError. preset: asked for outside the text. alone: it is for the services in it only, so it
-    needs no listeners, no preset is applied, and what they lack may be elsewhere. Raises ConfigErrors with every error
+    needs no listeners, no preset is applied, and what they lack may be elsewhere. now: Unix seconds, to warn of certificates
+    by their dates. Raises ConfigErrors with every error
     of the text, sorted by position, and nothing else.
     """
     source = source_map.parse(text, name)
@@ -136,7 +148,7 @@ def load(
     meant = any(error.suggestion == "listeners" for error in errors)
     if not document.listeners and "listeners" not in source.data and not meant and not alone:
         errors.append(translate.missing(source, ("listeners",), _LISTENERS))
-    found, warnings = references.check(source, read.parts(resolved, source.data, alone))
+    found, warnings = references.check(source, read.parts(resolved, source.data, alone), now)
     if errors or found:
         raise ConfigErrors([*errors, *found])
     document._warnings = warnings

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graylb import builds
-from graylb.model import snapshot
+from graylb.model import certificates, snapshot
+from graylb.model.certificates import ListenerTlsPart, OriginationPart
 from graylb.model.conditions import Conditions, Operators
 from graylb.model.discovery import UNSERVED, RegistryPart
 from graylb.model.problems import ConfigError, Path, json_path, shown
@@ -43,8 +44,10 @@ class Parts:
     alone: bool = False
 
 
-def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
-    """Errors and warnings, the latter by position."""
+def check(
+    source: Source, parts: Parts, now: int | None = None
+) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
+    """Errors and warnings, the latter by position. now: Unix seconds, for the dates of certificates."""
     errors: list[ConfigError] = []
     if not parts.alone:
         errors += [*_addresses(source, parts), *_listeners(source, parts), *_routes(source, parts)]
@@ -57,6 +60,7 @@ def check(source: Source, parts: Parts) -> tuple[list[ConfigError], tuple[Config
     if parts.partial:
         warnings = list(_registry_warnings(source, parts))
     warnings += _admin_warnings(source, parts.admin)
+    warnings += _certificate_warnings(source, parts, now)
     return errors, tuple(sorted(warnings, key=lambda warning: (warning.line, warning.column)))
 
 
@@ -66,6 +70,7 @@ def check_service(
     """What must hold within one service."""
     yield from _service_errors(source, ("services", name), service, partial)
     yield from _connections(source, ("services", name, "connections"), service.connections, limits)
+    yield from _origination(source, ("services", name), service)
 
 
 def check_routes(source: Source, parts: Parts) -> Iterator[ConfigError]:
@@ -89,6 +94,20 @@ def _unbuilt(source: Source, parts: Parts) -> Iterator[ConfigError]:
     for at, listener in parts.listeners.items():
         if listener.protocols is not None and "h2" in listener.protocols and (why := builds.lacks("h2")):
             yield problem(source, (*at, "protocols"), "http/1.1 alone", why)
+        if listener.tls is not None and (why := builds.lacks("tls")):
+            yield problem(source, (*at, "tls"), "no tls", why)
+
+
+def _certificate_warnings(source: Source, parts: Parts, now: int | None) -> Iterator[ConfigError]:
+    owned: list[tuple[Path, ListenerTlsPart | OriginationPart]] = [
+        ((*at, "tls"), each.tls) for at, each in parts.listeners.items() if each.tls is not None
+    ]
+    owned += [(("services", name, "tls"), each.tls) for name, each in parts.services.items() if each.tls is not None]
+    for path, part in owned:
+        for at, message in certificates.warnings(part, now):
+            yield problem(source, (*path, *at), message=message)
+        if isinstance(part, OriginationPart) and not part.verify:
+            yield problem(source, (*path, "verify"), message="whoever answers at an instance's address is trusted")
 
 
 def _admin_warnings(source: Source, admin: AdminPart | None) -> Iterator[ConfigError]:
@@ -240,6 +259,20 @@ def _connections(source: Source, path: Path, part: ConnectionsPart, limits: Limi
         yield problem(source, (*path, "warm"), "0 beside proxy_protocol", why)
     if part.protocol == "h2" and (why := builds.lacks("h2")):
         yield problem(source, (*path, "protocol"), "http1 or auto", why)
+
+
+def _origination(source: Source, path: Path, service: ServicePart) -> Iterator[ConfigError]:
+    if service.tls is None:
+        return
+    if why := builds.lacks("tls"):
+        yield problem(source, (*path, "tls"), "no tls", why)
+    for name, file in certificates.unread(service.tls):
+        why = f"file {shown(file)} cannot be read in this place"
+        yield problem(source, (*path, "tls", name), "the text of a PEM file", why)
+    unix = next((each.address for each in service.instances if each.address.startswith("unix:")), None)
+    if unix is not None and service.tls.verify and service.tls.server_name is None:
+        why = f"{unix} has no host that its certificate could be for"
+        yield problem(source, (*path, "tls"), "a server_name, or verify: false", why)
 
 
 def _service_warnings(source: Source, path: Path, service: ServicePart) -> Iterator[ConfigError]:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from graylb.model import values
 from graylb.model.base import OneKey, Part
+from graylb.model.certificates import Origination
 from graylb.model.conditions import Match
 from graylb.model.problems import shown
 from graylb.model.snapshot import GRPC_STATUSES, Tunnels
@@ -444,6 +445,9 @@ class ServicePart(Part):
     timeouts: TimeoutsPart = Field(default=TimeoutsPart(), description="How long to wait.")
     connections: ConnectionsPart = Field(default=ConnectionsPart(), description="How many to have.")
     retries: RetriesPart = Field(default=RetriesPart(), description="When another instance is asked.")
+    tls: Origination = Field(
+        default=None, description="`true`: instances are called over TLS. Default: `false`."
+    )
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),
         description="Open WebSockets when their version is given no more traffic or their instance goes: `keep`, "

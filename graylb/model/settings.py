@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, Wi
 
 from graylb.model import values
 from graylb.model.base import Part
+from graylb.model.certificates import ListenerTlsPart
 from graylb.model.snapshot import PROTOCOLS, Protocol
 from graylb.model.values import deeper, fault
 
@@ -108,6 +109,8 @@ class ListenerPart(Part):
         description="`true`: graylb itself answers `grpc.health.v1.Health/Check`: for no service whether it takes "
         "calls, for a service of its own whether that has an instance. Default: such calls are routed like others.",
     )
+
+    tls: ListenerTlsPart | None = Field(default=None, description="Default: plain HTTP.")
 
     @property
     def called(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import orjson
 
@@ -126,14 +126,47 @@ class Timeouts:
     idle: float = 300.0  # no byte in either direction while a body is under way
 
 
+class Pem(str):
+    """A PEM text, by its SHA-256 (hex) wherever it is told of: keys stay out of digests, tables and answers.
+
+    name: of its file, as the document has it; "" for one that is written in the document.
+    """
+
+    __slots__ = ("name", "text")
+    name: str
+    text: str
+
+    @classmethod
+    def of(cls, name: str, text: str) -> Self:
+        made = cls(hashlib.sha256(text.encode()).hexdigest())
+        made.name, made.text = name, text
+        return made
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """For clients that ask for these names; of a listener the first is for all others too."""
+
+    names: tuple[str, ...]
+    cert: Pem
+    key: Pem
+    client_ca: Pem | None = None
+    client_auth: Literal["require", "optional", "none"] = "none"
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    ciphers: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Origination:
-    """How instances are called over TLS. Files as the document names them."""
+    """How instances are called over TLS."""
 
-    ca: str | None = None  # whose certificates are good; None: the system's store
+    ca: Pem | None = None  # whose certificates are good; None: the system's store
     server_name: str | None = None  # to ask for and to verify; None: the host of each instance's address
-    cert: str | None = None  # ours, for instances that ask for one, and its key
-    key: str | None = None
+    cert: Pem | None = None  # ours, for instances that ask for one, and its key
+    key: Pem | None = None
     verify: bool = True
     min_version: Literal["1.2", "1.3"] = "1.2"
 
@@ -270,6 +303,7 @@ class Listener:
     mode: int | None = None  # permissions of a Unix socket; None: as the umask leaves them
     protocols: tuple[Protocol, ...] = PROTOCOLS  # h2: where this build has it
     grpc_health: bool = False  # answers the calls of grpc.health.v1 itself
+    tls: tuple[Certificate, ...] = ()  # none: plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,14 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import orjson
 
-from graylb import builds, listeners, systemd
-from graylb.control import logs
+from graylb import listeners, systemd
+from graylb.control import certificates, logs
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
@@ -53,7 +53,7 @@ class Options:
     preset: Literal["edge", "sidecar"] | None = None  # fills in what the document leaves out
 
 
-_TOLD: Final = ("name", "role", "proxy_protocol", "trusted", "protocols", "grpc_health")
+_TOLD: Final = ("name", "role", "proxy_protocol", "trusted", "protocols", "grpc_health", "tls")
 """What a worker must know of a listener."""
 Told = signal.Signals | Literal["drain"] | None
 """To stop: by a signal, by the admin API, or because a successor serves."""
@@ -96,6 +96,7 @@ class Supervisor:
         self.options = options
         self.on_ready = on_ready
         self.settle = settle
+        self._tickets = certificates.Tickets()
         store = Store(options.state or state_path(options.document))
         self.plane = Plane(options.document, store, options.preset)
         self.workers: list[Worker] = []
@@ -135,6 +136,7 @@ class Supervisor:
             if self._admin is not None:
                 self._run(self._serve_admin(self._admin.sockets[0], access, applied))
             self._run(self.plane.run(self.publish))
+            self._run(self._renew_tickets())
             await self._until_told()
             return await self._drain()
         except (StartRefused, ListenError, HandoverFailed) as error:
@@ -153,6 +155,13 @@ class Supervisor:
         self._write_ports_file()
         self._manager.status(self._summary(settled.revision))
         return refusals
+
+    async def _renew_tickets(self) -> None:
+        while True:
+            await asyncio.sleep(certificates.RENEW_TICKETS)
+            self._tickets.renew()
+            for worker in self.workers:
+                worker.renew()
 
     @property
     def admin_address(self) -> str | None:
@@ -257,9 +266,10 @@ class Supervisor:
             Worker(
                 number,
                 self._nursery,
-                [_told(bound.listener, each) for bound in self.listeners for each in bound.of(number, count)],
+                [_told(bound.listener, each, wanted) for bound in self.listeners for each in bound.of(number, count)],
                 cpu=cpus[number % len(cpus)] if snapshot.pin_workers else None,
                 on_ready=self._worker_ready,
+                secrets=lambda table: certificates.told(table.snapshot, self._tickets),
             )
             for number in range(count)
         ]
@@ -482,7 +492,7 @@ class Supervisor:
             return []
         then, now = started, applied.snapshot
         pairs = {
-            "listeners": (then.listeners, now.listeners, self.options.listen),
+            "listeners": (_fixed(then.listeners), _fixed(now.listeners), self.options.listen),
             "admin": (then.admin, now.admin, self.options.admin),
             "admin.token_file, admin.tls": (then.access, now.access, None),
             "workers": (then.workers, now.workers, self.options.workers),
@@ -513,11 +523,17 @@ class Supervisor:
             pid_file.unlink()
 
 
-def _told(listener: Listener, made: socket.socket) -> dict[str, Any]:
+def _told(listener: Listener, made: socket.socket, among: Iterable[Listener]) -> dict[str, Any]:
     """What a worker must know of one of its sockets."""
     said = asdict(listener)
-    said["protocols"] = [each for each in listener.protocols if each != "h2" or builds.has("h2")]
+    said["protocols"] = certificates.protocols_of(listener)
+    said["tls"] = certificates.key_of(listener, among) if listener.tls else None
     return {"fd": made.fileno(), **{key: said[key] for key in _TOLD}}
+
+
+def _fixed(wanted: Iterable[Listener]) -> list[Listener]:
+    """What of listeners is for their life: certificates are not, but whether there are any."""
+    return [replace(each, tls=each.tls and ("tls",)) for each in wanted]  # type: ignore[arg-type]
 
 
 def _refuse_open_to_others(address: str, access: Access) -> None:

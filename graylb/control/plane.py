@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from graylb.control import prepare
+from graylb.control import certificates, prepare
 from graylb.control.config_store import ConfigStore
 from graylb.control.file_config import FileConfigStore
 from graylb.control.file_source import FileSource
@@ -158,6 +159,7 @@ class Plane:
             "applied_at": self.applied_at,
             "refusal": {"since": self.refusal.since, "errors": list(self.refusal.errors)} if self.refusal else None,
             "warnings": [warning.to_dict() for warning in applied.document.warnings],
+            "certificates": certificates.report(applied.snapshot, int(time.time())),
             "etcd": self.side.status() if self.side is not None else None,
             "registries": self.side.registry_status() if self.side is not None else [],
         }

@@ -173,7 +173,8 @@ class Nursery:
 class Worker:
     """Keeps one worker running. Its sockets stay open here, so connections in their backlogs outlive a dead worker.
 
-    listeners: what each of its sockets is, as `Engine.listen` takes it. cpu: the only one that it may run on.
+    listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None. cpu: the
+    only one that it may run on. secrets: what a worker needs besides a table, the payload of a frame.
     """
 
     def __init__(
@@ -184,8 +185,10 @@ class Worker:
         *,
         cpu: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        secrets: Callable[[Any], bytes] = lambda table: b"",
     ) -> None:
         self.number = number
+        self.secrets = secrets
         self.nursery = nursery
         self.role = {"worker": number, "cpu": cpu, "listeners": list(listeners)}
         self.on_ready = on_ready
@@ -201,6 +204,7 @@ class Worker:
         self._process: Process | None = None
         self._connected = False
         self._sent: Table | None = None
+        self._sent_secrets = b""
         self._acks: deque[asyncio.Future[str | None]] = deque()
         self._stats: deque[asyncio.Future[dict[str, Any] | None]] = deque()
         self._pings: deque[asyncio.Future[None]] = deque()
@@ -241,11 +245,23 @@ class Worker:
         taken: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._acks.append(taken)
         self._sent = table
+        self._tell_secrets(table)
         self._send(channel.encode(channel.TABLE, table.image))
         try:
             return await asyncio.wait_for(asyncio.shield(taken), ACK_PATIENCE)
         except TimeoutError:
             return f"did not acknowledge within {ACK_PATIENCE:g} s"
+
+    def renew(self) -> None:
+        """The secrets have changed, and the table has not."""
+        if self._connected and self._sent is not None:
+            self._tell_secrets(self._sent)
+
+    def _tell_secrets(self, table: Table) -> None:
+        secrets = self.secrets(table)
+        if secrets and secrets != self._sent_secrets:
+            self._sent_secrets = secrets
+            self._send(channel.encode(channel.CERTIFICATES, secrets))
 
     async def settle(self, table: Table) -> str | None:
         """`table` is served from now on, also after a restart; it is sent unless it was the last one sent."""
@@ -313,6 +329,7 @@ class Worker:
             reader = await process.begin(self.role)
             if not self._stopping.is_set():
                 self._connected = True
+                self._sent_secrets = b""
                 first = asyncio.create_task(self._begin(self.table, process))
                 await self._listen(reader)
         except OSError as error:

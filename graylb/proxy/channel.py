@@ -12,6 +12,7 @@ import orjson
 
 SOCKETS: Final = "F"  # → worker, before its role: empty; with it come descriptors, which the role counts as "fd"
 ROLE: Final = "W"  # → worker, first: JSON {"worker": int, "cpu": int | null, "listeners": [listener]}
+CERTIFICATES: Final = "C"  # → worker, before the table that needs them: JSON, see control.certificates.told
 TABLE: Final = "T"  # → worker: a table image
 LISTEN: Final = "L"  # → worker: empty; accept clients as soon as a table is loaded
 PING: Final = "P"  # → worker: empty; ← worker: empty
@@ -19,7 +20,7 @@ STATS: Final = "S"  # → worker: empty; ← worker: JSON of counters
 DRAIN: Final = "D"  # → worker: JSON {"seconds": float, "keep_idle": bool}
 READY: Final = "R"  # ← worker: JSON {"pid": int}, when it accepts
 ACK: Final = "A"  # ← worker: JSON {"revision": int, "digest": hex} or {"revision": int, "error": text}
-TYPES: Final = frozenset((SOCKETS, ROLE, TABLE, LISTEN, PING, STATS, DRAIN, READY, ACK))
+TYPES: Final = frozenset((SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, DRAIN, READY, ACK))
 
 SOCKETS_AT_ONCE: Final = 250  # the kernel takes 253 with one message
 MAX_PAYLOAD: Final = 1 << 30

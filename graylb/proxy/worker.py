@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import ctypes
 import gc
@@ -41,7 +42,10 @@ class Worker(asyncio.Protocol):
         self._engine: _engine.Engine | None = None
         self._decoder = decoder
         self._transport: asyncio.Transport | None = None
-        self._tables: asyncio.Queue[bytes] = asyncio.Queue()
+        self._tables: asyncio.Queue[channel.Frame] = asyncio.Queue()
+        self._certificates: dict[str, Any] = {}  # a listener's key -> _tls.Certificates
+        self._served: list[str | None] = []  # keys of the engine's listeners
+        self._unusable = ""  # why the last certificates are
         self._tasks: set[asyncio.Task[None]] = set()
         self._loaded = False
         self._wanted = False
@@ -68,8 +72,8 @@ class Worker(asyncio.Protocol):
         for frame in frames:
             if frame.type == channel.ROLE:
                 self._become(frame.json())
-            elif frame.type == channel.TABLE:
-                self._tables.put_nowait(frame.payload)
+            elif frame.type in (channel.CERTIFICATES, channel.TABLE):
+                self._tables.put_nowait(frame)
             elif frame.type == channel.LISTEN:
                 self._wanted = True
                 self._serve()
@@ -109,9 +113,14 @@ class Worker(asyncio.Protocol):
     async def _load_tables(self) -> None:
         """One table after the other, in order, each acknowledged."""
         while True:
-            image = await self._tables.get()
+            frame = await self._tables.get()
+            if frame.type == channel.CERTIFICATES:
+                self._certify(frame.json())
+                continue
             try:
-                table = _fast.Table(image)
+                if self._unusable:
+                    raise ValueError(self._unusable)
+                table = _fast.Table(frame.payload)
             except (ValueError, MemoryError) as error:
                 answer = {"revision": -1, "error": str(error) or "out of memory"}
             else:
@@ -120,6 +129,21 @@ class Worker(asyncio.Protocol):
                 self._loaded = True
             self._send(channel.encode_json(channel.ACK, answer))
             self._serve()
+
+    def _certify(self, told: dict[str, Any]) -> None:
+        """Takes all of it, or nothing and refuses the next table."""
+        from graylb import _tls
+
+        files = {digest: text.encode() for digest, text in told["files"].items()}
+        self._unusable = ""
+        try:
+            made = {key: _certificates(_tls, each, files) for key, each in told["listeners"].items()}
+            _tls.set_ticket_keys([base64.b64decode(key) for key in told["tickets"]])
+        except (ValueError, KeyError, MemoryError) as error:
+            self._unusable = f"certificates cannot be used: {error}"
+            return
+        self._certificates = made
+        self.engine.certify([made.get(key) for key in self._served], files)
 
     async def _swap(self, table: _fast.Table) -> None:
         self.engine.swap(table)
@@ -134,7 +158,10 @@ class Worker(asyncio.Protocol):
         self._serving = True
         settle_memory()
         for listener in self.listeners:
-            self.engine.listen(**listener)
+            certificates = self._certificates.get(listener["tls"])
+            if listener["tls"] is None or certificates is not None:  # else it would be served in the clear
+                self.engine.listen(**{**listener, "tls": certificates})
+                self._served.append(listener["tls"])
         self._send(channel.encode_json(channel.READY, {"pid": os.getpid()}))
 
     async def _keep_resolving(self) -> None:
@@ -160,6 +187,14 @@ class Worker(asyncio.Protocol):
             os.close(fd)  # while any process holds one open, the kernel goes on taking connections for it
         self.sockets.clear()
         asyncio.get_running_loop().call_later(seconds, self.done.set)
+
+
+def _certificates(tls: Any, told: dict[str, Any], files: dict[str, bytes]) -> Any:
+    entries = [
+        {**each, **{part: files[each[part]] for part in ("cert", "key", "client_ca") if each[part] is not None}}
+        for each in told["certificates"]
+    ]
+    return tls.Certificates(entries, told["protocols"])
 
 
 def settle_memory() -> None:

@@ -15,11 +15,13 @@ cdef struct Listening:
     uint8_t h1                     # speaks HTTP/1
     uint8_t h2                     # speaks HTTP/2
     uint8_t health                 # calls of grpc.health.v1 are ours
+    uint8_t secure                 # over TLS, with its `certificates`
     uint32_t bit                   # of its name in the current table; 0: no route names it
 
 cdef class Clients(Pools):
     cdef TableState state
     cdef list listeners            # (name, trusted networks) by number
+    cdef list certificates         # _tls.Certificates or None, by number
     cdef Listening listening[MAX_LISTENERS]
     cdef int n_listening
     cdef int max_clients           # what the descriptors allow
@@ -34,6 +36,6 @@ cdef class Clients(Pools):
     cdef _pause_accepting(self, int number)
     cdef bint _shed(self) noexcept
     cdef void _rotate(self, Conn* slot, Conn* first) noexcept
-    cdef void _turn_away(self, int fd) noexcept
+    cdef void _turn_away(self, int fd, bint secure) noexcept
     cdef bint _is_trusted(self, Conn* c)
     cdef bint _proxy_header(self, Conn* c, size_t have, ssize_t n) noexcept

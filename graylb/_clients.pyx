@@ -30,17 +30,20 @@ cdef class Clients(Pools):
 
     cdef _open_doors(self):
         self.listeners = []
+        self.certificates = []
+        self.files = {}
+        self.originations = {}
         self.full = KINDS[E_OVERLOADED].response(json=False, close=True)
         # half of the descriptors for clients and half for instances, after what the process itself needs
         self.max_clients = max(64, (min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 128) // 2)
 
     def listen(self, int fd, *, str name="edge", str role="edge", bint proxy_protocol=False, trusted=(),
-               protocols=("http/1.1", "h2"), bint grpc_health=False):
+               protocols=("http/1.1", "h2"), bint grpc_health=False, tls=None):
         """Accepts clients from a listening, non-blocking socket. The caller keeps it open until `unlisten`.
 
         name: what routes call it. proxy_protocol: connections from the networks `trusted` (none given: all) begin with a
         PROXY header. protocols: what clients may speak, by their ALPN names. grpc_health: calls of the gRPC
-        health checking protocol are answered by graylb. ValueError with more than 256 listeners.
+        health checking protocol are answered by graylb. tls: the listener's _tls.Certificates. ValueError with more than 256 listeners.
         """
         cdef Listening* l = &self.listening[self.n_listening]
         if self.n_listening == MAX_LISTENERS: raise ValueError(f"at most {MAX_LISTENERS} listeners are possible")
@@ -50,10 +53,22 @@ cdef class Clients(Pools):
         l.h1 = "http/1.1" in protocols
         l.h2 = "h2" in protocols
         l.health = grpc_health
+        l.secure = tls is not None
+        self.certificates.append(tls)
         self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted]))
         self.n_listening += 1
         self._name_listeners()
         self.loop.add_reader(fd, self._on_accept, self.n_listening - 1)
+
+    def certify(self, certificates, dict files):
+        """New certificates: of the listeners, in their order (None: as before), and PEM texts for instances, by digest, which
+        the next table names. Connections that are open, or in their handshake, go on with what they have.
+        """
+        for i, each in enumerate(certificates):
+            if self.listening[<int>i].secure and each is not None: self.certificates[i] = each
+        if files != self.files:
+            self.files = files
+            self.originations = {}
 
     cdef _name_listeners(self):
         cdef int i
@@ -87,7 +102,7 @@ cdef class Clients(Pools):
                 if errno == EINTR or errno == ECONNABORTED: continue
                 break
             if self.clients >= limit and not self._shed():
-                self._turn_away(fd)
+                self._turn_away(fd, l.secure)
                 continue
             c = self._new(fd, CLIENT)
             if c == NULL: continue
@@ -96,6 +111,7 @@ cdef class Clients(Pools):
             c.state = S_PROXY if l.proxy and (l.all_trusted or self._is_trusted(c)) else S_HEAD
             self.accepted += 1
             self._set_deadline(c, self.now + self.state.header_ms)
+            if l.secure and c.state == S_HEAD and not self._accept_tls(c, self.certificates[number]): self._kill(c)
         if not self.in_batch: self._reap()
 
     cdef _pause_accepting(self, int number):
@@ -141,11 +157,11 @@ cdef class Clients(Pools):
         first.earlier.later = slot
         first.earlier = slot
 
-    cdef void _turn_away(self, int fd) noexcept:
-        """One connection too many: a quick answer instead of a queue that only grows."""
+    cdef void _turn_away(self, int fd, bint secure) noexcept:
+        """One connection too many: a quick answer instead of a queue that only grows; none where it would cost a handshake."""
         self.errors[E_OVERLOADED] += 1
         self.statuses[5] += 1
-        send(fd, PyBytes_AS_STRING(self.full), PyBytes_GET_SIZE(self.full), MSG_NOSIGNAL)
+        if not secure: send(fd, PyBytes_AS_STRING(self.full), PyBytes_GET_SIZE(self.full), MSG_NOSIGNAL)
         close(fd)
 
     cdef bint _is_trusted(self, Conn* c):
@@ -173,7 +189,10 @@ cdef class Clients(Pools):
         if <size_t>used < have and self._hold(c, self.buf + used, have - used) < 0:
             self._kill(c)
             return False
-        return True
+        if not self.listening[c.listener].secure: return True
+        if self._accept_tls(c, self.certificates[c.listener]): self._again(c)
+        else: self._kill(c)
+        return False
 
 
 cdef inline bint _is_idle(Conn* c) noexcept:

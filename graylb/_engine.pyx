@@ -23,7 +23,7 @@ from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DR
                             Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
                             scan_request, scan_response, start_body, write_request, write_response)
 from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
-                           S_WAIT, U_BODY, U_HEAD, U_IDLE, Conn, Counter, Exchange, Series, Session, TableState, Upstream)
+                           S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, Session, TableState, Tls, Upstream)
 from graylb._pools cimport WARM_EVERY_MS, may_repeat
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us, socket_error
 from graylb._streams cimport Streams
@@ -58,6 +58,8 @@ cdef int E_CONNECT_FAILED = BY_REASON["connect-failed"].code
 cdef int E_CONNECT_TIMEOUT = BY_REASON["connect-timeout"].code
 cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
 cdef int E_UPSTREAM_INVALID = BY_REASON["upstream-invalid"].code
+cdef int E_MISDIRECTED = BY_REASON["misdirected"].code
+cdef int E_UPSTREAM_TLS = BY_REASON["upstream-tls"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 cdef int E_DEADLINE = BY_REASON["deadline-exceeded"].code
 
@@ -157,6 +159,7 @@ cdef class Engine(Tunnels):
             u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
             if not is_ip(address): self.named[name, address] = u
         u.configure(service["connections"], service["retries"])
+        u.origin = self._origin_of(service["connections"].get("tls"), address)
         if weight == 0: u.warm = 0
         if u.warm: self.warm.add(u)
         else: self.warm.discard(u)
@@ -233,6 +236,8 @@ cdef class Engine(Tunnels):
             "tunnels": self.tunnels, "tunnels_cut": self.tunnels_cut, "shed": self.shed,
             "accepted": self.accepted, "requests": self.requests, "retries": self.retries, "aborted": self.aborted,
             "disagreements": self.disagreements,
+            "tls": {"handshakes": self.handshakes, "resumed": self.resumed,
+                    "failed": {why.decode(): n for why, n in self.handshakes_failed.items()}},
             "sessions": self.sessions, "streams": self.streams, "sessions_cut": self.sessions_cut,
             "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
             "errors": {kind.reason: self.errors[kind.code] for kind in KINDS if self.errors[kind.code]},
@@ -300,11 +305,20 @@ cdef class Engine(Tunnels):
     cdef void _secured(self, Conn* c) noexcept:
         if c.side == CLIENT:
             if c.tls.alpn == ALPN_H2 and not self._begin_session(c): self._kill(c)
-        elif c.session != NULL and c.tls.alpn != ALPN_H2: self._kill(c)   # it does not speak what it is to be spoken to in
+            return
+        (<Upstream>c.upstream).tls_failed = NULL
+        if c.session != NULL and c.tls.alpn != ALPN_H2:     # it does not speak what it is to be spoken to in
+            (<Upstream>c.upstream).tls_failed = b"no HTTP/2 by ALPN"
+            self._kill(c)
 
     cdef void _insecure(self, Conn* c) noexcept:
+        if c.side == UPSTREAM and not c.tls.unreached: (<Upstream>c.upstream).tls_failed = c.tls.reason
         if c.side == CLIENT or c.session != NULL: self._kill(c)
-        else: self._upstream_failed(c, E_CONNECT_FAILED)
+        else: self._upstream_failed(c, E_CONNECT_FAILED if c.tls.unreached else E_UPSTREAM_TLS)
+
+    cdef inline Tls* _tls_of(self, Conn* c) noexcept:
+        """Of a client, or of the session that its stream is on; NULL: its connection is plain."""
+        return c.tls if c.fd >= 0 else c.session.conn.tls
 
     cdef void _progress(self, Conn* c) noexcept:
         """Bytes moved: the exchange is not idle."""
@@ -394,7 +408,7 @@ cdef class Engine(Tunnels):
                 if not self._body_bytes(c, have, n): return
             elif c.state == S_PROXY:
                 if not self._proxy_header(c, have, n) or c.held_len == 0:
-                    if c.dead or not c.readable: return
+                    if c.dead or c.tls != NULL or not c.readable: return
             else:
                 # lingering: thrown away
                 if n == 0 and c.out_len == 0: self._kill(c)
@@ -484,7 +498,7 @@ cdef class Engine(Tunnels):
             if n < 0 and (errno == EAGAIN or errno == EINTR): c.readable = errno == EINTR
             else: self._kill(c)                      # the end inside a head
             return False
-        if <size_t>n < room and not c.shut: c.readable = 0
+        if <size_t>n < room and not c.shut and (c.tls == NULL or not c.tls.more): c.readable = 0
         c.held_len += n
         return c.held_len > self.state.head_bytes or find_blank_line(c.held + known, c.held + c.held_len)
 
@@ -493,6 +507,7 @@ cdef class Engine(Tunnels):
         cdef Head* h = &self.head
         cdef Exchange* x = self._exchange()
         cdef TableState state = self.state
+        cdef Tls* secure = self._tls_of(c)
         cdef Query q
         if x == NULL:
             self._kill(c)
@@ -518,11 +533,15 @@ cdef class Engine(Tunnels):
             x.close_client = 0
             if not x.request_done: x.request.kind = BODY_CLOSE # as it comes: frames, not chunks; libnghttp2 counts them
         c.state = S_WAIT if x.request_done else S_BODY
+        x.began_us = gl_now_us()
+        if secure != NULL and secure.mixed and not self.secure.admits(secure, h.host, h.host_len):
+            x.d.service = x.d.instance = -1          # client certificates asked for are not those of this host
+            self._refuse(c, p, have, E_MISDIRECTED)
+            return
         if x.grpc and self.listening[c.listener].health and h.path_len > HEALTH_LEN and memcmp(h.path, HEALTH, HEALTH_LEN) == 0:
             self._begin_health(c)
             return
         q.head = h
-        x.began_us = gl_now_us()
         q.ip = c.peer.text
         q.ip_len = c.peer.text_len
         q.v4 = c.peer.v4
@@ -541,16 +560,17 @@ cdef class Engine(Tunnels):
 
     cdef void _undecided(self, Conn* c, char* p, size_t have) noexcept:
         cdef Exchange* x = c.x
-        cdef int code
+        if x.d.outcome == REDIRECT: self._refuse(c, p, have, -1)
+        elif x.d.outcome == NO_ROUTE: self._refuse(c, p, have, E_NO_ROUTE)
+        elif x.d.outcome == NO_INSTANCE: self._refuse(c, p, have, E_NO_INSTANCE)
+        else: self._refuse(c, p, have, E_HEAD_TOO_LARGE)
+
+    cdef void _refuse(self, Conn* c, char* p, size_t have, int code) noexcept:
+        """An answer of ours to a head; -1: a redirect."""
         # a body that is wholly here needs no closing
-        if c.fd >= 0 and (not x.request_done or <size_t>(self.head.end - p) < have): self._rest_of_request(c, p, have)
-        if x.d.outcome == REDIRECT:
-            self._redirect(c)
-            return
-        if x.d.outcome == NO_ROUTE: code = E_NO_ROUTE
-        elif x.d.outcome == NO_INSTANCE: code = E_NO_INSTANCE
-        else: code = E_HEAD_TOO_LARGE
-        self._fail(c, code)
+        if c.fd >= 0 and (not c.x.request_done or <size_t>(self.head.end - p) < have): self._rest_of_request(c, p, have)
+        if code < 0: self._redirect(c)
+        else: self._fail(c, code)
 
     cdef void _rest_of_request(self, Conn* c, char* p, size_t have) noexcept:
         """Takes what of the body arrived with the head, for an answer of ours that needs none of it; holds what follows."""
@@ -573,7 +593,7 @@ cdef class Engine(Tunnels):
         cdef const Route* r = &t.routes[x.d.route]
         cdef Head* h = &self.head
         cdef bint close_after = c.fd >= 0 and (x.close_client or not x.request_done or self.draining)
-        scheme = t._str(r.scheme) if r.parts & 1 else "http"
+        scheme = t._str(r.scheme) if r.parts & 1 else ("http" if self._tls_of(c) == NULL else "https")
         host = t._str(r.host) if r.parts & 2 else h.host[:h.host_len].decode("latin-1")
         path = t._str(r.to_path) if r.parts & 4 else h.path[:h.path_len].decode("latin-1")
         query = "?" + h.query[:h.query_len].decode("latin-1") if h.query != NULL else ""
@@ -609,7 +629,7 @@ cdef class Engine(Tunnels):
         told.address = c.peer.text
         told.address_len = c.peer.text_len
         told.scheme = b"https"
-        told.scheme_len = 5 if (c if c.fd >= 0 else c.session.conn).tls != NULL else 4
+        told.scheme_len = 4 if self._tls_of(c) == NULL else 5
         e = write_request(&self.head, self.heads, &state.policy, &told, x.request_kind,
                           NULL, r.path.n if r.has_rewrite else 0,
                           state.table.base + r.rewrite.off, r.rewrite.n if r.has_rewrite else 0)
@@ -888,7 +908,8 @@ cdef class Engine(Tunnels):
         while not u.dead:
             x = u.x
             if x == NULL:
-                self._kill(u)                        # closed while idle, or bytes nobody asked for: never reuse
+                if u.tls != NULL and self.secure.quiet(u.tls): u.readable = 0    # a session ticket, say
+                else: self._kill(u)                  # closed while idle, or bytes nobody asked for: never reuse
                 return
             if u.connecting:
                 if u.shut: self._connected(u)

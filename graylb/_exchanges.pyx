@@ -123,7 +123,9 @@ cdef class Exchanges(Streams):
             c.state = S_LINGER
             self._set_deadline(c, self.now + self.state.body_ms)
         elif unread: self._linger(c)
-        else: self._kill(c)
+        else:
+            c.state = S_LINGER                       # an orderly end
+            self._kill(c)
 
     cdef void _fail(self, Conn* c, int code) noexcept:
         """Answers with an error of ours and ends the exchange. The request body, if any is left, is not read."""

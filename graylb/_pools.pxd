@@ -7,6 +7,9 @@ from graylb._sockets cimport Sockets
 cdef class Pools(Sockets):
     cdef dict upstreams            # (service, address) -> Upstream of the current table
     cdef dict named                # those whose host is a name, to be resolved
+    cdef dict files                # PEM texts by digest, for connections over TLS
+    cdef dict originations         # settings -> _tls.Origination
+    cdef _origin_of(self, dict tls, str address)
     cdef set warm                 # those that keep connections open in advance
     cdef uint64_t warmed           # ms
     cdef bint exhausted            # the last connection was not opened for want of a descriptor or memory

@@ -80,6 +80,18 @@ cdef class Pools(Sockets):
             return NULL
         return u
 
+    cdef _origin_of(self, dict tls, str address):
+        """How an instance is called over TLS, if it is; all that are called alike share what that takes."""
+        if tls is None: return None
+        from graylb import _tls
+        key = repr(tls)
+        made = self.originations.get(key)
+        if made is None:
+            own = {part: self.files[tls[part]] for part in ("ca", "cert", "key") if tls[part] is not None}
+            made = self.originations[key] = _tls.Origination(**own, server_name=tls["server_name"], verify=tls["verify"],
+                                                             min_version=tls["min_version"])
+        return _tls.Origin(made, "" if address.startswith("unix:") else address.rpartition(":")[0].strip("[]"))
+
     cdef void _pool(self, Conn* u) noexcept:
         cdef Upstream up = <Upstream>u.upstream
         u.state = U_IDLE

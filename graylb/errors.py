@@ -66,6 +66,7 @@ class ErrorKind:
 PHRASES = {
     400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
     413: "Content Too Large", 414: "URI Too Long", 417: "Expectation Failed",
+    421: "Misdirected Request",
     431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
     502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
 }  # fmt: skip
@@ -93,5 +94,7 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(19, "response-timeout", "upstream", 504, 4, "the instance did not answer in time"),
     ErrorKind(20, "bad-proxy-header", "client", 400, 13, "the connection does not begin with a PROXY header"),
     ErrorKind(21, "deadline-exceeded", "client", 504, 4, "the deadline of the call has passed"),
+    ErrorKind(22, "misdirected", "client", 421, 9, "this host is to be asked over a TLS connection of its own"),
+    ErrorKind(23, "upstream-tls", "upstream", 502, 14, "the TLS handshake with the instance failed", True),
 )
 BY_REASON = {kind.reason: kind for kind in KINDS}

@@ -80,7 +80,7 @@ def pems_of(part: Certificate | Origination) -> Iterator[tuple[str, Pem]]:
 
 
 def report(snapshot: Snapshot, now: int) -> list[dict[str, Any]]:
-    """Every certificate in force: of which listener or service, file, names, until when, and what is wrong with that."""
+    """Every certificate in force: whose it is, its file, names and time, and what is wrong with that."""
     if not builds.has("tls"):
         return []
     from graylb import _tls

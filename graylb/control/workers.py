@@ -173,8 +173,8 @@ class Nursery:
 class Worker:
     """Keeps one worker running. Its sockets stay open here, so connections in their backlogs outlive a dead worker.
 
-    listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None. cpu: the
-    only one that it may run on. secrets: what a worker needs besides a table, the payload of a frame.
+    listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
+    cpu: the only one that it may run on. secrets: what a worker needs besides a table, the payload of a frame.
     """
 
     def __init__(

@@ -48,7 +48,7 @@ PemFile = Annotated[
     Pem,
     PlainValidator(_pem),
     PlainSerializer(lambda found: found.name or found.text),
-    WithJsonSchema({"type": "string", "minLength": 1}),
+    WithJsonSchema({"type": "string"}),
 ]
 _AUTH = ("require", "optional", "none")
 ClientAuth = Annotated[

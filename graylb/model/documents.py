@@ -13,9 +13,9 @@ from graylb.model.base import Part
 from graylb.model.discovery import RegistryPart
 from graylb.model.problems import ConfigError, ConfigErrors, Path
 from graylb.model.routes import RoutePart
-from graylb.model.snapshot import Pem
 from graylb.model.services import ReadFile, ServicePart
 from graylb.model.settings import AdminPart, EtcdPart, ForwardingPart, LimitsPart, ListenerPart, SidecarPart
+from graylb.model.snapshot import Pem
 
 PartType = TypeVar("PartType", bound=Part)
 PresetName = Annotated[
@@ -95,7 +95,7 @@ class Document(Part):
     @property
     def pems(self) -> tuple[Pem, ...]:
         """Certificates and keys, of listeners and of services."""
-        tls: list[Any] = [each.tls for each in (*self.listeners, *self.services.values()) if each.tls is not None]
+        tls: list[Any] = [each.tls for each in self.listeners] + [each.tls for each in self.services.values()]
         tls += [each for part in tls for each in getattr(part, "certificates", ())]
         pems = [getattr(part, name, None) for part in tls for name in ("cert", "key", "client_ca", "ca")]
         return tuple(each for each in pems if each is not None)
@@ -119,9 +119,8 @@ def load(
 
     read_file: gives the text of a list file, by its path as the document has it (relative to the document); it may
     raise OSError or ValueError. preset: asked for outside the text. alone: it is for the services in it only, so it
-    needs no listeners, no preset is applied, and what they lack may be elsewhere. now: Unix seconds, to warn of certificates
-    by their dates. Raises ConfigErrors with every error
-    of the text, sorted by position, and nothing else.
+    needs no listeners, no preset is applied, and what they lack may be elsewhere. now: Unix seconds, to warn of
+    certificates by their dates. Raises ConfigErrors with every error of the text, sorted by position, and nothing else.
     """
     source = source_map.parse(text, name)
     if not isinstance(source.data, dict):

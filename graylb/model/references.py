@@ -44,9 +44,7 @@ class Parts:
     alone: bool = False
 
 
-def check(
-    source: Source, parts: Parts, now: int | None = None
-) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
+def check(source: Source, parts: Parts, now: int | None = None) -> tuple[list[ConfigError], tuple[ConfigError, ...]]:
     """Errors and warnings, the latter by position. now: Unix seconds, for the dates of certificates."""
     errors: list[ConfigError] = []
     if not parts.alone:

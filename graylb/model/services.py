@@ -445,9 +445,7 @@ class ServicePart(Part):
     timeouts: TimeoutsPart = Field(default=TimeoutsPart(), description="How long to wait.")
     connections: ConnectionsPart = Field(default=ConnectionsPart(), description="How many to have.")
     retries: RetriesPart = Field(default=RetriesPart(), description="When another instance is asked.")
-    tls: Origination = Field(
-        default=None, description="`true`: instances are called over TLS. Default: `false`."
-    )
+    tls: Origination = Field(default=None, description="`true`: instances are called over TLS. Default: `false`.")
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),
         description="Open WebSockets when their version is given no more traffic or their instance goes: `keep`, "

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import trustme
 from typer.testing import CliRunner, Result
 
 from graylb.cli.app import app
+from tests.certificates import Authority
 from tests.integration import proxies
 from tests.integration.proxies import Document, Proxy
 from tests.integration.upstream import Upstream
@@ -65,29 +65,20 @@ class Certificates:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder, self.ca, self.clients = folder, trustme.CA(), trustme.CA()
-        server = self.ca.issue_cert("127.0.0.1", "localhost")
-        server.private_key_pem.write_to_path(folder / "server.key")
-        server.cert_chain_pems[0].write_to_path(folder / "server.pem")
-        self.ca.cert_pem.write_to_path(folder / "ca.pem")
-        self.clients.cert_pem.write_to_path(folder / "clients.pem")
+        self.folder, self.ca, self.clients = folder, Authority(), Authority("clients")
+        self.ca.issue("127.0.0.1", "localhost").write(folder, "server")
+        self.ca.write(folder)
+        self.clients.write(folder, "clients")
 
     @property
     def tls(self) -> dict[str, str]:
         """Of `admin`, without `client_ca`."""
         return {"cert": str(self.folder / "server.pem"), "key": str(self.folder / "server.key")}
 
-    def issue(self, name: str, by: trustme.CA | None = None) -> tuple[Path, Path]:
+    def issue(self, name: str, by: Authority | None = None) -> tuple[Path, Path]:
         """Files of a client's certificate and its key."""
-        made = (by or self.clients).issue_cert(f"{name}@example.org", common_name=name)
-        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
-        made.cert_chain_pems[0].write_to_path(cert)
-        made.private_key_pem.write_to_path(key)
-        return cert, key
+        return (by or self.clients).issue(f"{name}@example.org", common=name).write(self.folder, name)
 
     def context(self, *pair: Path) -> ssl.SSLContext:
         """Of a client that trusts the server, and shows a certificate if one is given with its key."""
-        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
-        if pair:
-            context.load_cert_chain(*pair)
-        return context
+        return self.ca.client(*pair)

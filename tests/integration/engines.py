@@ -14,6 +14,7 @@ import gc
 import os
 import re
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -312,8 +313,15 @@ class Origin:
     links: every connection in the order it came; most: how many were open at once. faults: what was not canonical.
     """
 
-    def __init__(self, host: str = "127.0.0.1", *, path: str | None = None, proxied: bool = False) -> None:
-        self.proxied, self.host, self.path = proxied, host, path
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        *,
+        path: str | None = None,
+        proxied: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.proxied, self.host, self.path, self.tls = proxied, host, path, tls
         self.links: list[OriginLink] = []
         self.asks: list[Ask] = []
         self.handlers: dict[str, Handler] = {}
@@ -333,7 +341,7 @@ class Origin:
             self.address = f"unix:{self.path}"
         else:
             port = int(self.address.rpartition(":")[2] or 0)
-            self.server = await loop.create_server(lambda: OriginLink(self), self.host, port, backlog=512)
+            self.server = await loop.create_server(lambda: OriginLink(self), self.host, port, backlog=512, ssl=self.tls)
             port = self.server.sockets[0].getsockname()[1]
             self.address = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
         return self
@@ -460,14 +468,24 @@ class Rig:
         self.address = self.address or address
         return address
 
-    async def caller(self, address: str | None = None, *, source: tuple[str, int] | None = None) -> Caller:
+    async def caller(
+        self,
+        address: str | None = None,
+        *,
+        source: tuple[str, int] | None = None,
+        tls: ssl.SSLContext | None = None,
+        name: str | None = None,
+    ) -> Caller:
+        """tls: over TLS; name: the server name to ask for and to verify."""
         loop = asyncio.get_running_loop()
         address = address or self.address
         if address.startswith("unix:"):
             _, made = await loop.create_unix_connection(Caller, address[5:])
         else:
             host, _, port = address.rpartition(":")
-            _, made = await loop.create_connection(Caller, host.strip("[]"), int(port), local_addr=source)
+            _, made = await loop.create_connection(
+                Caller, host.strip("[]"), int(port), local_addr=source, ssl=tls, server_hostname=name
+            )
             made.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.callers.append(made)
         return made

@@ -38,7 +38,7 @@ def test_asking_for_h2_in_a_build_without_it_names_the_package(tmp_path: Path) -
 def test_a_listener_that_does_not_ask_serves_what_the_build_has() -> None:
     code = (
         f"{WITHOUT_H2}import socket\nfrom graylb import supervisor\nfrom graylb.model.snapshot import Listener\n"
-        "print(supervisor._told(Listener('127.0.0.1:0'), socket.socket())['protocols'])"
+        "print(supervisor._told(Listener('127.0.0.1:0'), socket.socket(), ())['protocols'])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "['http/1.1']\n"

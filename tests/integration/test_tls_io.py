@@ -383,7 +383,7 @@ def test_slow_readers_hold_back_the_instance(authority: Authority) -> None:
         while (now := link.transport.get_write_buffer_size()) != last:
             last = now
             await asyncio.sleep(0.05)
-        assert last > len(body) // 2
+        assert last > len(BIG)  # kernels buffer some of it
         caller.transport.resume_reading()  # type: ignore[attr-defined]
         answer = await within(caller.answer())
         assert answer.body == body

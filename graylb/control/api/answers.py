@@ -65,6 +65,7 @@ class Status(_Open):
     applied_at: str
     refusal: Refusal | None
     warnings: list[dict[str, Any]]
+    certificates: list[dict[str, Any]] = Field(description="In force: whose, until when, and what is wrong with that.")
     etcd: dict[str, Any] | None
     registries: list[dict[str, Any]] = Field(description="Of other frameworks, that instances come from.")
     pid: int

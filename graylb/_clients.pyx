@@ -43,7 +43,8 @@ cdef class Clients(Pools):
 
         name: what routes call it. proxy_protocol: connections from the networks `trusted` (none given: all) begin with a
         PROXY header. protocols: what clients may speak, by their ALPN names. grpc_health: calls of the gRPC
-        health checking protocol are answered by graylb. tls: the listener's _tls.Certificates. ValueError with more than 256 listeners.
+        health checking protocol are answered by graylb. tls: the listener's _tls.Certificates. ValueError with more than
+        256 listeners.
         """
         cdef Listening* l = &self.listening[self.n_listening]
         if self.n_listening == MAX_LISTENERS: raise ValueError(f"at most {MAX_LISTENERS} listeners are possible")

@@ -22,7 +22,7 @@ cdef struct H2Limits:
     uint32_t streams       # that a client may have open
     uint32_t window        # bytes, of a stream
     uint32_t connection_window
-    uint32_t head_bytes    # of one header block, as text
+    uint32_t head_bytes    # of one header block of a client, as text; instances may say as much as over HTTP/1.1
     uint32_t headers       # fields of one
     uint32_t resets        # streams a client may reset, or have reset, in a burst; refilled within 10 s
     uint32_t control       # PING, SETTINGS, PRIORITY, WINDOW_UPDATE, empty DATA and unknown frames in a burst; refilled within 1 s

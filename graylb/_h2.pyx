@@ -14,7 +14,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
 from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token, gl_skip_value
-from graylb._live cimport Conn, Session
+from graylb._live cimport MAX_HEAD, Conn, Session
 from graylb.nghttp2 cimport *
 
 cdef extern from * nogil:
@@ -23,7 +23,12 @@ cdef extern from * nogil:
     /* sanitizers see what becomes of each block */
     #if defined(__SANITIZE_ADDRESS__)
     #define GL_H2_PLAIN_MALLOC 1
-    #else
+    #elif defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define GL_H2_PLAIN_MALLOC 1
+    #endif
+    #endif
+    #ifndef GL_H2_PLAIN_MALLOC
     #define GL_H2_PLAIN_MALLOC 0
     #endif
     static uint64_t gl_h2_skew; /* ms; tests turn the clock by it */
@@ -39,6 +44,8 @@ cdef enum:
     FIELDS = MAX_HEADERS + 64      # of a head or of trailers that is sent, with what forwarding adds
     FRAME_HEAD = 9
     TIGHT = 1024                   # less room than that is no place for a frame
+    ADDED = 64                     # bytes of a text that no field accounts for
+    MAX_FIELDS = MAX_HEADERS - 2   # room for what the text adds, a cookie and the coding, is left in a `Head`
     CONTINUATIONS = 64             # frames of one header block
     BLOCK_FACTOR = 4               # a header block so many times over the limit ends the connection: it is a bomb
     QUEUED = 2048                  # frames that wait to be sent besides those of streams: who makes us answer must read
@@ -85,7 +92,9 @@ cdef struct Framer:
     uint16_t verdict               # the status that it has earned; 0: fine
     uint16_t status                # a response's
     uint32_t fields
+    uint32_t most_fields
     size_t size                    # bytes, as text
+    size_t most_bytes
     Text text
     Text cookies
     size_t start                   # where the head begins in the text; before it stand the pseudo-header fields
@@ -357,9 +366,12 @@ cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void
     f.begun = f.has_length = f.has_host = 0
     f.verdict = f.status = 0
     f.fields = 0
-    f.size = f.start = 0
+    f.size = ADDED
+    f.start = 0
     f.cookies.n = 0                # of a block that broke off
     f.method.n = f.path.n = f.scheme.n = f.authority.n = 0
+    f.most_bytes = f.limits.head_bytes if f.s.server else MAX_HEAD
+    f.most_fields = min(f.limits.headers, <uint32_t>MAX_FIELDS) if f.s.server else MAX_FIELDS
     if f.s.server: f.block = REQUEST if frame.headers.cat == NGHTTP2_HCAT_REQUEST else TRAILERS
     else:
         # the final head behind a 1xx comes in the same category as trailers
@@ -459,9 +471,9 @@ cdef int _on_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8
     cdef const char* value = <const char*>value_
     if f.block == NOTHING: return 0
     f.size += n + m + 4
-    if f.size > f.limits.head_bytes:
+    if f.size > f.most_bytes:
         if f.verdict == 0: f.verdict = 431
-        if f.size > <size_t>BLOCK_FACTOR * f.limits.head_bytes: return _punish(f, H2_ENHANCE_YOUR_CALM)
+        if f.size > BLOCK_FACTOR * f.most_bytes: return _punish(f, H2_ENHANCE_YOUR_CALM)
     if f.verdict: return 0
     if not n: f.verdict = 400
     elif name[0] == 58: _pseudo(f, name, n, value, m)
@@ -472,7 +484,7 @@ cdef int _on_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8
 cdef inline void _field(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
     cdef bint ok = True
     f.fields += 1
-    if f.fields > f.limits.headers or f.fields > MAX_HEADERS:
+    if f.fields > f.most_fields:
         f.verdict = 431
         return
     if not _lawful(name, n, value, m) or _of_connection(name, n):
@@ -807,7 +819,7 @@ cdef bint _start(Framer* f) noexcept:
     settings[0].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
     settings[0].value = limits.window
     settings[1].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
-    settings[1].value = limits.head_bytes + 32 * limits.headers
+    settings[1].value = limits.head_bytes + 32 * limits.headers if f.s.server else MAX_HEAD
     settings[2].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
     settings[2].value = limits.streams
     if not f.s.server:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Runs the command line of this process and exits."""
-    from graylb.cli.app import app
+    from graylb.cli.commands import COMMANDS, made
 
-    app()
+    named = sys.argv[1] if len(sys.argv) > 1 else ""
+    made(named if named in COMMANDS else None)()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from http.client import HTTPConnection
 
 DEFAULT_ADMIN: Final = "127.0.0.1:9900"
-PATIENCE: Final = 2.0
+PATIENCE: Final = 5.0
 """Seconds for an answer that nothing has to be done for."""
 TOKEN: Final = "GRAYLB_ADMIN_TOKEN"
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}

@@ -621,6 +621,7 @@ cdef class Engine(Tunnels):
         cdef const Service* s = &state.table.services[x.d.service]
         cdef const Route* r = &state.table.routes[x.d.route]
         cdef Client told
+        cdef Tls* secure = self._tls_of(c)
         cdef char* body = <char*>self.head.end
         cdef char* e
         cdef size_t size
@@ -629,7 +630,11 @@ cdef class Engine(Tunnels):
         told.address = c.peer.text
         told.address_len = c.peer.text_len
         told.scheme = b"https"
-        told.scheme_len = 4 if self._tls_of(c) == NULL else 5
+        told.scheme_len = 4 if secure == NULL else 5
+        told.certificate_len = 0
+        if secure != NULL:
+            told.certificate = secure.told
+            told.certificate_len = secure.told_len
         e = write_request(&self.head, self.heads, &state.policy, &told, x.request_kind,
                           NULL, r.path.n if r.has_rewrite else 0,
                           state.table.base + r.rewrite.off, r.rewrite.n if r.has_rewrite else 0)

@@ -77,6 +77,7 @@ cdef enum HeaderId:
     H_XFF
     H_XFP
     H_XFH
+    H_XFCC
     H_FORWARDED
     H_VIA
     H_COOKIE
@@ -171,6 +172,8 @@ cdef struct Client:
     uint32_t address_len
     const char* scheme
     uint32_t scheme_len
+    const char* certificate    # what is told of the one it showed
+    uint32_t certificate_len
 
 cdef struct ForwardingPolicy:
     uint8_t x_forwarded    # 0 off, 1 append, 2 replace

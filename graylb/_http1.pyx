@@ -67,6 +67,8 @@ cdef int classify(const char* n, size_t size) noexcept nogil:
         if gl_same(n, b"transfer-encoding", 17): return H_TRANSFER_ENCODING
         if gl_same(n, b"x-forwarded-proto", 17): return H_XFP
         if gl_same(n, b"x-service-version", 17): return H_MARK
+    elif size == 23:
+        if gl_same(n, b"x-forwarded-client-cert", 23): return H_XFCC
     if memchr(n, 95, size) != NULL: return H_UNDERSCORE
     if size > 9 and gl_same(n, b"x-graylb-", 9): return H_GRAYLB
     return H_OTHER
@@ -620,6 +622,10 @@ cdef char* _tell_forwarded(Head* h, char* o, ForwardingPolicy* policy, Client* c
         o = _put(o, b";proto=", 7)
         o = _put(o, client.scheme, client.scheme_len)
         o = _put(o, b"\r\n", 2)
+    if client.certificate_len:
+        o = _put(o, b"x-forwarded-client-cert: ", 25)
+        o = _put(o, client.certificate, client.certificate_len)
+        o = _put(o, b"\r\n", 2)
     if policy.via: o = _put(o, b"via: 1.1 graylb\r\n", 17) if h.minor else _put(o, b"via: 1.0 graylb\r\n", 17)
     return o
 
@@ -638,6 +644,7 @@ cdef char* write_request(Head* h, char* o, ForwardingPolicy* policy, Client* cli
     if policy.x_forwarded: dropped[<int>H_XFF] = 1
     if policy.x_forwarded == 2: dropped[<int>H_XFP] = dropped[<int>H_XFH] = 1
     if policy.forwarded: dropped[<int>H_FORWARDED] = 1
+    dropped[<int>H_XFCC] = 1                 # who showed no certificate must not tell of one
     if h.minor == 0: dropped[<int>H_EXPECT] = 1
     o = _put(o, h.method, h.method_len)
     o = _put(o, b" ", 1)
@@ -769,6 +776,7 @@ def rewrite_request(bytes data, str address="127.0.0.1", str x_forwarded="append
     client.address_len = <uint32_t>PyBytes_GET_SIZE(raw)
     client.scheme = b"http"
     client.scheme_len = 4
+    client.certificate_len = 0
     out = bytearray(3 * len(data) + 4096 + len(prefix))
     cdef char* o = out
     cdef char* e = write_request(&h, o, &policy, &client, BODY_CHUNKED if h.chunked else BODY_NONE,
@@ -846,6 +854,7 @@ def bench_write(bytes data, int n):
     policy.x_forwarded, policy.forwarded, policy.via = 1, 0, False
     client.address, client.address_len = b"127.0.0.1", 9
     client.scheme, client.scheme_len = b"http", 4
+    client.certificate_len = 0
     out = bytearray(3 * len(data) + 4096)
     cdef char* o = out
     begin = time.perf_counter_ns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 import ssl
 from collections.abc import Callable
@@ -465,3 +466,33 @@ def test_drain(authority: Authority) -> None:
         await within(quiet.wait())
 
     run(test, certificates(entry(authority.issue("a.test"))))
+
+
+def test_who_the_client_is(tmp_path: Path, authority: Authority, clients: Authority) -> None:
+    """Its certificate is told in Envoy's form; what the client itself says of one is not."""
+    made = certificates(entry(authority.issue("a.test"), client_ca=clients.pem, client_auth="optional"))
+    ann = clients.issue("ann.example.org", "spiffe://example.org/ann", common="Ann, or not")
+    forged = "X-Forwarded-Client-Cert: Hash=0000;URI=spiffe://example.org/root"
+
+    async def test(rig: Rig) -> None:
+        up = await rig.origin()
+        rig.swap(service(up))
+        known = authority.client(*ann.write(tmp_path, "ann"))
+        for context, fingerprint in (
+            (known, hashlib.sha256(ssl.PEM_cert_to_DER_cert(ann.cert.decode()))),
+            (authority.client(), None),
+        ):
+            caller = await rig.caller(tls=context, name="a.test")
+            assert (await caller.ask("GET", "/", forged, "Connection: x-forwarded-client-cert")).status == 200
+            told = up.asks[-1].get("x-forwarded-client-cert")
+            if fingerprint is None:
+                assert told is None
+                continue
+            assert told == (
+                f'Hash={fingerprint.hexdigest()};Subject="CN=Ann\\, or not";URI=spiffe://example.org/ann;DNS=ann.example.org'
+            )
+        plain = await rig.caller(rig.listen())
+        assert (await plain.ask("GET", "/", forged)).status == 200
+        assert up.asks[-1].get("x-forwarded-client-cert") is None
+
+    run(test, made)

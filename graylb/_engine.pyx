@@ -82,6 +82,7 @@ cdef class Engine(Tunnels):
     cdef dict counters
     cdef dict series               # (service, version) -> Series
     cdef dict fallbacks
+    cdef set down                  # (service, address) of instances that health checks find ill
     cdef Gate gate
     cdef Head head
     cdef Context context
@@ -98,6 +99,7 @@ cdef class Engine(Tunnels):
         self.counters = {}
         self.series = {}
         self.fallbacks = {}
+        self.down = set()
         self.warm = set()
         self.members = {}
         self.gate = Gate()
@@ -157,6 +159,7 @@ cdef class Engine(Tunnels):
         u = self.upstreams.get((name, address))
         if u is None or u.version != version:
             u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
+            u.down = (name, address) in self.down
             if not is_ip(address): self.named[name, address] = u
         u.configure(service["connections"], service["retries"])
         u.origin = self._origin_of(service["connections"].get("tls"), address)
@@ -217,6 +220,15 @@ cdef class Engine(Tunnels):
             while self.wheel[i].later != &self.wheel[i]: self._abort(self.wheel[i].later)
         self._reap()
         self._shut()
+
+    def set_down(self, down):
+        """Takes the instances, as pairs of service and address, that health checks find ill; all others are well."""
+        cdef Upstream u
+        former, self.down = self.down, {(service, address) for service, address in down}
+        for key in former ^ self.down:
+            u = self.upstreams.get(key)
+            if u is not None: u.down = key in self.down
+        if self.state is not None: self.state.count_down()
 
     def upstream_names(self):
         """((service, address), known) of the current instances whose host is a name; known: it was resolved before."""

@@ -195,6 +195,8 @@ cdef struct Service:
     uint32_t sticky        # uint32_t[n] field numbers
     uint32_t n_versions
     uint32_t versions      # Str[n]
+    uint32_t panic         # percent of a version's instances that must be well for their health to count
+    uint32_t pad
     double connect_timeout
     double response_timeout
     double idle_timeout
@@ -251,6 +253,8 @@ cdef struct Query:         # what is asked: a head and who sent it
 cdef struct Live:          # counters that outlive tables; filled by who owns them
     uint64_t** draws       # by split_id
     uint32_t** in_flight   # by instance, or NULL
+    uint8_t** down         # by instance: 1 where it is known to be ill; or NULL
+    uint32_t n_down        # how many of them are; 0: nobody looks
     uint64_t pick
 
 cdef struct Decision:

@@ -913,9 +913,32 @@ cdef bint _pick(Table t, const Service* s, uint32_t target, Live* live, Decision
             if b != a: break
         if _load(t, x, b, live) * t.instances[_item(t, x, a)].weight < _load(t, x, a, live) * t.instances[_item(t, x, b)].weight:
             a = b
+    if live.n_down and live.down[_item(t, x, a)][0] and not _well(t, s, x, cells, live, seed, &a): return False
     d.subset = target
     d.instance = _item(t, x, a)
     d.version = x.version
+    return True
+
+
+cdef bint _well(Table t, const Service* s, const Target* x, const Cell* cells, Live* live, uint64_t seed, uint32_t* a) noexcept:
+    """Another member than the ill one that was drawn, by the same weights. False: all are ill, and the subset is as good as empty.
+
+    Where fewer than the panic threshold are well, the ill one stays: the few would only be the next to fall.
+    """
+    cdef uint32_t i, k, well = 0
+    cdef uint64_t low
+    for i in range(x.n): well += not live.down[_item(t, x, i)][0]
+    if well == 0: return False
+    if <uint64_t>well * 100 < <uint64_t>x.n * s.panic: return True
+    for i in range(8):
+        seed = gl_mix(seed)
+        k = _alias(cells, x.n, seed) if x.cells else <uint32_t>gl_mulhi(seed, x.n, &low)
+        if not live.down[_item(t, x, k)][0]:
+            a[0] = k
+            return True
+    k = <uint32_t>gl_mulhi(gl_mix(seed), x.n, &low)
+    while live.down[_item(t, x, k)][0]: k = k + 1 if k + 1 < x.n else 0
+    a[0] = k
     return True
 
 
@@ -923,6 +946,7 @@ cdef void _resolve(Table t, const Service* s, uint32_t target, uint32_t fallback
                    Decision* d) noexcept:
     """Target -> instance, through the split if it is one and down the fallback ladder if the subset is empty."""
     cdef const Target* x = &(<const Target*>(t.base + s.targets))[target]
+    cdef uint32_t well
     if x.is_split:
         target = (<const SplitItem*>(t.base + x.items))[_split(t, s, x, c, live, d)].target
         x = &(<const Target*>(t.base + s.targets))[target]
@@ -931,6 +955,13 @@ cdef void _resolve(Table t, const Service* s, uint32_t target, uint32_t fallback
     d.fell_back = True
     if fallback >= 1 and _pick(t, s, s.stable_target, live, d): return
     if fallback == 2 and _pick(t, s, s.any_target, live, d): return
+    if live.n_down and s.panic:
+        # nobody is well anywhere: then it is more likely that those who look are wrong, and to refuse all would be the worst
+        well = live.n_down
+        live.n_down = 0
+        d.fell_back = _pick(t, s, s.any_target, live, d) if not _pick(t, s, target, live, d) else False
+        live.n_down = well
+        if d.instance >= 0: return
     d.outcome = NO_INSTANCE
 
 
@@ -971,13 +1002,15 @@ cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept:
     cdef const Service* s = &t.services[d.service]
     cdef const Target* x = &(<const Target*>(t.base + s.targets))[d.subset]
     cdef uint32_t i, n
+    cdef int ill
     if x.n < 2: return False
     for i in range(8):
         if _pick(t, s, d.subset, live, d) and d.instance != avoid: return True
     n = <uint32_t>(gl_mix(live.pick) % x.n)
-    for i in range(x.n):
-        d.instance = _item(t, x, (n + i) % x.n)
-        if d.instance != avoid: return True
+    for ill in range(2):                             # the ill ones are the last resort
+        for i in range(x.n):
+            d.instance = _item(t, x, (n + i) % x.n)
+            if d.instance != avoid and (ill or not live.n_down or not live.down[d.instance][0]): return True
     return False
 
 

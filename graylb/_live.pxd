@@ -202,6 +202,7 @@ cdef class Upstream:
     cdef sockaddr_storage sa
     cdef uint32_t sa_len   # 0: the name is not resolved (yet)
     cdef uint32_t in_flight
+    cdef uint8_t down      # health checks say so
     cdef bint retired
     cdef bint large        # its last answer was: of the next one little is read with the head, the rest goes uncopied
     # settings, see snapshot.Connections

@@ -1,6 +1,6 @@
 """What a worker keeps across tables: instances with their pools and counters, draws; and a table bound to them."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -139,7 +139,7 @@ cdef class Upstream:
         """Counters as a dict."""
         return {"service": self.service, "address": self.address, "version": self.version, "requests": self.requests,
                 "failures": self.failures, "connects": self.connects, "in_flight": self.in_flight, "idle": self.n_idle,
-                "open": self.n_open, "waiting": self.n_waiting + self.n_called,
+                "open": self.n_open, "waiting": self.n_waiting + self.n_called, "down": bool(self.down),
                 **({"tls_failed": self.tls_failed.decode() if self.tls_failed != NULL else None} if self.origin is not None else {})}
 
 
@@ -159,12 +159,15 @@ cdef class TableState:
         self.counters = []
         self.live.draws = <uint64_t**>calloc(table.header.n_splits + 1, sizeof(void*))
         self.live.in_flight = <uint32_t**>calloc(instances + 1, sizeof(void*))
+        self.live.down = <uint8_t**>calloc(instances + 1, sizeof(void*))
         self.upstreams = <PyObject**>calloc(instances + 1, sizeof(void*))
-        if self.live.draws == NULL or self.live.in_flight == NULL or self.upstreams == NULL: raise MemoryError
+        if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL: raise MemoryError
         self.live.pick = pick
         if len(upstreams) != instances: raise ValueError(f"{len(upstreams)} upstreams for {instances} instances")
         for i, u in enumerate(upstreams):
             self.live.in_flight[i] = &u.in_flight
+            self.live.down[i] = &u.down
+            self.live.n_down += u.down
             self.upstreams[i] = <PyObject*>u
         for i, name in enumerate(table.meta["splits"]):
             n = counters[name]
@@ -189,9 +192,16 @@ cdef class TableState:
         self.grace_ms = round(limits["half_close_grace"] * 1000)
         self.client_connections = limits["client_connections"]
 
+    def count_down(self):
+        """To be called when instances have fallen ill or got well."""
+        cdef Upstream u
+        self.live.n_down = 0
+        for u in self.boxes: self.live.n_down += u.down
+
     def __dealloc__(self):
         free(self.live.draws)
         free(self.live.in_flight)
+        free(self.live.down)
         free(self.upstreams)
 
 

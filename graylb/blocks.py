@@ -197,7 +197,8 @@ class _Members:
         record = SERVICE.pack(
             *rules.record, len(self.records), arena.add(b"".join(self.records)), rules.default, 0, 1,
             FALLBACKS[x.fallback], int(x.policy == "least_request"), len(x.sticky), rules.sticky,
-            len(self.versions), arena.add(versions), x.timeouts.connect, x.timeouts.response, x.timeouts.idle,
+            len(self.versions), arena.add(versions), x.health.panic, 0,
+            x.timeouts.connect, x.timeouts.response, x.timeouts.idle,
         )  # fmt: skip
         told = self._settings() | {"digest": digest.hex(), "instances": len(x.instances)}
         return Block(

@@ -20,6 +20,7 @@ import orjson
 
 from graylb import listeners, systemd
 from graylb.control import certificates, logs
+from graylb.control.health import Health
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
@@ -100,6 +101,7 @@ class Supervisor:
         store = Store(options.state or state_path(options.document))
         self.plane = Plane(options.document, store, options.preset)
         self.workers: list[Worker] = []
+        self.health = Health(self._health_changed)
         self.listeners: list[Bound] = []
         self.draining = False
         self.withdrawn = False  # somebody asked that /ready says no
@@ -133,6 +135,7 @@ class Supervisor:
             if predecessor is not None:
                 await self._relieve(predecessor)
             self._announce(applied)
+            self.health.follow(applied.snapshot)
             if self._admin is not None:
                 self._run(self._serve_admin(self._admin.sockets[0], access, applied))
             self._run(self.plane.run(self.publish))
@@ -152,6 +155,7 @@ class Supervisor:
         refusals = [f"worker {w.number}: {text}" for w, text in zip(self.workers, answers, strict=True) if text]
         settled = last if refusals else applied
         await asyncio.gather(*(worker.settle(settled) for worker in self.workers))
+        self.health.follow(settled.snapshot)
         self._write_ports_file()
         self._manager.status(self._summary(settled.revision))
         return refusals
@@ -208,6 +212,11 @@ class Supervisor:
                 for worker in self.workers
             ],
         }
+
+    def _health_changed(self) -> None:
+        down = self.health.down()
+        for worker in self.workers:
+            worker.tell_health(down)
 
     async def stats(self) -> list[dict[str, Any]]:
         """The counters of every worker; null for one that does not answer."""
@@ -400,6 +409,7 @@ class Supervisor:
         await self._nursery.close()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await self._end_background()
+        await self.health.close()
         await self.plane.close()
         for bound in (*self.listeners, *([self._admin] if self._admin else ())):
             bound.close(remove=True)

@@ -205,6 +205,7 @@ class Worker:
         self._connected = False
         self._sent: Table | None = None
         self._sent_secrets = b""
+        self._health = b""
         self._acks: deque[asyncio.Future[str | None]] = deque()
         self._stats: deque[asyncio.Future[dict[str, Any] | None]] = deque()
         self._pings: deque[asyncio.Future[None]] = deque()
@@ -267,6 +268,11 @@ class Worker:
         """`table` is served from now on, also after a restart; it is sent unless it was the last one sent."""
         self.table = table
         return await self.load(table) if self._sent is not table else None
+
+    def tell_health(self, down: Iterable[tuple[str, str]]) -> None:
+        """The instances, as service and address, that are ill; a worker that starts later is told before its table."""
+        self._health = channel.encode_json(channel.HEALTH, list(down))
+        self._send(self._health)
 
     async def stats(self) -> dict[str, Any] | None:
         """The worker's counters; None when it is not up or does not answer."""
@@ -347,6 +353,7 @@ class Worker:
 
     async def _begin(self, table: Table, process: Process) -> str | None:
         """Hands over the first table; a worker that does not take it has nothing to serve."""
+        self._send(self._health)
         refusal = await self.load(table)
         if refusal is not None:
             process.kill()

@@ -148,6 +148,7 @@ def service(
         connections=_connections(part, limits),
         retries=snapshot.Retries(**dict(part.retries)),
         tunnels=part.tunnels,
+        health=part.health.build(),
     )
 
 

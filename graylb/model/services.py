@@ -22,6 +22,7 @@ from graylb.model import values
 from graylb.model.base import OneKey, Part
 from graylb.model.certificates import Origination
 from graylb.model.conditions import Match
+from graylb.model.health import HealthPart
 from graylb.model.problems import shown
 from graylb.model.snapshot import GRPC_STATUSES, Tunnels
 from graylb.model.values import deeper, fault
@@ -446,6 +447,7 @@ class ServicePart(Part):
     connections: ConnectionsPart = Field(default=ConnectionsPart(), description="How many to have.")
     retries: RetriesPart = Field(default=RetriesPart(), description="When another instance is asked.")
     tls: Origination = Field(default=None, description="`true`: instances are called over TLS. Default: `false`.")
+    health: HealthPart = Field(default=HealthPart(), description="Which instances are well.")
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),
         description="Open WebSockets when their version is given no more traffic or their instance goes: `keep`, "

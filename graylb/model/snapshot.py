@@ -204,6 +204,27 @@ class Retries:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """How an instance is asked whether it is well. Times in seconds."""
+
+    kind: Literal["http", "tcp", "grpc"]
+    path: str = ""  # of http
+    service: str = ""  # of grpc, as the health protocol names it; empty: the server as a whole
+    host: str = ""  # of http; empty: the instance's address
+    statuses: tuple[tuple[int, int], ...] = ((200, 399),)  # of http: ranges that are well, ends included
+    interval: float = 5.0
+    timeout: float = 1.0
+    unhealthy: int = 3  # failures in a row that make an instance ill
+    healthy: int = 2  # successes in a row that make it well again
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    check: Check | None = None
+    panic: int = 50  # percent of a version's instances that must be well for health to count; 0: it always counts
+
+
+@dataclass(frozen=True, slots=True)
 class Tunnels:
     """What becomes of open tunnels (WebSocket) when their version is given no more traffic, or their instance goes."""
 
@@ -226,6 +247,7 @@ class Service:
     connections: Connections = Connections()
     retries: Retries = Retries()
     tunnels: Tunnels = Tunnels()
+    health: Health = Health()
 
 
 @dataclass(frozen=True, slots=True)

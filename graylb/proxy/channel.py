@@ -17,10 +17,11 @@ TABLE: Final = "T"  # → worker: a table image
 LISTEN: Final = "L"  # → worker: empty; accept clients as soon as a table is loaded
 PING: Final = "P"  # → worker: empty; ← worker: empty
 STATS: Final = "S"  # → worker: empty; ← worker: JSON of counters
+HEALTH: Final = "H"  # → worker: JSON [[service, address]] of the instances that are ill; all others are well
 DRAIN: Final = "D"  # → worker: JSON {"seconds": float, "keep_idle": bool}
 READY: Final = "R"  # ← worker: JSON {"pid": int}, when it accepts
 ACK: Final = "A"  # ← worker: JSON {"revision": int, "digest": hex} or {"revision": int, "error": text}
-TYPES: Final = frozenset((SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, DRAIN, READY, ACK))
+TYPES: Final = frozenset((SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, DRAIN, READY, ACK))
 
 SOCKETS_AT_ONCE: Final = 250  # the kernel takes 253 with one message
 MAX_PAYLOAD: Final = 1 << 30

@@ -81,6 +81,8 @@ class Worker(asyncio.Protocol):
                 self._send(channel.encode(channel.PING))
             elif frame.type == channel.STATS:
                 self._send(channel.encode_json(channel.STATS, self.engine.stats()))
+            elif frame.type == channel.HEALTH:
+                self.engine.set_down(frame.json())
             elif frame.type == channel.DRAIN:
                 told = frame.json()
                 self._drain(float(told["seconds"]), keep_idle=bool(told["keep_idle"]))

@@ -91,12 +91,21 @@ class ServiceInShort(_Open):
     revision: int | None
 
 
+class InstanceHealth(BaseModel):
+    """What health checks have come to."""
+
+    well: bool
+    checks: int = Field(description="How often it was asked.")
+    last_failure: str | None
+
+
 class InstanceAnswer(_Open):
     address: str
     version: str
     weight: int
     metadata: dict[str, str]
     zone: str
+    health: InstanceHealth | None = Field(description="null: its service has no health check.")
 
 
 class ServiceAnswer(_Open):
@@ -115,6 +124,7 @@ class ServiceAnswer(_Open):
     timeouts: dict[str, Any]
     connections: dict[str, Any]
     tunnels: dict[str, Any]
+    health: dict[str, Any]
 
 
 class WorkerStats(BaseModel):

@@ -60,7 +60,11 @@ async def service(name: ServiceName, context: ContextOf) -> Response:
     if found is None:
         known = ", ".join(each.name for each in applied.snapshot.services[:20]) or "none"
         raise Missing(f"no service {name!r}; there is {known}")
-    return json_response({"revision": applied.revision, **_told(found)})
+    told = _told(found)
+    seen = context.tree.health.of(name)
+    for instance in told["instances"]:
+        instance["health"] = seen.get(instance["address"])
+    return json_response({"revision": applied.revision, **told})
 
 
 @router.get("/snapshot", response_model=dict[str, Any])
@@ -96,4 +100,5 @@ def _told(service: Service) -> dict[str, Any]:
         "timeouts": asdict(service.timeouts),
         "connections": asdict(service.connections),
         "tunnels": asdict(service.tunnels),
+        "health": asdict(service.health),
     }

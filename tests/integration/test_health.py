@@ -31,11 +31,11 @@ def test_an_instance_that_says_it_is_ill_gets_no_requests_until_it_is_well(tmp_p
                 return bool(told[moody.address]["well"])
 
             def asked(count: int) -> int:
-                before = len(moody.of("/"))
+                before = len(moody.of("/work"))
                 for _ in range(count):
                     with proxy.client() as client:
-                        assert client.get("/").status == 200
-                return len(moody.of("/")) - before
+                        assert client.ask(target="/work").status == 200
+                return len(moody.of("/work")) - before
 
             assert asked(40) > 0
             ill.set()

@@ -89,7 +89,7 @@ class CheckPart(Part):
         if len(kinds) != 1:
             raise fault("exactly one of http, tcp and grpc", f"{' and '.join(kinds)}" if kinds else "none of them")
         for name in ("host", "statuses"):
-            if self.http is None and name in self.model_fields_set:
+            if self.http is None and getattr(self, name) != type(self).model_fields[name].default:
                 with deeper(name):
                     raise fault(f"{name} only beside http")
         if self.interval <= 0:

@@ -458,7 +458,8 @@ cdef int _on_alpn(SSL* ssl, const unsigned char** out, unsigned char* out_len, c
 
 
 cdef int _on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER_CTX* c, EVP_MAC_CTX* m, int sealing) noexcept:
-    """Seals with the first key, opens with any; a ticket of an older key is replaced."""
+    """Seals with the first key, opens with any. A ticket of an older key is replaced, and any of TLS 1.3: clients use each but once
+    (RFC 8446 section C.4), and OpenSSL sends a new one only where it is told to."""
     cdef int i
     if sealing:
         if N_TICKETS == 0 or RAND_bytes(iv, 16) != 1: return -1
@@ -469,7 +470,7 @@ cdef int _on_ticket(SSL* ssl, unsigned char* name, unsigned char* iv, EVP_CIPHER
         if memcmp(name, TICKETS[i], 16) != 0: continue
         if EVP_DecryptInit_ex(c, EVP_aes_256_cbc(), NULL, TICKETS[i] + 48, iv) != 1: return -1
         if gl_mac_key(m, TICKETS[i] + 16, 32) != 1: return -1
-        return 1 if i == 0 else 2
+        return 1 if i == 0 and SSL_version(ssl) != TLS1_3_VERSION else 2
     return 0
 
 

@@ -251,6 +251,23 @@ def shake(
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_one_session_follows_the_other(authority: Authority, version: ssl.TLSVersion) -> None:
+    """A ticket of TLS 1.3 is good for one connection: each brings another, or every second handshake would be a full one."""
+    context = authority.client()
+    context.minimum_version = context.maximum_version = version
+
+    async def test(rig: Rig) -> None:
+        rig.swap(service(await rig.origin()))
+        session, found = None, []
+        for _ in range(4):
+            resumed, session = await asyncio.to_thread(shake, rig.address, context, "a.test", session)
+            found.append(resumed)
+        assert found == [False, True, True, True]
+
+    run(test, certificates(entry(authority.issue("a.test"))))
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_sessions_are_resumed(authority: Authority, version: ssl.TLSVersion) -> None:
     """With the keys of tickets that went before, too; not with others."""
     context = authority.client()

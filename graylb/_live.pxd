@@ -11,7 +11,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef enum:
     MAX_HEAD = 131072      # bytes of a head, whatever the configuration allows
-    SAVED_MAX = 65536      # a request longer than this is not kept for another attempt after it was sent
+    SAVED_MAX = 81920      # a request longer than this, 64 KiB and a head, is not kept for another attempt after it was sent
 
 cdef struct Peer:
     # who is at the other end, as the socket or a PROXY header says

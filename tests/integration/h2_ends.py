@@ -181,7 +181,7 @@ class Asked:
 
 class H2Upstream:
     """Answers by path: `/` the body, `/trailers` with trailers, `/N` N bytes, `/reset` not at all, `/hints` 103 first,
-    `/empty` a bare head, `/refuse` once a refusal. What ends in `Hang` gets no answer, in `Begin` an endless one.
+    `/empty` a bare head, `/refuse…` once a refusal. What ends in `Hang` gets no answer, in `Begin` an endless one.
     """
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class H2Upstream:
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.resets: list[int] = []
         self._connections = 0
-        self._refused = False
+        self._refused: set[str] = set()
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -255,8 +255,8 @@ class H2Upstream:
         head: Fields = [(":status", "200"), ("x-upstream", "h2")]
         if path == "/reset":
             link.reset_stream(stream, ErrorCodes.INTERNAL_ERROR)
-        elif path == "/refuse" and not self._refused:
-            self._refused = True
+        elif path.startswith("/refuse") and path not in self._refused:
+            self._refused.add(path)
             link.reset_stream(stream, ErrorCodes.REFUSED_STREAM)
         elif path.endswith("Hang"):
             pass

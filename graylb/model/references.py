@@ -181,7 +181,9 @@ def _registry_warnings(source: Source, parts: Parts) -> Iterator[ConfigError]:
     for index, each in parts.registries.items():
         for at, scheme in enumerate(each.schemes):
             if scheme in UNSERVED:
-                got = f"instances are asked without TLS, whatever {scheme} is at their address"
+                got = (
+                    f"instances are asked without TLS, whatever {scheme} says, unless their service has connections.tls"
+                )
                 yield problem(source, ("registries", index, "schemes", at), message=got)
 
 

@@ -278,5 +278,6 @@ def test_a_scheme_that_is_not_served_is_worth_a_word() -> None:
     text = "{listeners: [{address: 127.0.0.1:0}], registries: [{kind: kratos, etcd: {}, schemes: [grpc, grpcs]}]}"
     (warning,) = documents.load(text, "x").warnings
     assert str(warning) == (
-        "x:1:93: $.registries[0].schemes[1]: instances are asked without TLS, whatever grpcs is at their address"
+        "x:1:93: $.registries[0].schemes[1]: "
+        "instances are asked without TLS, whatever grpcs says, unless their service has connections.tls"
     )

@@ -152,8 +152,9 @@ cdef void* _take(size_t n, void* user) noexcept:
     return b + 1
 
 cdef void _give(void* p, void* user) noexcept:
-    cdef Kept* b = <Kept*>p - 1
+    cdef Kept* b
     if p == NULL: return
+    b = <Kept*>p - 1
     if b.bin == 0 or _parked[b.bin] + b.bin * GRAIN > PARKED: free(b)
     else:
         b.next = _bins[b.bin]
@@ -168,9 +169,10 @@ cdef void* _take_zeroed(size_t n, size_t each, void* user) noexcept:
     return p
 
 cdef void* _resize(void* p, size_t n, void* user) noexcept:
-    cdef Kept* b = <Kept*>p - 1
+    cdef Kept* b
     cdef void* q
     if p == NULL: return _take(n, user)
+    b = <Kept*>p - 1
     if b.bin and n <= b.bin * GRAIN: return p
     if b.bin == 0 and n > BINS * GRAIN:
         b = <Kept*>realloc(b, sizeof(Kept) + n)

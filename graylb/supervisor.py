@@ -52,6 +52,7 @@ class Options:
     roll_timeout: float = 60.0  # seconds that a successor has to be ready
     spare: bool = True  # keep a worker process in advance
     preset: Literal["edge", "sidecar"] | None = None  # fills in what the document leaves out
+    log_level: logs.Level = "info"
 
 
 _TOLD: Final = ("name", "role", "proxy_protocol", "trusted", "protocols", "grpc_health", "tls")
@@ -78,7 +79,7 @@ def run(
     """
     import uvloop
 
-    logs.configure(options.log_format)
+    logs.configure(options.log_format, options.log_level)
     with contextlib.suppress(OSError):
         if os.sched_getscheduler(0) == os.SCHED_OTHER:  # when it wakes up, it does not interrupt a worker
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

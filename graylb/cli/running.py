@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -26,6 +26,13 @@ from graylb.cli.common import (
     print_json,
 )
 
+_LEVELS: Final[dict[str, Literal["debug", "info", "warning", "error"]]] = {
+    "debug": "debug",
+    "info": "info",
+    "warning": "warning",
+    "error": "error",
+}
+
 
 def run(
     document: Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The document to serve.")],
@@ -44,6 +51,9 @@ def run(
     ] = None,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that requests may take to finish after SIGTERM.")] = 30.0,
     log_format: Annotated[str, typer.Option(metavar="plain|json", help="Form of the log lines.")] = "plain",
+    log_level: Annotated[
+        str, typer.Option(metavar="debug|info|warning|error", help="The least of the lines to be logged.")
+    ] = "info",
     pid_file: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Write the process id there, once ready.")
     ] = None,
@@ -61,6 +71,9 @@ def run(
 
     if log_format not in ("plain", "json"):
         fail(f"--log-format {log_format}: expected plain or json")
+    level = _LEVELS.get(log_level)
+    if level is None:
+        fail(f"--log-level {log_level}: expected debug, info, warning or error")
     early = spawn_early(workers)  # on another core while this one loads
     try:
         gc.disable()  # hardly anything that a start makes is garbage, and looking for it takes a tenth of the time
@@ -84,6 +97,7 @@ def run(
             roll_timeout,
             spare,
             preset_of(sidecar, edge),
+            level,
         )
         status = serve(options, settle=_settle_memory, early=early)
     except StartError as error:

@@ -44,13 +44,13 @@ class _Stderr(logging.Handler):
             self.handleError(record)
 
 
-def configure(kind: Format) -> None:
+def configure(kind: Format, level: Level = "info") -> None:
     """Sends the log to stderr in the given form, in place of what was configured before."""
     handler = _Stderr()
     handler.setFormatter(_Json() if kind == "json" else _Plain())
     log.handlers = [handler]
     log.propagate = False
-    log.setLevel(logging.INFO)
+    set_level(level)
 
 
 def level() -> str:

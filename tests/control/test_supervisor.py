@@ -235,6 +235,12 @@ def test_json_log_lines(tmp_path: Path, upstreams: list[Upstream]) -> None:
         assert {line["level"] for line in lines} == {"info"}
 
 
+def test_a_start_that_says_little(tmp_path: Path, upstreams: list[Upstream]) -> None:
+    with started(tmp_path, write(tmp_path, serving(upstreams)), "--log-level", "warning") as running:
+        assert running.stop() == 0
+        assert running.log() == ""
+
+
 def test_listen_on_ipv6(tmp_path: Path, upstreams: list[Upstream]) -> None:
     path = write(tmp_path, serving(upstreams))
     with started(tmp_path, path, "--listen", "[::1]:0", "--listen", "127.0.0.1:0") as running:
@@ -300,6 +306,7 @@ def test_a_damaged_state_file(tmp_path: Path) -> None:
     ("option", "value", "words"),
     [
         ("--log-format", "xml", "expected plain or json"),
+        ("--log-level", "loud", "expected debug, info, warning or error"),
         ("--listen", "nowhere", "expected host:port"),
         ("--workers", "0", "--workers"),
     ],

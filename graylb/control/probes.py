@@ -6,6 +6,7 @@ The libraries that ask are loaded with the first check of their kind: most proxi
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -46,12 +47,16 @@ def probe_for(service: Service, check: Check, address: str) -> Probe:
 
 def _context(service: Service) -> ssl.SSLContext | None:
     """What the service's instances are called with over TLS; None: they are called in the clear."""
-    tls = getattr(service.connections, "tls", None)
+    tls = service.connections.tls
     if tls is None:
         return None
-    context = ssl.create_default_context(cafile=tls.ca)
-    if tls.cert is not None:
-        context.load_cert_chain(tls.cert, tls.key)
+    context = ssl.create_default_context(cadata=tls.ca.text if tls.ca is not None else None)
+    if tls.cert is not None and tls.key is not None:
+        # the ssl module takes nothing but files, so this is one, for as long as it takes
+        with os.fdopen(os.memfd_create("graylb-probe"), "w") as file:
+            file.write(tls.cert.text.rstrip() + "\n" + tls.key.text)
+            file.flush()
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
     if not tls.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -163,7 +168,7 @@ class GrpcProbe(_Base):
             return grpc.aio.insecure_channel(target, options=options)
         if self._tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self._tls.server_name))
-        read = [_bytes(path) for path in (self._tls.ca, self._tls.key, self._tls.cert)]
+        read = [pem.text.encode() if pem is not None else None for pem in (self._tls.ca, self._tls.key, self._tls.cert)]
         return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(*read), options=options)
 
     async def ask(self) -> str:
@@ -181,13 +186,6 @@ class GrpcProbe(_Base):
     async def close(self) -> None:
         if self._channel is not None:
             await self._channel.close(None)
-
-
-def _bytes(path: str | None) -> bytes | None:
-    if path is None:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def request(service: str) -> bytes:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import grpc
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graylb.control import health, probes
-from graylb.model.snapshot import Check, Health, Instance, Service, Snapshot
+from graylb.model.snapshot import Check, Health, Instance, Origination, Pem, Service, Snapshot
 from tests.integration.engines import until
 
 # ---- opinions --------------------------------------------------------------------------------------------------------
@@ -185,6 +188,62 @@ def test_a_health_request_is_what_protobuf_makes_of_it(name: str) -> None:
     except (UnicodeEncodeError, ValueError):
         return  # lone surrogates are no text to anybody
     assert probes.request(name) == same.SerializeToString()
+
+
+# ---- over TLS --------------------------------------------------------------------------------------------------------
+
+
+def pem(text: bytes) -> Pem:
+    return Pem.of("", text.decode())
+
+
+@pytest.mark.parametrize("kind", ["http", "tcp", "grpc"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_check_is_made_as_calls_are_over_tls_with_our_certificate(
+    kind: Literal["http", "tcp", "grpc"], known: bool
+) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    theirs, ours = authority.issue_cert("users.test"), authority.issue_cert("graylb.test")
+    chain = b"".join(each.bytes() for each in theirs.cert_chain_pems)
+    root = authority.cert_pem.bytes()
+    tls = Origination(
+        ca=pem(root if known else other.cert_pem.bytes()),
+        server_name="users.test",
+        cert=pem(ours.cert_chain_pems[0].bytes()),
+        key=pem(ours.private_key_pem.bytes()),
+    )
+    check = Check(kind, path="/healthz" if kind == "http" else "")
+
+    async def test() -> None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        theirs.configure_cert(context)
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+        server = await asyncio.start_server(answering(200, []), "127.0.0.1", 0, ssl=context)
+        async with server:
+            await judge(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+
+    async def judge(address: str) -> None:
+        made = service(check, address)
+        made = replace(made, connections=replace(made.connections, tls=tls))
+        probe = probes.probe_for(made, check, address)
+        try:
+            assert bool(await health.ask(probe, 5.0)) != known
+        finally:
+            await probe.close()
+
+    if kind != "grpc":
+        asyncio.run(test())
+        return
+    pair = ((theirs.private_key_pem.bytes(), chain),)
+    credentials = grpc.ssl_server_credentials(pair, root_certificates=root, require_client_auth=True)
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[_HealthService()])
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        asyncio.run(judge(f"127.0.0.1:{port}"))
+    finally:
+        server.stop(0).wait()
 
 
 # ---- following -------------------------------------------------------------------------------------------------------

@@ -399,7 +399,7 @@ cdef bint _identify(Secured* t) noexcept:
             o += 2
         X509_NAME_print_ex(subject, X509_get_subject_name(cert), 0, XN_FLAG_RFC2253)
         n = <int>BIO_get_mem_data(subject, <char**>&p)
-        if n <= 512:
+        if 0 < n <= 512:                             # many have none but an empty one
             memcpy(o, b";Subject=\"", 10)
             memcpy(o + 10, p, n)
             o[10 + n] = c'"'

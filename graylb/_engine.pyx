@@ -14,8 +14,8 @@ from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._clients cimport Clients
-from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table, decide,
-                           free_context, make_context, pick_other, write_decision)
+from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
+                           add_certificate, decide, free_context, make_context, pick_other, write_decision)
 from graylb._gate cimport Gate
 from graylb._grpc cimport put_timeout, read_status, renew_timeout, take_timeout
 from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
@@ -559,7 +559,14 @@ cdef class Engine(Tunnels):
         q.v4 = c.peer.v4
         q.listener = self.listening[c.listener].bit
         memcpy(q.address, c.peer.address, 16)
+        if secure != NULL and secure.identity_len:
+            # rules see it; it is gone again before anything is forwarded
+            if add_certificate(h, secure.identity, secure.identity_len) < 0:
+                x.d.service = x.d.instance = -1
+                self._refuse(c, p, have, E_HEAD_TOO_LARGE)
+                return
         decide(state.table, &q, &self.context, &state.live, &x.d)
+        if secure != NULL and secure.identity_len: h.count -= 1
         if x.d.fell_back: self._count_fallback(x)
         if x.d.outcome == DECIDED: x.h2 = self._goes_by_h2(x, h)
         if x.d.outcome != DECIDED: self._undecided(c, p, have)

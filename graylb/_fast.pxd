@@ -291,6 +291,7 @@ cdef class Table:
     cdef dict _told(self, Decision* d)
     cdef list _outcomes(self, uint32_t conds, uint32_t n, Query* q)
 
+cdef int add_certificate(Head* h, const char* p, uint32_t n) noexcept
 cdef bint make_context(Context* c, size_t head_bytes) noexcept
 cdef void free_context(Context* c) noexcept
 cdef void decide(Table t, Query* q, Context* c, Live* live, Decision* d) noexcept

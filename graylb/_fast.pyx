@@ -9,8 +9,8 @@ from libc.stdlib cimport calloc, free, malloc, strtod
 from libc.string cimport memchr, memcmp, memcpy, strlen
 from libc.stdint cimport int64_t
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE, PyBytes_FromStringAndSize
-from graylb._http1 cimport (Head, Header, H_ACCEPT, H_BAGGAGE, H_CH_MOBILE, H_COOKIE, H_MARK, H_UNDERSCORE, H_USER_AGENT,
-                            MAX_HEADERS, reset_head, same_name, scan_request)
+from graylb._http1 cimport (DROP, Head, Header, H_ACCEPT, H_BAGGAGE, H_CH_MOBILE, H_COOKIE, H_MARK, H_OTHER, H_UNDERSCORE,
+                            H_USER_AGENT, MAX_HEADERS, reset_head, same_name, scan_request)
 
 import orjson
 import re2
@@ -920,7 +920,8 @@ cdef bint _pick(Table t, const Service* s, uint32_t target, Live* live, Decision
     return True
 
 
-cdef bint _well(Table t, const Service* s, const Target* x, const Cell* cells, Live* live, uint64_t seed, uint32_t* a) noexcept:
+cdef bint _well(Table t, const Service* s, const Target* x, const Cell* cells, Live* live, uint64_t seed,
+                uint32_t* a) noexcept:
     """Another member than the ill one that was drawn, by the same weights. False: all are ill, and the subset is as good as empty.
 
     Where fewer than the panic threshold are well, the ill one stays: the few would only be the next to fall.
@@ -1136,7 +1137,7 @@ cdef class Table:
         cdef Query q
         cdef Decision d
         cdef bytes ip = client_ip.encode()
-        _ask(head, ip, &h, &q)
+        asked = _ask(head, ip, &h, &q)
         q.listener = listener
         self.shared_draw = draw
         self.mine.pick = pick
@@ -1228,7 +1229,7 @@ cdef class Table:
         cdef uint32_t i
         cdef Value* v
         cdef bytes ip = client_ip.encode()
-        _ask(head, ip, &h, &q)
+        asked = _ask(head, ip, &h, &q)
         if _fill(self, f, &q, self.own) < 0: raise ValueError("the head is too large")
         values = {}
         for i in range(f.n):
@@ -1259,7 +1260,7 @@ cdef class Table:
         cdef Decision d
         if scanned == NULL: raise MemoryError
         try:
-            for k in range(count): _ask(heads[k], ip, &scanned[k], &q)
+            for k in range(count): asked = _ask(heads[k], ip, &scanned[k], &q)
             begin = time.perf_counter_ns()
             for i in range(n):
                 for k in range(count):
@@ -1310,10 +1311,46 @@ def _compiled(bytes pattern):
     return found
 
 
-cdef int _ask(bytes head, bytes ip, Head* h, Query* q) except -1:
-    """Readies a question; `head` and `ip` must outlive it, for it points into both."""
+cdef const char* CERTIFICATE = b":client-certificate"     # as snapshot.CLIENT_CERTIFICATE
+cdef enum: CERTIFICATE_LEN = 19
+
+
+cdef int add_certificate(Head* h, const char* p, uint32_t n) noexcept:
+    """Who the client's certificate names, as the header that only conditions see; -1: there are too many headers."""
+    cdef Header* x = &h.headers[h.count]
+    if h.count == MAX_HEADERS: return -1
+    x.name = CERTIFICATE
+    x.name_len = CERTIFICATE_LEN
+    x.value = p
+    x.value_len = n
+    x.id = H_OTHER
+    x.use = DROP
+    h.count += 1
+    return 0
+
+
+cdef bytes _ask(bytes head, bytes ip, Head* h, Query* q):
+    """Readies a question, which points into `head`, `ip` and what this returns.
+
+    A line `:client-certificate: NAME` in the head stands for what no head can say.
+    """
     cdef const char* p = PyBytes_AS_STRING(head)
-    if scan_request(h, p, p + PyBytes_GET_SIZE(head), MAX_HEADERS) != 1: raise ValueError("not a whole, valid request head")
+    cdef const char* e = p + PyBytes_GET_SIZE(head)
+    cdef const char* name = NULL
+    cdef size_t n = 0
+    cdef bytes rest = head
+    at = head.find(b"\r\n:client-certificate:")
+    if at >= 0:
+        end = head.find(b"\r\n", at + 2)
+        if end < 0: raise ValueError("not a whole, valid request head")
+        told = head[at + 2 + CERTIFICATE_LEN + 1 : end].strip(b" \t")
+        name = p + head.index(told, at + 2 + CERTIFICATE_LEN)
+        n = len(told)
+        rest = head[:at] + head[end:]
+        p = PyBytes_AS_STRING(rest)
+        e = p + PyBytes_GET_SIZE(rest)
+    if scan_request(h, p, e, MAX_HEADERS) != 1: raise ValueError("not a whole, valid request head")
+    if name != NULL and add_certificate(h, name, <uint32_t>n) < 0: raise ValueError("too many headers")
     q.head = h
     q.ip = PyBytes_AS_STRING(ip)
     q.ip_len = <uint32_t>PyBytes_GET_SIZE(ip)
@@ -1321,7 +1358,7 @@ cdef int _ask(bytes head, bytes ip, Head* h, Query* q) except -1:
     memcpy(q.address, PyBytes_AS_STRING(packed), 16)
     q.v4 = b":" not in ip
     q.listener = 0
-    return 0
+    return rest
 
 
 def pack_address(str address):

@@ -32,6 +32,9 @@ def explain(
         list[str] | None, typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="May be repeated.")
     ] = None,
     client_ip: Annotated[str, typer.Option(help="Address of the client.")] = "127.0.0.1",
+    client_certificate: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who the client's verified certificate names.")
+    ] = None,
     listener: Annotated[
         str | None, typer.Option(metavar="NAME", help="The listener that it comes in by, where routes differ by it.")
     ] = None,
@@ -47,7 +50,11 @@ def explain(
     """Explain one request: route, rule or slot, version, instance, and why earlier rules did not match."""
     import ipaddress
 
+    from graylb.model.snapshot import CLIENT_CERTIFICATE
+
     headers = [_parse_header(each) for each in header or ()]
+    if client_certificate is not None:
+        headers.insert(0, (CLIENT_CERTIFICATE, client_certificate))
     try:
         ipaddress.ip_address(client_ip)
     except ValueError:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import cast
 
 from graylb.model.conditions import Conditions, Match, Operators
-from graylb.model.snapshot import Condition, FieldKind, Operator
+from graylb.model.snapshot import CLIENT_CERTIFICATE, Condition, FieldKind, Operator
 from graylb.model.snapshot import Match as SnapshotMatch
 
 
@@ -52,6 +52,8 @@ def _conditions(part: Conditions) -> Iterator[Condition]:
         yield condition("grpc_method", part.grpc.method)
     if part.client_ip is not None:
         yield condition("client_ip", part.client_ip)
+    if part.client_certificate is not None:
+        yield condition("header", part.client_certificate, CLIENT_CERTIFICATE)
     if part.api_version is not None:
         yield condition("api_version", part.api_version)
     if part.device is not None:

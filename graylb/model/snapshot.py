@@ -16,6 +16,9 @@ import orjson
 SLOTS = 10_000
 """Buckets of a split's sticky keys; one slot is 0.01 %."""
 
+CLIENT_CERTIFICATE = ":client-certificate"
+"""The header that conditions on the client's certificate read. No request can have it: no name has a colon."""
+
 FieldKind = Literal[
     "path",  # the target's path, as received, without the query
     "method",

@@ -14,6 +14,7 @@ import h11
 import pytest
 
 from graylb import _tls
+from graylb.model.snapshot import CLIENT_CERTIFICATE, Condition, Match, Rule, Subset
 from tests.certificates import Authority
 from tests.integration import engines, wire
 from tests.integration.engines import Rig, request, service, until, within
@@ -485,6 +486,28 @@ def test_drain(authority: Authority) -> None:
         await within(quiet.wait())
 
     run(test, certificates(entry(authority.issue("a.test"))))
+
+
+def test_rules_ask_who_the_client_is(tmp_path: Path, authority: Authority, clients: Authority) -> None:
+    """By the certificate alone: no header says it, and none can."""
+    made = certificates(entry(authority.issue("a.test"), client_ca=clients.pem, client_auth="optional"))
+    ann = clients.issue("ann.example.org", "spiffe://example.org/ann", common="Ann")
+    asks = Condition("header", "exact", ("spiffe://example.org/ann",), CLIENT_CERTIFICATE)
+
+    async def test(rig: Rig) -> None:
+        one, two = await rig.origin(), await rig.origin()
+        rig.swap(service(one, (two, "v2"), rules=(Rule("ann", Match((asks,)), Subset(version="v2")),)))
+        for context, version in ((authority.client(*ann.write(tmp_path, "ann")), "v2"), (authority.client(), "v1")):
+            caller = await rig.caller(tls=context, name="a.test")
+            for _ in range(3):
+                answer = await caller.ask("GET", "/", "client-certificate: spiffe://example.org/ann")
+                assert answer.get("x-graylb-version") == version
+        assert all(ask.get("client-certificate") == "spiffe://example.org/ann" for ask in (*one.asks, *two.asks))
+        assert not any(b"\r\n:" in ask.head for ask in (*one.asks, *two.asks))
+        forger = await rig.caller(tls=authority.client(), name="a.test")
+        assert (await forger.ask("GET", "/", ":client-certificate: spiffe://example.org/ann")).status == 400
+
+    run(test, made)
 
 
 def test_who_the_client_is(tmp_path: Path, authority: Authority, clients: Authority) -> None:

@@ -59,6 +59,7 @@ CONDITIONS: dict[str, st.SearchStrategy[Any]] = {
     "metadata": named(RULE_VALUES),
     "grpc": optional({"service": RULE_VALUES}, method=RULE_VALUES),
     "client_ip": kind(st.sampled_from(["10.0.0.0/8", "10.1.2.3", "::1", "2001:db8::/32"])),
+    "client_certificate": kind(st.sampled_from(["spiffe://example.org/a", "a.test"]), one_key(present=st.booleans())),
     "api_version": kind(st.sampled_from(["v1", 2, "3"]), one_key(present=st.booleans())),
     "device": kind(st.sampled_from(["mobile", "bot", "desktop"])),
     "mark": RULE_VALUES,

@@ -99,6 +99,10 @@ def test_operators(value: Any, condition: Condition) -> None:
             Condition("client_ip", "cidr", ("10.0.0.0/8", "2001:db8::/32")),
         ),
         ({"client_ip": {"not": "::1"}}, Condition("client_ip", "cidr", ("::1/128",), negate=True)),
+        (
+            {"client_certificate": {"suffix": ".test"}},
+            Condition("header", "suffix", (".test",), ":client-certificate"),
+        ),
         ({"api_version": 1}, Condition("api_version", "exact", ("v1",))),
         ({"api_version": ["v1", "2"]}, Condition("api_version", "in", ("v1", "v2"))),
         ({"device": {"not": "bot"}}, Condition("device", "exact", ("bot",), negate=True)),

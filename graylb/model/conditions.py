@@ -150,8 +150,8 @@ class Conditions(Part):
     )
     client_certificate: Value | None = Field(
         default=None,
-        description="Who the client's verified TLS certificate names: its first URI (such as a SPIFFE ID), else its first "
-        "DNS name, else its subject. Absent without one.",
+        description="Who the client's verified TLS certificate names: its first URI (such as a SPIFFE ID), else its "
+        "first DNS name, else its subject. Absent without one.",
     )
     api_version: Annotated[Value, _fitted(values.api_version, "exact", "in", "present", "not", lists=False)] | None = (
         Field(

@@ -1297,7 +1297,20 @@ cdef class Engine(Tunnels):
         if c.connecting: self._upstream_failed(c, E_CONNECT_TIMEOUT if c.session.conn.timed_out else E_CONNECT_FAILED)
         elif not seen and not x.response_begun and x.attempts < MAX_ATTEMPTS and x.saved_len:
             self._repeat(x, c, True, E_UPSTREAM_RESET)       # nobody has looked at it
+        elif x.grpc and x.response_begun and c.session.conn.dead: self._break_off(x, self.grpc_ends[E_UPSTREAM_RESET])
         else: self._upstream_failed(c, E_UPSTREAM_RESET)
+
+    cdef void _break_off(self, Exchange* x, bytes trailers) noexcept:
+        """Ends a gRPC answer whose instance is lost: by a status, which tells a client more than a reset."""
+        cdef Conn* c = x.client
+        cdef Conn* u = x.upstream
+        self.errors[E_UPSTREAM_RESET] += 1
+        _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
+        self._drop_exchange(x)
+        self._kill(u)
+        c.eof = 1
+        if c.stream: self.h2.more(c)
+        self._see_out(c)
 
     cdef void _stream_readable(self, Conn* c) noexcept:
         """A stream's turn: what it has waited with goes on."""

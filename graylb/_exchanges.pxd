@@ -10,6 +10,7 @@ cdef class Exchanges(Streams):
     cdef Exchange* spare
     cdef list answers
     cdef list grpc_answers
+    cdef list grpc_ends
     cdef bint retriable[N_CODES]
     cdef readonly int exchanges
     cdef readonly uint64_t aborted

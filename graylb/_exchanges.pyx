@@ -34,6 +34,7 @@ cdef class Exchanges(Streams):
         self.answers = [[[kind.response(json=json, close=close) for close in (False, True)] for json in (False, True)]
                         for kind in KINDS]
         self.grpc_answers = [kind.grpc_response() for kind in KINDS]
+        self.grpc_ends = [kind.grpc_trailers() for kind in KINDS]
         for kind in KINDS: self.retriable[<int>kind.code] = kind.retriable
 
     def __dealloc__(self):

@@ -62,6 +62,10 @@ class ErrorKind:
         ]
         return "\r\n".join([*lines, "", ""]).encode()
 
+    def grpc_trailers(self) -> bytes:
+        """The end of a gRPC answer that has begun, as trailers."""
+        return self.grpc_response().partition(b"\r\n")[2].partition(b"\r\n")[2]
+
 
 PHRASES = {
     400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",

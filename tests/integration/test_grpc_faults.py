@@ -55,6 +55,48 @@ def test_instances_that_end_connections_by_age_fail_no_call(tmp_path: Path) -> N
 
 def test_an_instance_that_is_killed_fails_only_what_it_had(tmp_path: Path) -> None:
     """Calls that it may have seen fail with UNAVAILABLE; later ones go to the other instance of the version."""
+    with own_process() as (process, victim), servers("v1") as (other,):
+        doc = proxies.document({"echo": proxies.service(victim, other.address)})
+        with proxies.running(tmp_path, doc) as proxy, Channel(proxy.address) as channel:
+            hanging = [channel.channel.unary_unary("/test.Echo/Hang").future(b"", timeout=60) for _ in range(20)]
+            until(lambda: len(other.calls) > 0, "calls at both")
+            seen_by_other = until(
+                lambda: len(other.calls) if sum(_in_flight(proxy)) == 20 else None, "all calls under way"
+            )
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            failed = until(lambda: _done(hanging) if len(_done(hanging)) >= 20 - seen_by_other else None, "failures")
+            assert len(failed) == 20 - seen_by_other
+            assert {each.code() for each in failed} <= {grpc.StatusCode.UNAVAILABLE}
+            assert calls(proxy.address, "echo.test", 200) == {"v1": 200}
+            for each in hanging:
+                each.cancel()
+
+
+def test_a_call_whose_instance_is_killed_after_its_first_message_is_told_that_it_is_unavailable(tmp_path: Path) -> None:
+    """By a status in trailers: a reset would be INTERNAL to the client, which is not asked again."""
+    answered = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        yield b"first"
+        answered.wait(PATIENCE)
+
+    with own_process() as (process, victim):
+        doc = proxies.document({"echo": proxies.service(victim)})
+        with proxies.running(tmp_path, doc) as proxy, Channel(proxy.address) as channel:
+            call = channel.talk(messages(), timeout=PATIENCE)
+            assert next(iter(call)) == b"first"
+            process.send_signal(signal.SIGKILL)
+            with pytest.raises(grpc.RpcError):
+                next(iter(call))
+            answered.set()
+            assert call.code() == grpc.StatusCode.UNAVAILABLE
+            assert call.details() == "graylb: the instance closed the connection before it answered"
+
+
+@contextlib.contextmanager
+def own_process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of v1 that can be killed, and its address."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.integration.grpcs", "v1"], cwd=proxies.ROOT, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
@@ -62,25 +104,7 @@ def test_an_instance_that_is_killed_fails_only_what_it_had(tmp_path: Path) -> No
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        victim = process.stdout.readline().strip()
-        with servers("v1") as (other,):
-            doc = proxies.document({"echo": proxies.service(victim, other.address)})
-            with proxies.running(tmp_path, doc) as proxy, Channel(proxy.address) as channel:
-                hanging = [channel.channel.unary_unary("/test.Echo/Hang").future(b"", timeout=60) for _ in range(20)]
-                until(lambda: len(other.calls) > 0, "calls at both")
-                seen_by_other = until(
-                    lambda: len(other.calls) if sum(_in_flight(proxy)) == 20 else None, "all calls under way"
-                )
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                failed = until(
-                    lambda: _done(hanging) if len(_done(hanging)) >= 20 - seen_by_other else None, "failures"
-                )
-                assert len(failed) == 20 - seen_by_other
-                assert {each.code() for each in failed} <= {grpc.StatusCode.UNAVAILABLE}
-                assert calls(proxy.address, "echo.test", 200) == {"v1": 200}
-                for each in hanging:
-                    each.cancel()
+        yield process, process.stdout.readline().strip()
     finally:
         process.kill()
         process.wait()

@@ -51,6 +51,7 @@ cdef enum:
     QUEUED = 2048                  # frames that wait to be sent besides those of streams: who makes us answer must read
     RESET_MS = 10000               # a burst is refilled within
     CONTROL_MS = 1000
+    NO_RFC7540_PRIORITIES = 9      # of SETTINGS, RFC 9218 section 2.1.1; older headers do not name it
     EARNED = 4                     # control frames that a DATA frame of ours allows: updates of two windows, a PING
     GRAIN = 64                     # blocks of libnghttp2 are kept by multiples of it
     BINS = 32                      # so many of them
@@ -240,10 +241,8 @@ cdef inline bint _line(Text* t, const char* name, size_t n, const char* value, s
 
 cdef inline bint _lawful(const char* name, size_t n, const char* value, size_t m) noexcept:
     """Whether a field may stand in a text: libnghttp2 has looked too, but what passes here becomes a line of HTTP/1."""
-    cdef size_t i
     if n == 0 or gl_skip_value(value, value + m) != value + m: return False
-    for i in range(n):
-        if GL_TOKEN[<uint8_t>name[i]] != <uint8_t>name[i]: return False
+    # of names it has let nothing through that is no lower-case token, and the scanner of heads looks at them again
     return True
 
 
@@ -676,8 +675,11 @@ cdef inline void _pair(nghttp2_nv* nv, const char* name, size_t n, const char* v
     nv.flags = 0
 
 
-cdef int _pairs(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host) noexcept:
-    """Field lines of a text -> pairs; how many, or -1: too many, or no text. host, if wanted, gets that field's value."""
+cdef int _pairs(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host, bint lower) noexcept:
+    """Field lines of a text -> pairs; how many, or -1: too many, or no text. host, if wanted, gets that field's value.
+
+    lower: names may have capitals. Those that came by HTTP/2, and ours, have none.
+    """
     cdef int n = 0
     cdef char* q
     cdef char* v
@@ -693,7 +695,8 @@ cdef int _pairs(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host) noexcept:
         name = q - p
         value = z - v
         while value and (v[value - 1] == 32 or v[value - 1] == 9): value -= 1
-        for i in range(name): p[i] = <char>GL_TOKEN[<uint8_t>p[i]]
+        if lower:
+            for i in range(name): p[i] = <char>GL_TOKEN[<uint8_t>p[i]]
         if host != NULL and name == 4 and memcmp(p, b"host", 4) == 0:
             host.value = <uint8_t*>v
             host.valuelen = value
@@ -723,7 +726,7 @@ cdef ssize_t _read(nghttp2_session* ng, int32_t stream, uint8_t* buf, size_t mos
     if c.eof and n == c.out_len:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
         if c.trailers_len:
-            fields = _pairs(c.trailers, c.trailers + c.trailers_len, _nv, NULL)
+            fields = _pairs(c.trailers, c.trailers + c.trailers_len, _nv, NULL, True)
             if fields < 0: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
             if fields:
                 flags[0] |= NGHTTP2_DATA_FLAG_NO_END_STREAM
@@ -827,7 +830,11 @@ cdef bint _start(Framer* f) noexcept:
     if not f.s.server:
         settings[2].settings_id = NGHTTP2_SETTINGS_ENABLE_PUSH
         settings[2].value = 0
-    if nghttp2_submit_settings(f.ng, NGHTTP2_FLAG_NONE, settings, 3) != 0: return False
+        # RFC 9218: our streams to an instance need no tree of priorities. One that has much to send is before others at most
+        # with what is pending of it, which is as much as a window.
+        settings[3].settings_id = NO_RFC7540_PRIORITIES
+        settings[3].value = 1
+    if nghttp2_submit_settings(f.ng, NGHTTP2_FLAG_NONE, settings, 3 if f.s.server else 4) != 0: return False
     return nghttp2_session_set_local_window_size(f.ng, NGHTTP2_FLAG_NONE, 0, <int32_t>limits.connection_window) == 0
 
 
@@ -919,19 +926,20 @@ cdef nghttp2_data_provider* _provider(Conn* c) noexcept:
 cdef nghttp2_data_provider _body
 
 
-cdef int _head(char* text, size_t n, nghttp2_nv* nv) noexcept:
+cdef int _head(Conn* c, char* text, size_t n, nghttp2_nv* nv) noexcept:
     """A response's text -> pairs; how many, or -1."""
     cdef int k
     cdef char* p = <char*>memchr(text, 10, n)
+    cdef bint lower = c.x == NULL or c.x.upstream == NULL or c.x.upstream.fd >= 0
     if p == NULL or n < 14: return -1
     _pair(&nv[0], b":status", 7, text + 9, 3)
-    k = _pairs(p + 1, text + n, nv + 1, NULL)
+    k = _pairs(p + 1, text + n, nv + 1, NULL, lower)
     return k + 1 if k >= 0 else -1
 
 
 cdef int _respond(Conn* c, char* text, size_t n, bint end) noexcept:
     cdef Framer* f = <Framer*>c.session
-    cdef int k = _head(text, n, _nv)
+    cdef int k = _head(c, text, n, _nv)
     if c.stream == 0 or k < 0: return -1
     if nghttp2_submit_response(f.ng, c.stream, _nv, k, NULL if end else _provider(c)) != 0: return -1
     _touch(f)
@@ -940,7 +948,7 @@ cdef int _respond(Conn* c, char* text, size_t n, bint end) noexcept:
 
 cdef int _inform(Conn* c, char* text, size_t n) noexcept:
     cdef Framer* f = <Framer*>c.session
-    cdef int k = _head(text, n, _nv)
+    cdef int k = _head(c, text, n, _nv)
     if c.stream == 0 or k < 0: return -1
     if nghttp2_submit_headers(f.ng, NGHTTP2_FLAG_NONE, c.stream, NULL, _nv, k, NULL) != 0: return -1
     _touch(f)
@@ -961,7 +969,7 @@ cdef int _ask(Session* s, Conn* u, char* text, size_t n, bint end, bint https) n
     _pair(&nv[1], b":method", 7, text, target - text)
     _pair(&nv[2], b":scheme", 7, b"https" if https else b"http", 5 if https else 4)
     _pair(&nv[3], b":path", 5, target + 1, space - target - 1)
-    k = _pairs(line + 1, e, nv + 4, nv)
+    k = _pairs(line + 1, e, nv + 4, nv, u.x == NULL or u.x.client == NULL or u.x.client.fd >= 0)
     if k < 0: return -1
     k += 4
     if nv[0].valuelen == 0:

@@ -13,7 +13,10 @@ from urllib.parse import quote
 import orjson
 
 Source = Literal["client", "graylb", "upstream"]
-GRPC: Final = {4: "DEADLINE_EXCEEDED", 8: "RESOURCE_EXHAUSTED", 12: "UNIMPLEMENTED", 13: "INTERNAL", 14: "UNAVAILABLE"}
+GRPC: Final = {
+    4: "DEADLINE_EXCEEDED", 8: "RESOURCE_EXHAUSTED", 9: "FAILED_PRECONDITION", 12: "UNIMPLEMENTED", 13: "INTERNAL",
+    14: "UNAVAILABLE",
+}  # fmt: skip
 """The codes that graylb itself answers gRPC requests with."""
 SHOWN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 """Characters of a grpc-message that stand for themselves."""

@@ -17,7 +17,7 @@ from graylb import supervisor
 from graylb.control.spawning import spawn, worker_environment
 from graylb.control.workers import Nursery, Worker, WorkerFailed
 from graylb.listeners import Bound, bind
-from graylb.model.snapshot import Listener
+from graylb.model.snapshot import Listener, Snapshot
 from graylb.proxy.channel import SOCKETS_AT_ONCE
 from tests.control.fake_worker import HANGS
 
@@ -29,6 +29,10 @@ ANYWHERE = Listener("127.0.0.1:0")
 class Table:
     revision: int
     order: str = ""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.revision, (), (), ())
 
     @property
     def image(self) -> bytes:

@@ -35,6 +35,7 @@ from graylb.grpc_health import reply as health_reply
 
 cdef enum:
     MAX_ATTEMPTS = 4
+    LINGER_BYTES = 4194304
     PIECE = 65536          # a stream's body bytes are encoded for HTTP/1 in pieces of at most this
 
 cdef extern from * nogil:
@@ -422,8 +423,9 @@ cdef class Engine(Tunnels):
                 if not self._proxy_header(c, have, n) or c.held_len == 0:
                     if c.dead or c.tls != NULL or not c.readable: return
             else:
-                # lingering: thrown away
-                if n == 0 and c.out_len == 0: self._kill(c)
+                # lingering: thrown away. Who goes on regardless behind a GOAWAY is not waiting for our last words.
+                c.owed += have
+                if (n == 0 and c.out_len == 0) or (c.session != NULL and c.owed > LINGER_BYTES): self._kill(c)
                 if n <= 0 or not c.readable: return
 
     cdef bint _head_bytes(self, Conn* c, size_t have, ssize_t n) noexcept:

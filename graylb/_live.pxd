@@ -127,7 +127,7 @@ cdef struct Conn:
     # of a stream
     int32_t stream         # its number; 0: it has none yet, or is over
     uint32_t code          # what it is reset with if it has to be; 0: INTERNAL_ERROR to a client, CANCEL to an instance
-    size_t owed            # received bytes that its window does not count as used yet
+    size_t owed            # received bytes that its window does not count as used yet; of a socket: those thrown away
     char* trailers         # to be sent behind what is pending
     uint32_t trailers_len
     Peer peer              # the client; of an upstream connection that names its client, that client

@@ -122,7 +122,8 @@ WARM = 64 * MIB
 
 
 def slow_reader(peer: Peer, size: Size, window: int) -> dict[str, Any]:
-    read_slowly(peer.port, WARM, window)  # what is still starting, and what is touched for the first time, is not the stream's
+    # what is still starting, and what is touched for the first time, is not the stream's
+    read_slowly(peer.port, WARM, window)
     pids = tree(peer.pid)
     before = cpu_seconds(pids)
     with Watch(pids) as watch:

@@ -246,6 +246,9 @@ def _service_errors(source: Source, path: Path, service: ServicePart, partial: b
 
 
 def _connections(source: Source, path: Path, part: ConnectionsPart, limits: LimitsPart | None) -> Iterator[ConfigError]:
+    if part.protocol == "h2" and part.proxy_protocol != "off":
+        what = "a connection of HTTP/2 is shared by clients, of whom a PROXY header names one"
+        yield problem(source, (*path, "proxy_protocol"), "off beside protocol: h2", what)
     idle = part.idle
     if idle is None and limits is not None:
         idle = limits.upstream_idle_connections

@@ -337,6 +337,7 @@ CASES: dict[str, str | bytes] = {
     "cidr-list-name": match("client_ip: {in: office}"),
     "api-version": match("api_version: latest"),
     "device": match("device: [phone, tablet]"),
+    "proxy-protocol-h2": service("connections: {protocol: h2, proxy_protocol: v2}"),
     "device-near": match("device: moblie"),
     "header-name": match("headers: {'a b': c}"),
     "header-twice": match("headers: {A: b, a: c}"),

@@ -353,11 +353,11 @@ class Worker:
 
     async def _begin(self, table: Table, process: Process) -> str | None:
         """Hands over the first table; a worker that does not take it has nothing to serve."""
-        self._send(self._health)
         refusal = await self.load(table)
         if refusal is not None:
             process.kill()
         else:
+            self._send(self._health)  # before it may accept anybody
             self.loaded.set()
             if self._listening:
                 self.listen()

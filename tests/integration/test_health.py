@@ -44,7 +44,12 @@ def test_an_instance_that_says_it_is_ill_gets_no_requests_until_it_is_well(tmp_p
             # one that is started now knows before it serves
             victim = proxy.workers()[0]
             os.kill(victim, signal.SIGKILL)
-            until(lambda: True if victim not in proxy.workers() and len(proxy.workers()) == 2 else None, "a new worker")
+
+            def all_new() -> bool:
+                workers = proxy.status()["workers"]
+                return all(each["ready"] and each["pid"] != victim for each in workers)
+
+            until(lambda: all_new() or None, "a new worker")
             assert asked(40) == 0
             ill.clear()
             until(lambda: True if is_well() else None, "the check to see it is well")

@@ -33,10 +33,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 class Worker(asyncio.Protocol):
-    """The channel's worker end: frames in, engine calls out. `sockets`: the descriptors to listen on, as they came."""
+    """The channel's worker end: frames in, engine calls out.
 
-    def __init__(self, sockets: list[int], decoder: channel.Decoder) -> None:
+    sockets: the descriptors to listen on, as they came. frames: what was read already, the role first of all; it is
+    taken before anything that the transport reads, which it may do before whoever made it goes on.
+    """
+
+    def __init__(self, sockets: list[int], decoder: channel.Decoder, frames: Iterable[channel.Frame]) -> None:
         self.sockets = sockets
+        self._frames = frames
         self.listeners: list[dict[str, Any]] = []
         self.done = asyncio.Event()
         self._engine: _engine.Engine | None = None
@@ -61,6 +66,7 @@ class Worker(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
         settle_memory()
+        self.take(self._frames)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.done.set()  # the supervisor is gone: nobody would tell us anything any more
@@ -221,9 +227,8 @@ def wait_for_role(told: socket.socket, decoder: channel.Decoder) -> tuple[list[i
 async def serve(told: socket.socket, sockets: list[int], decoder: channel.Decoder, frames: list[channel.Frame]) -> None:
     """Runs until drained or until the supervisor is gone."""
     loop = asyncio.get_running_loop()
-    worker = Worker(sockets, decoder)
+    worker = Worker(sockets, decoder, frames)
     await loop.create_connection(lambda: worker, sock=told)
-    worker.take(frames)
     try:
         await worker.done.wait()
     finally:

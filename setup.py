@@ -149,7 +149,7 @@ extensions = [
     extension(name)
     for name in (
         *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_live"),
-        *("_sockets", "_pools", "_clients", "_streams", "_exchanges", "_tunnels", "_engine"),
+        *("_sockets", "_pools", "_clients", "_streams", "_exchanges", "_attempts", "_tunnels", "_engine"),
     )
 ]
 extensions += [made for name, library in OPTIONAL.items() if (made := optional(name, library))]

@@ -3,7 +3,7 @@
 One request, in reading order: `_client_readable` → `_request_head` → `_begin` → `_acquire` → `_upstream_readable` →
 `_response_head` → `_finish`. A request that comes as an HTTP/2 stream begins at `_stream_request`, an answer that does at
 `_stream_response`; in between they go the same way. The floors below, each a class that this one inherits from: `_sockets` (with
-the rules of the house), `_pools`, `_clients`, `_streams`, `_exchanges`, `_tunnels`.
+the rules of the house), `_pools`, `_clients`, `_streams`, `_exchanges`, `_attempts`, `_tunnels`.
 """
 
 cimport cython
@@ -13,19 +13,20 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF, PyObject
-from graylb._clients cimport Clients
+from graylb._attempts cimport MAX_ATTEMPTS
 from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
-                           add_certificate, decide, free_context, make_context, pick_other, write_decision)
+                           add_certificate, decide, free_context, make_context, write_decision)
 from graylb._gate cimport Gate
-from graylb._grpc cimport put_timeout, read_status, renew_timeout, take_timeout
+from graylb._grpc cimport put_timeout, take_timeout
 from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, GRPC, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
                             scan_request, scan_response, start_body, write_request, write_response)
-from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, SAVED_MAX, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
-                           S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, Session, TableState, Tls, Upstream)
-from graylb._pools cimport WARM_EVERY_MS, may_repeat
-from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us, socket_error
+from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
+                           S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
+                           Tls, Upstream)
+from graylb._pools cimport WARM_EVERY_MS
+from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
 from graylb._streams cimport Streams
 from graylb._tunnels cimport Tunnels
 
@@ -34,7 +35,6 @@ from graylb.errors import BY_REASON, KINDS
 from graylb.grpc_health import reply as health_reply
 
 cdef enum:
-    MAX_ATTEMPTS = 4
     LINGER_BYTES = 4194304
     PIECE = 65536          # a stream's body bytes are encoded for HTTP/1 in pieces of at most this
 
@@ -83,12 +83,11 @@ cdef class Engine(Tunnels):
     cdef dict counters
     cdef dict series               # (service, version) -> Series
     cdef dict fallbacks
+    cdef dict services             # name -> ServiceLive
     cdef set down                  # (service, address) of instances that health checks find ill
     cdef Gate gate
-    cdef Head head
     cdef Context context
     cdef readonly uint64_t requests
-    cdef readonly uint64_t retries
     cdef readonly uint64_t disagreements
 
     def __init__(self, loop, int worker=0):
@@ -100,6 +99,7 @@ cdef class Engine(Tunnels):
         self.counters = {}
         self.series = {}
         self.fallbacks = {}
+        self.services = {}
         self.down = set()
         self.warm = set()
         self.members = {}
@@ -119,9 +119,10 @@ cdef class Engine(Tunnels):
         """Requests whose head completes from now on are decided by this table. Live state is carried over by identity."""
         cdef TableState former = self.state
         before, self.members = self.members, {}
-        instances, retired = [], []
+        instances, retired, services = [], [], []
         for service in table.meta["services"]:
             known = before.pop(service["name"], None)
+            services.append(self._service_of(service, known is None or known[0] != service["digest"]))
             if known is None or known[0] != service["digest"]: own = self._instances_of(service, table, len(instances), known, retired)
             else: own = known[1]
             self.members[service["name"]] = service["digest"], own, len(instances), service["connections"]
@@ -129,9 +130,10 @@ cdef class Engine(Tunnels):
         for name, (_, gone, *_) in before.items():
             retired += gone
             self.series = {key: found for key, found in self.series.items() if key[0] != name}
+            self.services.pop(name, None)
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
-        self.state = TableState(table, instances, counters, pick)
+        self.state = TableState(table, services, instances, counters, pick)
         self.counters = counters
         self._limit_streams(table.meta["limits"])
         self._name_listeners()
@@ -139,6 +141,12 @@ cdef class Engine(Tunnels):
         if former is not None: self._judge_tunnels(former)
         self._warm_up()
         self._reap()
+
+    cdef ServiceLive _service_of(self, dict service, bint changed):
+        cdef ServiceLive found = self.services.get(service["name"])
+        if found is None: found = self.services[service["name"]] = ServiceLive(service["name"])
+        if changed: found.configure(service)
+        return found
 
     cdef list _instances_of(self, dict service, Table table, int first, tuple known, list retired):
         """The instances of a service that is new or changed; former ones that it has no more are added to `retired`."""
@@ -699,83 +707,6 @@ cdef class Engine(Tunnels):
             c.code = H2_CANCEL
             self._abort(c)
 
-    cdef int _send_request(self, Exchange* x, char* head, size_t n, char* body, size_t bn) noexcept:
-        """Head and first body bytes to the upstream; -1: this connection does not take them."""
-        cdef Conn* u = x.upstream
-        if u.fd >= 0: return self._send_two(u, head, n, body, bn)
-        u.eof = x.request_done
-        if bn and self._keep(u, body, bn) < 0: return -1
-        return self.h2.ask(u.session, u, head, n, u.eof and bn == 0, u.session.conn.tls != NULL)
-
-    cdef void _leave(self, Exchange* x) noexcept:
-        """Gives up the upstream connection of an exchange that goes on."""
-        cdef Conn* u = x.upstream
-        (<Upstream>u.upstream).failures += 1
-        self._detach(x)
-        self._kill(u)
-
-    cdef void _await(self, Exchange* x) noexcept:
-        """Sets the clocks after something was sent to the upstream."""
-        cdef Conn* u = x.upstream
-        if u.fd < 0 and x.request_done and not u.eof:
-            u.eof = 1
-            self.h2.more(u)
-        # a call may be silent for as long as it likes: it says itself how long it takes, and its instance's clock looks after it
-        if not x.request_done and not x.grpc: self._set_deadline(x.client, self.now + self.state.body_ms)
-        elif x.client.shut and not x.response_begun: self._set_deadline(x.client, self.now + self.state.grace_ms)
-        if not u.connecting: self._set_deadline(u, self.now + (x.response_ms if x.request_done and not x.grpc else x.idle_ms))
-
-    cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
-        """Keeps a complete request so that it can be sent once more if its connection turns out to be stale."""
-        if an + bn > SAVED_MAX or self._keep_request(x, a, an, b, bn) < 0: x.keeping = 0
-
-    cdef int _keep_request(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
-        """Keeps what is to be sent; -1 out of memory."""
-        cdef char* q
-        if an + bn > x.saved_cap:
-            q = <char*>realloc(x.saved, an + bn + 256)
-            if q == NULL: return -1
-            x.saved = q
-            x.saved_cap = an + bn + 256
-        memcpy(x.saved, a, an)
-        if bn: memcpy(x.saved + an, b, bn)
-        x.saved_len = an + bn
-        return 0
-
-    cdef void _serve(self, Exchange* x) noexcept:
-        """It has waited for a connection, and one is kept for it."""
-        cdef Conn* c = x.client
-        cdef Upstream up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
-        if up.max and up.n_open + up.n_called > up.n_idle + up.max and not (x.h2 and self._room_for_stream(up)):
-            self._leave_queue(up, x)                 # the maximum was lowered in between
-            self._wait(up, x)
-            return
-        c.deadline = 0
-        self._send_kept(x, False, -1)
-
-    cdef void _send_kept(self, Exchange* x, bint fresh, int failed) noexcept:
-        """Sends a request that is kept, on the connection that `_acquire` finds, or has it wait."""
-        cdef Conn* c = x.client
-        if not self._acquire(x, fresh, failed): return
-        while self._send_saved(x) < 0:
-            self._leave(x)
-            if x.attempts >= MAX_ATTEMPTS:
-                self._fail(c, E_UPSTREAM_RESET)
-                return
-            self.retries += 1
-            if not self._acquire(x, True): return
-        # only what may be repeated after it was sent stays
-        if not may_repeat(x) and not x.keeping: x.saved_len = 0
-        self._await(x)
-        if c.state == S_BODY and (c.readable or c.held_len): self._again(c)
-
-    cdef int _send_saved(self, Exchange* x) noexcept:
-        cdef char* body
-        if x.upstream.fd >= 0 and not x.until_us: return self._send(x.upstream, x.saved, x.saved_len)
-        body = <char*>memmem(x.saved, x.saved_len, b"\r\n\r\n", 4) + 4
-        if x.until_us: renew_timeout(body, x.until_us - gl_now_us())
-        return self._send_request(x, x.saved, body - x.saved, body, x.saved_len - (body - x.saved))
-
     cdef bint _take_body(self, Conn* c, char* p, size_t n, Piece* piece) noexcept:
         """Decodes request body bytes at p and encodes them for the upstream, in place. False: malformed, answered."""
         cdef Exchange* x = c.x
@@ -809,123 +740,7 @@ cdef class Engine(Tunnels):
         self._await(x)
         return c.state == S_BODY and c.readable
 
-    cdef int _keep_on(self, Exchange* x, const char* p, size_t n) noexcept:
-        """Keeps more of a request that may have to be sent once more; what grows too long can not be."""
-        cdef char* q
-        if not x.keeping: return 0
-        if x.saved_len + n > SAVED_MAX:
-            x.keeping = 0
-            x.saved_len = 0
-            return 0
-        if x.saved_len + n > x.saved_cap:
-            q = <char*>realloc(x.saved, 2 * (x.saved_len + n))
-            if q == NULL: return -1
-            x.saved = q
-            x.saved_cap = 2 * (x.saved_len + n)
-        memcpy(x.saved + x.saved_len, p, n)
-        x.saved_len += n
-        return 0
-
     # ---- the upstream side -----------------------------------------------------------------------------------------
-
-    cdef bint _acquire(self, Exchange* x, bint fresh, int failed=-1) noexcept:
-        """An idle connection to the chosen instance (last in, first out), else a new one; where instances are full, a place
-        in the queue of the one first chosen. A request that was called has room at the first. failed: the instance that
-        this attempt is not to meet again. False: failed and answered, or x.waiting."""
-        cdef TableState state = <TableState>x.state
-        cdef Upstream up
-        cdef Conn* u
-        cdef int tries, full = -1, first = x.d.instance
-        cdef bint called
-        for tries in range(MAX_ATTEMPTS):
-            up = <Upstream>state.upstreams[x.d.instance]
-            called = x.waiting == CALLED
-            if not called and up.max and not (self._room_for_stream(up) if x.h2 else Clients._has_room(self, up)):
-                if full < 0: full = x.d.instance
-            elif x.d.instance != failed:
-                x.attempts += 1
-                if x.h2: u = self._stream_to(up, x)
-                else:
-                    u = NULL if fresh else self._idle(up, x)
-                    if u == NULL: u = self._connect(up, x)
-                if u == NULL and self.exhausted and self._shed(): u = self._stream_to(up, x) if x.h2 else self._connect(up, x)
-                if called: self._leave_queue(up, x)  # not before: what these two close is room for nobody else
-                if u != NULL:
-                    u.state = U_HEAD
-                    u.x = x
-                    x.upstream = u
-                    up.in_flight += 1
-                    up.requests += 1
-                    return True
-                if called: self._call_all(up)
-                if self.exhausted:                   # not the instance is to blame, and no other could be reached
-                    self._fail(x.client, E_OVERLOADED)
-                    return False
-                up.failures += 1
-                self.retries += 1
-            if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first): break
-        if full >= 0:
-            x.d.instance = full
-            up = <Upstream>state.upstreams[full]
-            if up.n_waiting < up.queue:
-                self._wait(up, x)
-                self._set_deadline(x.client, self.now + up.queue_ms)
-                return False
-        self._fail(x.client, E_OVERLOADED if full >= 0 else E_CONNECT_FAILED)
-        return False
-
-    cdef bint _connected(self, Conn* u) noexcept:
-        """The connection attempt has ended, one way or the other."""
-        cdef Exchange* x = u.x
-        if socket_error(u.fd) != 0:
-            self._upstream_failed(u, E_CONNECT_FAILED)   # a session tells its streams
-            return False
-        u.connecting = 0
-        if u.session != NULL: self._session_connected(u)
-        elif x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
-        elif (<Upstream>u.upstream).retired:
-            self._kill(u)
-            return False
-        else: self._pool(u)                          # opened in advance
-        return True
-
-    cdef void _upstream_failed(self, Conn* u, int code) noexcept:
-        """The connection failed before an answer; whether anybody can have seen the request is the error kind's to say."""
-        cdef Exchange* x = u.x
-        cdef Upstream up = <Upstream>u.upstream
-        cdef Conn* c
-        cdef bint stale
-        if x == NULL:
-            self._kill(u)
-            return
-        c = x.client
-        if x.response_begun:
-            self._abort(u)
-            return
-        # A pooled connection that the instance closed meanwhile: the request met nobody, or its method may be repeated.
-        stale = u.reused and code == E_UPSTREAM_RESET and u.held_len == 0
-        if x.attempts < MAX_ATTEMPTS and (self.retriable[code] or (stale and x.safe)) and self._can_repeat(x, u):
-            self._repeat(x, u, stale, code)
-            return
-        up.failures += 1
-        self._fail(c, code)
-
-    cdef bint _can_repeat(self, Exchange* x, Conn* u) noexcept:
-        # while connecting nothing has left: what is pending is the whole request so far
-        return x.saved_len > 0 or (u.connecting and u.fd >= 0)
-
-    cdef void _repeat(self, Exchange* x, Conn* u, bint stale, int code) noexcept:
-        """One more attempt: a fresh connection to the same instance if the old one was stale, else another instance."""
-        cdef int failed = x.d.instance
-        # nobody kept it: what is pending behind a PROXY header is the whole request so far
-        if x.saved_len == 0 and self._keep_request(x, u.out + u.out_off + u.preface, u.out_len - u.preface, NULL, 0) < 0:
-            self._abort(u)
-            return
-        self._leave(x)
-        self.retries += 1
-        if stale: self._send_kept(x, True, -1)
-        elif pick_other((<TableState>x.state).table, &(<TableState>x.state).live, &x.d, failed): self._send_kept(x, False, failed)
-        else: self._fail(x.client, code)
 
     cdef void _upstream_readable(self, Conn* u) noexcept:
         cdef size_t have, moved = 0
@@ -1241,20 +1056,6 @@ cdef class Engine(Tunnels):
         if end and x.grpc and self._asks_another(x, u): return
         u.ended = end                                        # gRPC tells a bare status by a head that ends its stream
         self._final(u, self.piece + HEADROOM, 0)
-
-    cdef bint _asks_another(self, Exchange* x, Conn* u) noexcept:
-        """The call has failed before it began, and so that its service wants another instance asked. False: that cannot be."""
-        cdef Upstream up = <Upstream>u.upstream
-        cdef TableState state = <TableState>x.state
-        cdef int failed = x.d.instance
-        cdef int status = read_status(&self.head) if up.retry_on else -1
-        if status < 0 or not (up.retry_on >> status) & 1: return False
-        if x.attempts >= up.attempts or not x.request_done or x.saved_len == 0 or not up.affords(gl_now_us()): return False
-        if not pick_other(state.table, &state.live, &x.d, failed): return False
-        self._leave(x)
-        self.retries += 1
-        self._send_kept(x, False, failed)
-        return True
 
     cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept:
         """Body bytes. The window of their stream opens again when the other side has taken them."""

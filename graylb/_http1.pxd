@@ -191,4 +191,5 @@ cdef char* write_request(Head* h, char* o, ForwardingPolicy* policy, Client* cli
                          const char* strip, size_t strip_len, const char* prefix, size_t prefix_len) noexcept nogil
 cdef char* write_response(Head* h, char* o, uint8_t body_kind, int connection, bint via,
                           const char* extra, size_t extra_len) noexcept nogil
+cdef char* put_line(char* e, const char* line, size_t n) noexcept nogil
 cdef char* chunk_head(char* data, size_t n) noexcept nogil

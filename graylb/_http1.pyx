@@ -524,6 +524,14 @@ cdef int _chunk_step(Body* b, int c) noexcept nogil:
     return 0
 
 
+cdef char* put_line(char* e, const char* line, size_t n) noexcept nogil:
+    """Adds a line, `name: value` with its end, to a written head, of which e is the end; its new end. Before `put_timeout`,
+    whose line has to be the last."""
+    memcpy(e - 2, line, n)
+    memcpy(e + n - 2, b"\r\n", 2)
+    return e + n
+
+
 cdef char* chunk_head(char* data, size_t n) noexcept nogil:
     """Writes `HEX CRLF` right before data (18 bytes of room) and returns where it begins."""
     cdef char* o = data - 2

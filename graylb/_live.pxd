@@ -238,6 +238,13 @@ cdef class Upstream:
 
     cdef bint affords(self, uint64_t now_us) noexcept
 
+cdef class ServiceLive:
+    # one service, while tables name it
+    cdef readonly str name
+    cdef dict settings     # its entry of meta["services"]
+
+    cpdef configure(self, dict settings)
+
 cdef class Counter:
     cdef readonly uint64_t value
 
@@ -246,7 +253,9 @@ cdef class TableState:
     cdef readonly Table table
     cdef Live live
     cdef PyObject** upstreams
+    cdef PyObject** services               # ServiceLive by the table's number
     cdef list boxes
+    cdef list service_boxes
     cdef list counters
     cdef readonly dict service_settings    # name -> its entry of meta["services"]
     cdef ForwardingPolicy policy

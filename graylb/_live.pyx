@@ -143,27 +143,43 @@ cdef class Upstream:
                 **({"tls_failed": self.tls_failed.decode() if self.tls_failed != NULL else None} if self.origin is not None else {})}
 
 
+cdef class ServiceLive:
+    """One service, while tables name it: what is to be known of it from one request to the next."""
+
+    def __init__(self, str name):
+        self.name = name
+
+    cpdef configure(self, dict settings):
+        """Takes its entry of meta["services"], whenever that is new."""
+        self.settings = settings
+
+
 cdef class TableState:
     """A table bound to the live state of this worker; requests hold it from their head to their end.
 
-    upstreams: one for each instance of the table, in its order. counters: those of its splits, by name.
+    services, upstreams: one for each service and instance of the table, in its order. counters: those of its splits, by name.
     """
 
-    def __cinit__(self, Table table, list upstreams, dict counters, uint64_t pick):
+    def __cinit__(self, Table table, list services, list upstreams, dict counters, uint64_t pick):
         cdef Upstream u
+        cdef ServiceLive s
         cdef Counter n
         cdef int i
         cdef int instances = table.header.n_instances
         self.table = table
         self.boxes = upstreams
+        self.service_boxes = services
         self.counters = []
         self.live.draws = <uint64_t**>calloc(table.header.n_splits + 1, sizeof(void*))
         self.live.in_flight = <uint32_t**>calloc(instances + 1, sizeof(void*))
         self.live.down = <uint8_t**>calloc(instances + 1, sizeof(void*))
         self.upstreams = <PyObject**>calloc(instances + 1, sizeof(void*))
-        if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL: raise MemoryError
+        self.services = <PyObject**>calloc(len(services) + 1, sizeof(void*))
+        if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL \
+                or self.services == NULL: raise MemoryError
         self.live.pick = pick
         if len(upstreams) != instances: raise ValueError(f"{len(upstreams)} upstreams for {instances} instances")
+        for i, s in enumerate(services): self.services[i] = <PyObject*>s
         for i, u in enumerate(upstreams):
             self.live.in_flight[i] = &u.in_flight
             self.live.down[i] = &u.down
@@ -203,6 +219,7 @@ cdef class TableState:
         free(self.live.in_flight)
         free(self.live.down)
         free(self.upstreams)
+        free(self.services)
 
 
 cdef bint _same(Table a, int i, Table b, int k) noexcept:

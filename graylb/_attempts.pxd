@@ -1,0 +1,28 @@
+"""Attempts: see _attempts.pyx."""
+
+from libc.stdint cimport uint64_t
+from graylb._exchanges cimport Exchanges
+from graylb._http1 cimport Head
+from graylb._live cimport Conn, Exchange
+
+cdef enum:
+    MAX_ATTEMPTS = 4
+
+cdef class Attempts(Exchanges):
+    cdef Head head                 # the one that was scanned last
+    cdef readonly uint64_t retries
+
+    cdef bint _acquire(self, Exchange* x, bint fresh, int failed=*) noexcept
+    cdef void _serve(self, Exchange* x) noexcept
+    cdef void _send_kept(self, Exchange* x, bint fresh, int failed) noexcept
+    cdef int _send_saved(self, Exchange* x) noexcept
+    cdef int _send_request(self, Exchange* x, char* head, size_t n, char* body, size_t bn) noexcept
+    cdef void _await(self, Exchange* x) noexcept
+    cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept
+    cdef int _keep_request(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept
+    cdef int _keep_on(self, Exchange* x, const char* p, size_t n) noexcept
+    cdef void _upstream_failed(self, Conn* u, int code) noexcept
+    cdef bint _can_repeat(self, Exchange* x, Conn* u) noexcept
+    cdef void _repeat(self, Exchange* x, Conn* u, bint stale, int code) noexcept
+    cdef bint _asks_another(self, Exchange* x, Conn* u) noexcept
+    cdef void _leave(self, Exchange* x) noexcept

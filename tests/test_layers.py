@@ -118,6 +118,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb.systemd",
         "graylb.builds",
     ),
+    "graylb.sdk": ("graylb.sdk",),
     "graylb.cli": ("graylb",),
     "graylb.demo": ("graylb.demo", "graylb.control", "graylb.model", "graylb.supervisor"),
 }
@@ -253,6 +254,12 @@ def test_workers_load_nothing_of_the_control_plane() -> None:
         "etcd3",
     }
     assert not any(within(name, floor) for name in loaded for floor in ("graylb.control", "graylb.model", "graylb.cli"))
+
+
+def test_nobody_but_services_uses_the_sdk() -> None:
+    for name, path in MODULES.items():
+        if not within(name.removesuffix(":pxd"), "graylb.sdk"):
+            assert not any(within(imported, "graylb.sdk") for imported in imports(path)), name
 
 
 def test_a_command_line_that_needs_little_loads_little() -> None:

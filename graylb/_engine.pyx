@@ -14,6 +14,7 @@ from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._attempts cimport MAX_ATTEMPTS
+from graylb._detours cimport Detours
 from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
                            add_certificate, decide, free_context, make_context, write_decision)
 from graylb._gate cimport Gate
@@ -22,13 +23,12 @@ from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, GRPC, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
                             scan_request, scan_response, start_body, write_request, write_response)
-from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
+from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
                            Tls, Upstream)
 from graylb._pools cimport WARM_EVERY_MS
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
 from graylb._streams cimport Streams
-from graylb._tunnels cimport Tunnels
 
 from graylb._live import carried, is_ip
 from graylb.errors import BY_REASON, KINDS
@@ -62,6 +62,7 @@ cdef int E_UPSTREAM_INVALID = BY_REASON["upstream-invalid"].code
 cdef int E_MISDIRECTED = BY_REASON["misdirected"].code
 cdef int E_UPSTREAM_TLS = BY_REASON["upstream-tls"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
+cdef int E_INJECTED = BY_REASON["injected-fault"].code
 cdef int E_DEADLINE = BY_REASON["deadline-exceeded"].code
 
 
@@ -70,7 +71,7 @@ cdef size_t HEALTH_LEN = 23
 cdef const char* PRI = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"   # RFC 9113 section 3.4
 
 
-cdef class Engine(Tunnels):
+cdef class Engine(Detours):
     """Serves clients by the current table. One engine a worker, on one event loop.
 
     loop: a running uvloop (or asyncio) loop. worker: number of this worker, sets its counters apart from its siblings'.
@@ -144,7 +145,7 @@ cdef class Engine(Tunnels):
 
     cdef ServiceLive _service_of(self, dict service, bint changed):
         cdef ServiceLive found = self.services.get(service["name"])
-        if found is None: found = self.services[service["name"]] = ServiceLive(service["name"])
+        if found is None: found = self.services[service["name"]] = ServiceLive(service["name"], self.worker)
         if changed: found.configure(service)
         return found
 
@@ -263,6 +264,7 @@ cdef class Engine(Tunnels):
             "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
             "errors": {kind.reason: self.errors[kind.code] for kind in KINDS if self.errors[kind.code]},
             "fallbacks": [{"service": s, "wanted": w, "got": g, "count": n} for (s, w, g), n in self.fallbacks.items()],
+            "faults": [each for live in self.services.values() for each in (<ServiceLive>live).fault_figures()],
             "instances": [u.figures() for u in self.upstreams.values()],
             "versions": [each.figures() for each in self.series.values()],
         }
@@ -395,6 +397,7 @@ cdef class Engine(Tunnels):
         cdef ssize_t n
         if c.x != NULL and c.x.waiting:
             if c.x.waiting == CALLED: self._serve(c.x)
+            elif c.x.waiting == DUE: self._go_on(c.x)
             return
         while not c.dead:
             if c.state == S_WAIT: return             # pipelined bytes wait in the kernel
@@ -529,6 +532,7 @@ cdef class Engine(Tunnels):
         cdef Head* h = &self.head
         cdef Exchange* x = self._exchange()
         cdef TableState state = self.state
+        cdef ServiceLive live
         cdef Tls* secure = self._tls_of(c)
         cdef Query q
         if x == NULL:
@@ -579,7 +583,11 @@ cdef class Engine(Tunnels):
         if secure != NULL and secure.identity_len: h.count -= 1
         if x.d.fell_back: self._count_fallback(x)
         if x.d.outcome == DECIDED: x.h2 = self._goes_by_h2(x, h)
-        if x.d.outcome != DECIDED: self._undecided(c, p, have)
+        if x.d.outcome != DECIDED:
+            self._undecided(c, p, have)
+            return
+        live = <ServiceLive>state.services[x.d.service]
+        if live.faults is not None and self._injects(x, live): self._refuse(c, p, have, E_INJECTED)
         else: self._begin(c, p, have)
 
     cdef bint _goes_by_h2(self, Exchange* x, Head* h) noexcept:
@@ -677,6 +685,10 @@ cdef class Engine(Tunnels):
         # only what may be repeated after it was sent needs a copy; what could not be sent at all is still here
         x.keeping = x.h2                             # whatever the method: an instance can say that it has not looked at a stream
         if (x.request_done and x.safe) or x.keeping: self._save(x, self.heads, size, piece.data, piece.length)
+        if x.detour != NULL:
+            if self._keep_request(x, self.heads, size, piece.data, piece.length) < 0: self._abort(c)
+            else: self._hold_back(x)
+            return
         while True:
             if not self._acquire(x, x.attempts > 0):
                 if c.x == x and self._keep_request(x, self.heads, size, piece.data, piece.length) < 0: self._abort(c)
@@ -1123,6 +1135,7 @@ cdef class Engine(Tunnels):
         if x == NULL or c.side != CLIENT: return
         if x.waiting:
             if x.waiting == CALLED: self._serve(x)
+            elif x.waiting == DUE: self._go_on(x)
             return
         if x.upstream == NULL or x.request_done: return
         p = c.held

@@ -28,4 +28,6 @@ cdef class Exchanges(Streams):
     cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept
     cdef void _next_request(self, Conn* c) noexcept
     cdef void _rest(self, Conn* c) noexcept
+    cdef void _end_detour(self, Exchange* x) noexcept
+    cdef bytes _injected(self, Exchange* x, bint close_after, int* status)
     cdef void _tunnel_closed(self, Exchange* x) noexcept

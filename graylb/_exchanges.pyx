@@ -7,17 +7,19 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF
 from graylb._fast cimport write_decision
 from graylb._http1 cimport BODY_CLOSE
-from graylb._live cimport (MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
+from graylb._live cimport (DELAYED, MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
 from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
 from graylb._streams cimport Streams
 
-from graylb.errors import KINDS
+from graylb.errors import BY_REASON, KINDS
 
 cdef extern from * nogil:
     """
     #include <string.h>
     """
     void* memmem(const void*, size_t, const void*, size_t)
+
+cdef int E_INJECTED = BY_REASON["injected-fault"].code
 
 cdef enum:
     LINGER_MS = 2000
@@ -64,7 +66,8 @@ cdef class Exchanges(Streams):
     cdef void _drop_exchange(self, Exchange* x) noexcept:
         """Unties both sides; connections are dealt with by the caller."""
         cdef Upstream up
-        if x.waiting:
+        if x.detour != NULL: self._end_detour(x)
+        if x.waiting and x.waiting < DELAYED:
             up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
             self._leave_queue(up, x)
             self._call_all(up)
@@ -134,6 +137,7 @@ cdef class Exchanges(Streams):
         cdef bint wants_json = False, head_only = False, close_after = True, grpc = False
         cdef Conn* u = NULL
         cdef bytes answer
+        cdef int status = KINDS[code].status
         self.errors[code] += 1
         if x != NULL:
             wants_json = x.wants_json
@@ -142,11 +146,12 @@ cdef class Exchanges(Streams):
             close_after = c.fd >= 0 and (x.close_client or not x.request_done or self.draining)
             u = x.upstream
         answer = self.grpc_answers[code] if grpc else self.answers[code][wants_json][close_after and c.fd >= 0]
+        if code == E_INJECTED: answer = self._injected(x, close_after and c.fd >= 0, &status)
         cdef size_t n = self._write_answer(x, answer, head_only)
         if x != NULL:
             self._drop_exchange(x)
             if u != NULL: self._kill(u)
-        self.statuses[2 if grpc else <int>KINDS[code].status // 100] += 1
+        self.statuses[2 if grpc else status // 100] += 1
         self._answer(c, n, close_after)
 
     cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept:
@@ -202,3 +207,9 @@ cdef class Exchanges(Streams):
 
     cdef void _tunnel_closed(self, Exchange* x) noexcept:
         """An exchange that was a tunnel is over."""
+
+    cdef void _end_detour(self, Exchange* x) noexcept:
+        """An exchange with a detour is over."""
+
+    cdef bytes _injected(self, Exchange* x, bint close_after, int* status):
+        """The answer of a fault that was injected, and its status."""

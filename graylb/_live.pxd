@@ -2,6 +2,7 @@
 
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from graylb._faults cimport Faults
 from graylb._fast cimport Context, Decision, Live, Query, Table
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
 
@@ -135,11 +136,14 @@ cdef struct Conn:
 cdef enum Waiting:
     WAITS = 1              # for a connection to its instance
     CALLED                 # one is kept for it
+    DELAYED                # on purpose
+    DUE                    # that is over
 
 cdef struct Exchange:
     Conn* client
     Conn* upstream
     PyObject* state        # TableState, kept through retries
+    PyObject* detour       # a _detours.Detour, or NULL
     Exchange* next         # free list, waiting requests of an instance, open tunnels
     Exchange* previous
     Decision d
@@ -242,6 +246,8 @@ cdef class ServiceLive:
     # one service, while tables name it
     cdef readonly str name
     cdef dict settings     # its entry of meta["services"]
+    cdef int worker
+    cdef Faults faults     # None: nothing is injected
 
     cpdef configure(self, dict settings)
 

@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
+from graylb._faults cimport Faults
 from graylb._fast cimport Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
 
@@ -146,12 +147,21 @@ cdef class Upstream:
 cdef class ServiceLive:
     """One service, while tables name it: what is to be known of it from one request to the next."""
 
-    def __init__(self, str name):
+    def __init__(self, str name, int worker):
         self.name = name
+        self.worker = worker
 
     cpdef configure(self, dict settings):
         """Takes its entry of meta["services"], whenever that is new."""
         self.settings = settings
+        if "faults" not in settings: self.faults = None
+        else:
+            if self.faults is None: self.faults = Faults(self.worker * 7919)
+            self.faults.configure(self.name, settings["faults"])
+
+    def fault_figures(self):
+        """What was injected, as a list of dicts."""
+        return self.faults.figures() if self.faults is not None else []
 
 
 cdef class TableState:

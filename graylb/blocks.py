@@ -28,6 +28,7 @@ from graylb.model.snapshot import (
     service_digest_of,
     settings_digest,
 )
+from graylb.model.snapshot_faults import Fault
 from graylb.release.columns import columns
 from graylb.release.selectors import picks
 from graylb.release.slots import Slots
@@ -277,6 +278,9 @@ class _Members:
         found: dict[str, Any] = {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
         statuses = sum(1 << GRPC_STATUSES.index(each) for each in x.retries.grpc_status)
         found["retries"] = {"statuses": statuses, "attempts": x.retries.attempts}
+        faults = [(-1, "", x.fault)] if x.fault is not None else []
+        if faults or self.rules.faults:
+            found["faults"] = [(n, name, _fault(fault)) for n, name, fault in (*faults, *self.rules.faults)]
         if x.tunnels.policy != "keep":
             found["traffic"] = {
                 "split": _weighted(x.split) if x.split is not None else [x.stable],
@@ -293,6 +297,14 @@ class _Members:
         picked = self.kept.picks(subset)
         here = set(self.kept.kinds_of(self.row.ordered))
         return sorted({version for (version, _), kind in self.kept.kinds.items() if kind in here and picked[kind]})
+
+
+def _fault(fault: Fault) -> dict[str, Any]:
+    """As a worker wants it: the gRPC status by its number."""
+    told = asdict(fault)
+    if fault.abort is not None:
+        told["abort"]["grpc_status"] = GRPC_STATUSES.index(fault.abort.grpc_status)
+    return told
 
 
 def _weighted(split: Split) -> list[str]:

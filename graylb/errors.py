@@ -42,7 +42,7 @@ class ErrorKind:
         else:
             kind, body = "text/plain; charset=utf-8", f"graylb: {self.text}\n".encode()
         lines = [
-            f"HTTP/1.1 {self.status} {PHRASES[self.status]}",
+            f"HTTP/1.1 {self.status} {PHRASES.get(self.status, 'Error')}",
             f"content-type: {kind}",
             f"content-length: {len(body)}",
             f"x-graylb-error: {self.reason}",
@@ -73,7 +73,7 @@ class ErrorKind:
 PHRASES = {
     400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 408: "Request Timeout",
     413: "Content Too Large", 414: "URI Too Long", 417: "Expectation Failed",
-    421: "Misdirected Request",
+    421: "Misdirected Request", 429: "Too Many Requests",
     431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
     502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
 }  # fmt: skip
@@ -103,5 +103,12 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(21, "deadline-exceeded", "client", 504, 4, "the deadline of the call has passed"),
     ErrorKind(22, "misdirected", "client", 421, 9, "this host is to be asked over a TLS connection of its own"),
     ErrorKind(23, "upstream-tls", "upstream", 502, 14, "the TLS handshake with the instance failed", True),
+    ErrorKind(24, "rate-limited", "graylb", 429, 8, "too many requests: a rate limit is reached"),
+    ErrorKind(25, "circuit-open", "graylb", 503, 8, "too many requests are under way to this version"),
+    ErrorKind(26, "shedding", "graylb", 503, 8, "too many requests are under way"),
+    ErrorKind(27, "injected-fault", "graylb", 503, 14, "a fault was injected on purpose"),
+    ErrorKind(28, "try-timeout", "upstream", 504, 4, "the instance did not answer this attempt in time"),
+    ErrorKind(29, "request-timeout", "graylb", 504, 4, "the request was not answered in the time it has"),
+    ErrorKind(30, "stuck", "graylb", 503, 14, "the worker was stuck"),
 )
 BY_REASON = {kind.reason: kind for kind in KINDS}

@@ -7,7 +7,7 @@ from typing import Any
 
 from graylb import _fast
 from graylb.model.snapshot import Service, Snapshot
-from graylb.release.explain import describe_match, describe_subset, why_not
+from graylb.release.explain import describe_fault, describe_match, describe_subset, why_not
 
 Header = tuple[str, str]
 
@@ -29,8 +29,8 @@ def explain(
 
     listener: the name of the one that the request came in by, as `choose_listener` takes it. draw, pick: which draw of
     the anonymous split and which pick of an instance, as a worker's counters would have them. `because` says it in one
-    line; `earlier_rules` says of each rule before the one that holds why it does not. Raises ValueError when the
-    request is not one that the proxy would accept.
+    line; `fault` says what may be injected into such requests; `earlier_rules` says of each rule before the one that
+    holds why it does not. Raises ValueError when the request is not one that the proxy would accept.
     """
     listener = choose_listener(snapshot, listener)
     table = _fast.Table(image)
@@ -51,6 +51,8 @@ def explain(
         if holds:
             raise AssertionError(f"rule {rule.name} holds, yet the index passed it over: please report this")
         earlier.append({"rule": rule.name, "reason": why_not(rule.match, outcomes, groups, values)})
+    fault = (service.rules[rule_number].fault if rule_number >= 0 else None) or service.fault
+    told["fault"] = describe_fault(fault) if fault is not None else None
     told["candidates"] = [] if subset_number is None else _shares(table.members(service_number, subset_number))
     return told | {"because": _because(service, told), "earlier_rules": earlier}
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from graylb import _fast
 from graylb.layout import COND, FIELD, FIELD_SET, GROUP, NETWORK, NUMBER, RULE, VERSION, Arena, Patterns
 from graylb.model.snapshot import Condition, Match, Rule, Service, Split, StickyKey, Subset, rules_digest
+from graylb.model.snapshot_faults import Fault
 from graylb.release import numbers, semver
 
 MAX_FIELDS = 256
@@ -212,6 +213,7 @@ class Rulebook:
     default: int
     patterns: tuple[str, ...]
     digest: bytes
+    faults: tuple[tuple[int, str, Fault], ...]  # of rules: number, name
 
     def holds_for(self, x: Service) -> bool:
         """Whether it is that service's too. Comparing is cheap where the parts are the very same objects."""
@@ -260,6 +262,7 @@ class _Writer:
             default,
             tuple(self.patterns.numbers),
             rules_digest(x),
+            tuple((n, rule.name, rule.fault) for n, rule in enumerate(x.rules) if rule.fault is not None),
         )
 
     def subset(self, subset: Subset) -> int:

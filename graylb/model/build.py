@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from graylb.model import certificates, matching, routes, snapshot
+from graylb.model import certificates, faults, matching, routes, snapshot
 from graylb.model.documents import Document
 from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
 from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
@@ -149,6 +149,7 @@ def service(
         retries=snapshot.Retries(**dict(part.retries)),
         tunnels=part.tunnels,
         health=part.health.build(),
+        fault=faults.build(part.fault),
     )
 
 
@@ -174,6 +175,7 @@ def build_rule(service: str, rule: Rule, splits: Mapping[SplitId, snapshot.Split
         split=_weighted(splits[service, rule.name]) if rule.split is not None else None,
         priority=rule.priority,
         fallback=rule.fallback,
+        fault=faults.build(rule.fault),
     )
 
 

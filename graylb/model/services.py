@@ -22,6 +22,7 @@ from graylb.model import values
 from graylb.model.base import OneKey, Part
 from graylb.model.certificates import Origination
 from graylb.model.conditions import Match
+from graylb.model.faults import FaultPart
 from graylb.model.health import HealthPart
 from graylb.model.problems import shown
 from graylb.model.snapshot import GRPC_STATUSES, Tunnels
@@ -174,6 +175,9 @@ class Rule(Part):
     )
     split: Split | None = Field(default=None, description="Weights of the rule's own. Either this or `to`.")
     fallback: FallbackName | None = Field(default=None, description="Instead of the service's.")
+    fault: FaultPart | None = Field(
+        default=None, description="Failures made on purpose, in place of the service's, for requests that match."
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -448,6 +452,7 @@ class ServicePart(Part):
     retries: RetriesPart = Field(default=RetriesPart(), description="When another instance is asked.")
     tls: Origination = Field(default=None, description="`true`: instances are called over TLS. Default: `false`.")
     health: HealthPart = Field(default=HealthPart(), description="Which instances are well.")
+    fault: FaultPart | None = Field(default=None, description="Failures made on purpose. Default: none.")
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),
         description="Open WebSockets when their version is given no more traffic or their instance goes: `keep`, "

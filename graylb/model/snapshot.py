@@ -13,6 +13,8 @@ from typing import Literal, Self
 
 import orjson
 
+from graylb.model.snapshot_faults import Fault
+
 SLOTS = 10_000
 """Buckets of a split's sticky keys; one slot is 0.01 %."""
 
@@ -107,6 +109,7 @@ class Rule:
     split: Split | None = None
     priority: int = 0
     fallback: Fallback | None = None  # None: the service's
+    fault: Fault | None = None  # None: the service's
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +254,7 @@ class Service:
     retries: Retries = Retries()
     tunnels: Tunnels = Tunnels()
     health: Health = Health()
+    fault: Fault | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ _REQUIRED = {
     "name": "a name for the rule",
     "prefix": "the path that takes the prefix's place",
     "service": "the name of a service",
+    "time": "how long they wait, such as 2s",
+    "to": "a version, or a mapping of version, semver and metadata",
     "trusted": "a list of networks; or true, to believe everybody",
     "version": "the instance's version",
     "weights": "a mapping of versions to weights",

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from graylb.model.snapshot import Condition, Match, Subset
+from graylb.model.snapshot_faults import Fault
 
 MAX_SHOWN = 80
 """Characters of one value; longer ones are cut."""
@@ -36,6 +37,17 @@ def describe_subset(subset: Subset) -> str:
         parts.append(f"semver {_quoted(subset.semver)}")
     parts += [f"metadata {key}={value}" for key, value in subset.metadata]
     return " and ".join(parts) or "every instance"
+
+
+def describe_fault(fault: Fault) -> str:
+    """`10% wait 2 s, 5% get status 503 (gRPC unavailable)`"""
+    parts = []
+    if fault.delay is not None:
+        parts.append(f"{fault.delay.percent:g}% wait {fault.delay.time:g} s")
+    if fault.abort is not None:
+        answer = f"status {fault.abort.status} (gRPC {fault.abort.grpc_status})"
+        parts.append(f"{fault.abort.percent:g}% get {answer}")
+    return ", ".join(parts)
 
 
 def why_not(match: Match, outcomes: Sequence[bool], groups: Sequence[Sequence[bool]], values: Values) -> str:

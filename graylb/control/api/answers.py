@@ -125,6 +125,7 @@ class ServiceAnswer(_Open):
     connections: dict[str, Any]
     tunnels: dict[str, Any]
     health: dict[str, Any]
+    fault: dict[str, Any] | None
 
 
 class WorkerStats(BaseModel):
@@ -256,6 +257,7 @@ class Decision(_Open):
     service: str | None = None
     version: str | None = None
     instance: str | None = None
+    fault: str | None = Field(None, description="What may be injected into such requests.")
     earlier_rules: list[Earlier]
 
 

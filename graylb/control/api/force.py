@@ -101,4 +101,5 @@ def _told(service: Service) -> dict[str, Any]:
         "connections": asdict(service.connections),
         "tunnels": asdict(service.tunnels),
         "health": asdict(service.health),
+        "fault": asdict(service.fault) if service.fault is not None else None,
     }

@@ -13,7 +13,8 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from itertools import groupby
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import Final
 
 from graylb.control import etcd_history, in_force
@@ -33,8 +34,13 @@ MARK: Final = "recorded"
 LIMIT: Final = 10_000
 ROOM: Final = 32 << 20
 """Revisions and bytes in the log; beyond that they are read from etcd's history instead."""
+TOGETHER: Final = 32
+TOGETHER_BYTES: Final = 256 << 10
+"""Revisions, and bytes of their values, that are recorded in one transaction: etcd takes 128 operations and 1.5 MiB."""
 TRIM_EVERY: Final = 20
 """Changes of a service between two looks at what its history keeps too long."""
+MOST_OPS: Final = 100
+"""Of one transaction."""
 MARK_EVERY: Final = 60.0
 MARK_STEP: Final = 1000
 """The mark is moved after so many seconds, or revisions."""
@@ -43,6 +49,16 @@ Changes = list[tuple[str, bytes | None]]
 """Of one revision: (key below the prefix, its value or None), of recorded parts only."""
 OwnKeys = Callable[[], Awaitable[Mapping[str, bytes]]]
 """The document's keys: a key that is deleted uncovers them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """What one revision changed in one service, without a record as far as is known."""
+
+    service: str
+    revision: int
+    before: Mapping[str, bytes | None]
+    after: Mapping[str, bytes | None]
 
 
 class Overtaken(Exception):
@@ -98,11 +114,18 @@ class Log:
         self._changes.clear()
         self._size = 0
 
-    def oldest(self, after: int) -> tuple[int, Changes] | None:
-        """The first revision in the log after that one; what is older is dropped."""
+    def oldest(self, after: int) -> list[tuple[int, Changes]]:
+        """The first revisions in the log after that one, as many as go together; what is older is dropped."""
         while self._changes and self._changes[0][0] <= after:
             self._size -= _size(self._changes.popleft()[1])
-        return self._changes[0] if self._changes else None
+        found: list[tuple[int, Changes]] = []
+        size = 0
+        for revision, changes in islice(self._changes, TOGETHER):
+            size += _size(changes)
+            if found and size > TOGETHER_BYTES:
+                break
+            found.append((revision, changes))
+        return found
 
 
 def _size(changes: Changes) -> int:
@@ -178,9 +201,9 @@ class Recorder:
         while True:
             if self._at is None or self._at < self.log.since:
                 self._at = await self._catch_up(leadership)
-            elif (found := self.log.oldest(self._at)) is not None:
-                await self._tell(*found, None, leadership)
-                self._at = found[0]
+            elif found := self.log.oldest(self._at):
+                await self._tell(found, None, leadership)
+                self._at = found[-1][0]
             else:
                 break
         self._at = max(self._at, self.log.seen)
@@ -235,7 +258,7 @@ class Recorder:
             async for batch in batches:
                 told = _recorded_in(batch, self.prefix)
                 for revision, changes in revisions(batch, self.prefix):
-                    await self._tell(revision, changes, told.get(revision, set()), leadership)
+                    await self._tell([(revision, changes)], told, leadership)
                     if revision >= end:
                         return
 
@@ -274,34 +297,55 @@ class Recorder:
         listing = await self.client.list(self.prefix + etcd_history.ROOT)
         return etcd_history.read(listing.items.values(), self.prefix)
 
-    # -- one revision ----------------------------------------------------------------------------------------------
+    # -- some revisions --------------------------------------------------------------------------------------------
 
-    async def _tell(self, revision: int, changes: Changes, told: set[str] | None, leadership: Leadership) -> None:
-        """Records it, service by service. told: services whose record came with the change; None: not known."""
-        if not changes:
-            return
+    async def _tell(
+        self, some: list[tuple[int, Changes]], told: Mapping[int, set[str]] | None, leadership: Leadership
+    ) -> None:
+        """Records them, service by service, in two transactions where it can be.
+
+        told: services whose record came with the change, by revision; None: not known.
+        """
         own = await self._own()
-        good, before, after = await asyncio.to_thread(_differing, changes, self._state, own)
-        services = sorted({keys.split_key(key)[0] for key in after})
-        for service in services:
-            if service in told if told is not None else await self._is_told(service, revision):
-                continue
-            mine = [key for key in after if keys.split_key(key)[0] == service]
-            own_before, own_after = ({key: side[key] for key in mine} for side in (before, after))
-            await self._record(service, revision, own_before, own_after, leadership)
-        for key, value in good.items():
+        untold, state = await asyncio.to_thread(_untold, some, self._state, own)
+        if told is None:
+            there = await self._told(untold)
+        else:
+            there = [each.service in told.get(each.revision, ()) for each in untold]
+        untold = [each for each, known in zip(untold, there, strict=True) if not known]
+        if len(untold) < 2 or not await self._record_all(untold, leadership):
+            for each in untold:
+                await self._record(each.service, each.revision, each.before, each.after, leadership)
+        for key, value in state.items():
             if value is None:
                 self._state.pop(key, None)
             else:
                 self._state[key] = value
-        for service in {keys.split_key(key)[0] for key in good}:
-            self._untrimmed[service] = self._untrimmed.get(service, TRIM_EVERY) + 1
+        for service in {keys.split_key(key)[0] for key in state}:
+            self._untrimmed[service] = self._untrimmed.get(service, TRIM_EVERY) + len(some)
 
-    async def _is_told(self, service: str, revision: int) -> bool:
-        root = f"{self.prefix}{etcd_history.ROOT}{service}/"
-        look = Get(root, prefix=True, limit=1, keys_only=True, created=revision)
-        done = await self.client.txn([], [look])
-        return bool(done.results[0])
+    async def _told(self, some: list[Untold]) -> list[bool]:
+        """Whether a record came with each."""
+        found: list[bool] = []
+        for at in range(0, len(some), MOST_OPS):
+            roots = ((f"{self.prefix}{etcd_history.ROOT}{x.service}/", x.revision) for x in some[at : at + MOST_OPS])
+            looks = [Get(root, prefix=True, limit=1, keys_only=True, created=revision) for root, revision in roots]
+            found += map(bool, (await self.client.txn([], looks)).results)
+        return found
+
+    async def _record_all(self, some: list[Untold], leadership: Leadership) -> bool:
+        """All or none. False: one is there already, somebody else leads, or together they are too large."""
+        if len(some) > MOST_OPS:
+            return False
+        absent = [values.absent(self._record_key(each.service, each.revision)) for each in some]
+        puts = [Put(self._record_key(x.service, x.revision), _encoded(x, known=True)) for x in some]
+        try:
+            return (await self.client.txn([*absent, leadership.guard], puts)).succeeded
+        except Refused:
+            return False
+
+    def _record_key(self, service: str, revision: int) -> str:
+        return self.prefix + etcd_history.put_key(service, revision)
 
     async def _record(
         self,
@@ -312,10 +356,9 @@ class Recorder:
         leadership: Leadership,
     ) -> None:
         """Unless it is there. Raises Overtaken, EtcdError."""
-        key = self.prefix + etcd_history.put_key(service, revision)
-        record = Record(service, revision, 0, now(), "-", "", "put", before, after)
+        key = self._record_key(service, revision)
         for known in (True, False):
-            value = etcd_history.encode(record if known else etcd_history.forgotten(record), revision=True)
+            value = _encoded(Untold(service, revision, before, after), known=known)
             try:
                 done = await self.client.txn(
                     [values.absent(key), leadership.guard], [Put(key, value)], [Get(key, keys_only=True)]
@@ -377,6 +420,28 @@ def _fold(records: Iterable[Record]) -> dict[str, bytes | None]:
             else:
                 found.pop(key, None)
     return found
+
+
+def _encoded(what: Untold, *, known: bool) -> bytes:
+    record = Record(what.service, what.revision, 0, now(), "-", "", "put", what.before, what.after)
+    return etcd_history.encode(record if known else etcd_history.forgotten(record), revision=True)
+
+
+def _untold(
+    some: Iterable[tuple[int, Changes]], state: Mapping[str, bytes], own: Mapping[str, bytes]
+) -> tuple[list[Untold], dict[str, bytes | None]]:
+    """(what each revision changed in each service, in order; what is good after them of what they touched)."""
+    found: list[Untold] = []
+    newer: dict[str, bytes | None] = {}
+    for revision, changes in some:
+        known = {key: value for key, _ in changes if (value := newer.get(key, state.get(key))) is not None}
+        good, before, after = _differing(changes, known, own)
+        for service in sorted({keys.split_key(key)[0] for key in after}):
+            mine = [key for key in after if keys.split_key(key)[0] == service]
+            own_before, own_after = ({key: side[key] for key in mine} for side in (before, after))
+            found.append(Untold(service, revision, own_before, own_after))
+        newer |= good
+    return found, newer
 
 
 def _differing(

@@ -201,6 +201,87 @@ def test_who_does_not_lead_any_more_records_nothing(etcd: Cluster, tmp_path: Pat
     run(test())
 
 
+def test_many_changes_are_recorded_together_and_one_that_is_there_already_is_not_made_again(
+    etcd: Cluster, tmp_path: Path, prefix: str
+) -> None:
+    async def test() -> None:
+        async with (
+            opened(etcd, tmp_path, prefix) as world,
+            Election(world.client, own(prefix) + "/leader", "a", ttl=60) as election,
+        ):
+            leadership = await anext(election)
+            assert leadership is not None
+            made = Recorder(world.client, own(prefix), no_document)
+            names = [f"services/users/rules/x{n}" for n in range(5)] + ["services/users/rules/x0"]
+            values = [orjson.dumps({**RULE, "priority": n}) for n in range(6)]
+            put = [await world.past(name, value) for name, value in zip(names, values, strict=True)]
+            some = [(at, [(name, value)]) for at, name, value in zip(put, names, values, strict=True)]
+            await made._tell(some[:4], None, leadership)
+            lost = recorder.Untold("users", put[4], {names[4]: None}, {names[4]: values[4]})
+            await made._record(lost.service, lost.revision, lost.before, lost.after, leadership)
+            assert not await made._record_all([lost, recorder.Untold("users", put[5], {}, {})], leadership)
+            await made._tell(some[4:], None, leadership)
+            records = await world.records()
+            assert [each.revision for each in records] == put
+            assert records[-1].before == {names[0]: values[0]}
+            left_by(records)
+
+    run(test())
+
+
+RECORDED = [f"services/{service}/rules/{name}" for service in ("a", "b") for name in ("x", "y")]
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.sampled_from(RECORDED), st.sampled_from([None, b"{", b"1", b"2"])),
+            min_size=1,
+            max_size=3,
+            unique_by=lambda change: change[0],
+        ),
+        max_size=6,
+    ),
+    st.data(),
+)
+@settings(deadline=None)
+def test_changes_told_together_are_those_told_one_by_one(
+    changes: list[list[tuple[str, bytes | None]]], data: st.DataObject
+) -> None:
+    own_keys = {RECORDED[0]: orjson.dumps({**RULE, "priority": 9})}
+    written = [
+        (
+            at,
+            [
+                (key, value if value in (None, b"{") else orjson.dumps({**RULE, "priority": int(value)}))
+                for key, value in each
+            ],
+        )
+        for at, each in enumerate(changes, 1)
+    ]
+    cut = data.draw(st.integers(0, len(written)))
+    state: dict[str, bytes] = {}
+    one_by_one: list[recorder.Untold] = []
+    together: list[recorder.Untold] = []
+
+    def tell(some: list[tuple[int, list[tuple[str, bytes | None]]]], to: list[recorder.Untold]) -> None:
+        untold, newer = recorder._untold(some, state, own_keys)
+        to += untold
+        for key, value in newer.items():
+            if value is None:
+                state.pop(key, None)
+            else:
+                state[key] = value
+
+    for each in written:
+        tell([each], one_by_one)
+    kept = dict(state)
+    state.clear()
+    for part in (written[:cut], written[cut:]):
+        tell(part, together)
+    assert (together, state) == (one_by_one, kept)
+
+
 async def no_document() -> dict[str, bytes]:
     return {}
 
@@ -217,19 +298,17 @@ def test_the_log_is_whole_or_says_from_where_it_is(prefix: str) -> None:
 
     log.loaded(5)
     took(6, 7)
-    assert (log.since, log.oldest(0)) == (7, None)  # nobody listens
+    assert (log.since, log.oldest(0)) == (7, [])  # nobody listens
     log.listen()
     took(8, 9)
-    found = log.oldest(7)
-    assert found is not None
-    assert (log.since, found[0]) == (7, 8)
-    assert log.oldest(9) is None
+    assert (log.since, [revision for revision, _ in log.oldest(7)]) == (7, [8, 9])
+    assert log.oldest(9) == []
     took(10, value=b"x" * (ROOM // 2))
     took(11, value=b"x" * (ROOM // 2 + 1))
-    assert (log.since, log.oldest(9)) == (11, None)
+    assert (log.since, log.oldest(9)) == (11, [])
     took(12)
     log.loaded(20)
-    assert (log.since, log.oldest(9), log.anew) == (20, None, False)
+    assert (log.since, log.oldest(9), log.anew) == (20, [], False)
     log.loaded(3)
     assert (log.since, log.anew) == (3, True)
 

@@ -18,6 +18,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "roll": ("processes", "roll"),
     "stop": ("processes", "stop"),
     "drain": ("live", "drain"),
+    "ready": ("live", "ready"),
     "log-level": ("live", "log_level"),
     "register": ("register", "register"),
     "check": ("documents", "check"),

@@ -121,6 +121,10 @@ class ConfigStore(Protocol):
         """
         ...
 
+    async def check(self, edit: Edit) -> None:
+        """Writes nothing; raises what `write` would, as far as that can be known before."""
+        ...
+
     async def history(self, service: str | None = None) -> tuple[Record, ...]:
         """Newest first, of all services or one; empty for one that never was."""
         ...

@@ -33,8 +33,10 @@ from graylb.control.store import Store, StoreError, state_path
 from graylb.model import keys, presets
 from graylb.model.settings import EtcdPart
 
-PATIENCE: Final = 15.0
-"""Seconds for which a write is tried again while etcd elects a leader, or until the fate of a lost answer is known."""
+PATIENCE: Final = 5.0
+"""Seconds for which a write that has certainly not been made is tried again: long enough for etcd to elect a leader."""
+LOST_PATIENCE: Final = 15.0
+"""The same until the fate of a lost answer is known."""
 COMPARED: Final = 120
 """Comparisons of a change, of 128 that etcd takes; what is beyond is covered by ranges alone."""
 TRIES: Final = 5
@@ -92,12 +94,9 @@ class EtcdConfigStore:
     async def write(self, edit: Edit) -> int:
         """All or nothing, and known for certain: a ConfigStoreError says so where it cannot be found out in time."""
         for _ in range(TRIES):
-            standing = await self._standing(self._seen)
-            self._check_here(edit, standing)
-            plan = await asyncio.to_thread(_plan, standing, edit)
+            standing, plan = await self._checked(edit)
             if plan is None:
                 return edit.based_on
-            await self._check_since(edit, standing, plan)
             done = await self._commit(plan)
             if done is not None:
                 self._seen = max(self._seen, done)
@@ -107,6 +106,9 @@ class EtcdConfigStore:
             # what it was checked with was older than what it is based on
             self._seen = max(self._seen, await self._newest(plan))
         raise ConfigStoreError(f"{self.name} changes faster than this can look")
+
+    async def check(self, edit: Edit) -> None:
+        await self._checked(edit)
 
     async def history(self, service: str | None = None) -> tuple[Record, ...]:
         """A service of the document begins with what that says, as revision 0."""
@@ -140,6 +142,15 @@ class EtcdConfigStore:
         if standing.revision < revision:  # another store took the place of that one, or this proxy is cut off
             self._seen = min(self._seen, standing.revision)
         return standing
+
+    async def _checked(self, edit: Edit) -> tuple[Standing, _Plan | None]:
+        """What it was checked with, and what is to be written; None when nothing differs."""
+        standing = await self._standing(self._seen)
+        self._check_here(edit, standing)
+        plan = await asyncio.to_thread(_plan, standing, edit)
+        if plan is not None:
+            await self._check_since(edit, standing, plan)
+        return standing, plan
 
     def _check_here(self, edit: Edit, standing: Standing) -> None:
         """Raises NotHere for the deletion of what the document says."""
@@ -186,7 +197,7 @@ class EtcdConfigStore:
         compares = [values.absent(proof), *plan.compares(self.prefix)]
         writes: list[Operation] = [*plan.writes(self.prefix), *(Put(key, value) for key, value in records.items())]
         loop = asyncio.get_running_loop()
-        end, lost = loop.time() + PATIENCE, False
+        began, lost = loop.time(), False
         backoff = Backoff(0.05, 1.0, random.Random())
         while True:
             try:
@@ -194,7 +205,7 @@ class EtcdConfigStore:
                 return _fate(done)
             except Unavailable as error:
                 lost |= error.maybe_applied
-                if loop.time() >= end:
+                if loop.time() >= began + (LOST_PATIENCE if lost else PATIENCE):
                     raise self._untold(error, proof, lost) from error
             except EtcdError as error:
                 raise self._untold(error, proof, lost) from error

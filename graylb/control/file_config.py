@@ -60,6 +60,9 @@ class FileConfigStore:
     async def write(self, edit: Edit) -> int:
         return await asyncio.to_thread(self._write, edit)
 
+    async def check(self, edit: Edit) -> None:
+        await asyncio.to_thread(self._checked, edit)
+
     async def history(self, service: str | None = None) -> tuple[Record, ...]:
         """With what the document says by now, but nothing before the first start."""
         return await asyncio.to_thread(self._history, service)
@@ -117,6 +120,17 @@ class FileConfigStore:
         return self._try(edit)
 
     def _try(self, edit: Edit) -> int:
+        look, after = self._checked(edit)
+        if after is look.base:
+            return look.base.revision
+        try:
+            self.store.put(after, expected=look.stored.revision)
+        except Conflict as error:
+            raise _MovedOn(error.expected, self.store.read()) from error
+        return after.revision
+
+    def _checked(self, edit: Edit) -> tuple[_Look, State]:
+        """(what it is based on, what it makes of that): the same state when nothing differs."""
         look, at = self._look(), prepare.now()
         by_service: dict[str, dict[str, bytes | None]] = {}
         for key, value in edit.items.items():
@@ -129,18 +143,14 @@ class FileConfigStore:
         else:
             changed = self._changed(look, by_service)
             if not changed:
-                return look.base.revision
+                return look, look.base
             after = states.change(look.base, changed, action=edit.action, at=at, who=edit.who, why=edit.why)
         if look.document is not None:
             try:
                 prepare.prepare(look.document, after, at=at)
             except ConfigErrors as errors:
                 raise ConfigErrors(_told(errors, after)) from errors
-        try:
-            self.store.put(after, expected=look.stored.revision)
-        except Conflict as error:
-            raise _MovedOn(error.expected, self.store.read()) from error
-        return after.revision
+        return look, after
 
     def _refuse_stale(self, look: _Look, edit: Edit, services: Iterable[str]) -> None:
         """Raises Conflict when one of the services was changed since the revision that the edit is based on."""

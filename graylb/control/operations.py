@@ -176,13 +176,14 @@ async def apply(
     What is more than etcd takes in one transaction is written part by part, a service's instances last; where a part
     fails the error tells which services were written. Keys that the document does not have stay, unless `prune`: then
     rules, lists, split and settings of its services go. Instances are never deleted, and services that it does not name
-    are left alone. dry_run: nothing is written, and the store does not check whether it could be. Raises ConfigErrors,
-    ConfigStoreError.
+    are left alone. dry_run: nothing is written, but checked as if it were. Raises ConfigErrors, ConfigStoreError.
     """
 
     async def attempt(view: View) -> list[Outcome]:
         first.append(view)
         items = plan(view, document, prune, lambda key, value: _completed(view, key, value))
+        if dry_run and items:
+            await store.check(Edit(items, view.revision if expected is None else max(expected, 0), who, why, "apply"))
         for part in [] if dry_run else in_parts(items, None if view.ordered else AT_ONCE):
             services = set(map(views.service_of, part))
             # what was written just now is no conflict

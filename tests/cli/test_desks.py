@@ -122,6 +122,13 @@ def test_the_log_level_and_the_end(tmp_path: Path) -> None:
         running.wait_for_log("debug: admin: PUT /log-level")
         refused = graylb("log-level", "loud", *admin)
         assert (refused.exit_code, "level" in refused.stderr) == (2, True)
+        assert graylb("ready", *admin).stdout == "ready\n"
+        for _ in range(2):
+            assert graylb("ready", "no", *admin).stdout == "not ready\n"
+        assert graylb("ready", *admin).stdout == "not ready\n"
+        assert graylb("ready", "yes", *admin).stdout == "ready\n"
+        refused = graylb("ready", "maybe", *admin)
+        assert (refused.exit_code, "expected yes or no" in refused.stderr) == (2, True)
         assert graylb("drain", "--seconds", "5", *admin).stdout == "draining for at most 5 s\n"
         assert running.process.wait(20) == 0
         gone = graylb("drain", *admin)

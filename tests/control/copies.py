@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from typing import Any, Self
@@ -69,6 +70,9 @@ class Copies:
         self.revision += 1
         self._record(edit, before, after)
         return self.revision
+
+    async def check(self, edit: Edit) -> None:
+        await copy.deepcopy(self).write(edit)
 
     async def history(self, service: str | None = None) -> tuple[Record, ...]:
         found = [each for each in self.records if service in (None, each.service)]
@@ -145,9 +149,23 @@ steps = st.lists(
 )
 
 
+async def dry_run(store: ConfigStore, document: documents.Document, prune: bool, more: Any) -> list[str] | str:
+    """What `apply` says that it would write, or why it could not. It must have written nothing."""
+    before = await store.read()
+    try:
+        found = await operations.apply(store, document, prune=prune, dry_run=True, **more)
+    except (ConfigStoreError, ConfigErrors) as error:
+        return str(error)
+    finally:
+        assert (await store.read()).items == before.items
+    return [each.service for each in found]
+
+
 async def done(store: ConfigStore, step: Step, expected: int | None) -> Any:
     """What became of it: the kind of the error, or the outcomes."""
     more: Any = {"who": "ann", "expected": expected}
+    dry: list[str] | str | None = None
+    failed: Exception
     try:
         match step:
             case ("split", service, share):
@@ -168,12 +186,17 @@ async def done(store: ConfigStore, step: Step, expected: int | None) -> Any:
                     name: {"hosts": [name], **each} if prune or {"stable", "fallback"} & each.keys() else each
                     for name, each in services.items()
                 }
+                dry = await dry_run(store, alone(services), prune, more)
                 outcomes = await operations.apply(store, alone(services), prune=prune, **more)
+                assert dry == [each.service for each in outcomes]
             case _:
                 raise AssertionError(step)
     except (UnknownTarget, ConfigStoreError, ConfigErrors) as error:
-        return Conflict if isinstance(error, Conflict) else type(error)
-    return outcomes
+        failed = error
+    else:
+        return outcomes
+    assert dry in (None, str(failed))
+    return Conflict if isinstance(failed, Conflict) else type(failed)
 
 
 def told(outcomes: Any) -> Any:

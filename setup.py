@@ -148,7 +148,7 @@ def extension(name: str) -> Extension:
 extensions = [
     extension(name)
     for name in (
-        *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_faults", "_live"),
+        *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_faults", "_slab", "_live"),
         *("_sockets", "_pools", "_clients", "_streams", "_exchanges", "_attempts", "_tunnels", "_detours", "_engine"),
     )
 ]

@@ -27,6 +27,7 @@ from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, 
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
                            Tls, Upstream)
 from graylb._pools cimport WARM_EVERY_MS
+from graylb._slab cimport Memory, Slab
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
 from graylb._streams cimport Streams
 
@@ -75,6 +76,7 @@ cdef class Engine(Detours):
     """Serves clients by the current table. One engine a worker, on one event loop.
 
     loop: a running uvloop (or asyncio) loop. worker: number of this worker, sets its counters apart from its siblings'.
+    slab: the descriptor of where it counts, which may be closed afterwards; -1: in memory of its own.
     """
 
     cdef object on_quiet           # called once when draining and no client is left
@@ -91,8 +93,9 @@ cdef class Engine(Detours):
     cdef readonly uint64_t requests
     cdef readonly uint64_t disagreements
 
-    def __init__(self, loop, int worker=0):
+    def __init__(self, loop, int worker=0, int slab=-1):
         self.worker = worker
+        self.slab = Slab(Memory(slab, worker))
         self.piece = <char*>malloc(HEADROOM + PIECE + HEADROOM)
         if self.piece == NULL or not make_context(&self.context, MAX_HEAD): raise MemoryError
         self.upstreams = {}
@@ -145,7 +148,7 @@ cdef class Engine(Detours):
 
     cdef ServiceLive _service_of(self, dict service, bint changed):
         cdef ServiceLive found = self.services.get(service["name"])
-        if found is None: found = self.services[service["name"]] = ServiceLive(service["name"], self.worker)
+        if found is None: found = self.services[service["name"]] = ServiceLive(service["name"], self.worker, self.slab.part())
         if changed: found.configure(service)
         return found
 

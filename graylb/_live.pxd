@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._faults cimport Faults
 from graylb._fast cimport Context, Decision, Live, Query, Table
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
+from graylb._slab cimport HISTOGRAM_BUCKETS, Slab
 
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct sockaddr_storage:
@@ -180,9 +181,6 @@ cdef struct Exchange:
     uint64_t response_ms
     uint64_t idle_ms
 
-cdef enum:
-    BUCKETS = 512          # of a histogram: 16 for each doubling of the time, from 1 us to 71 min
-
 cdef class Series:
     # what one version of one service has answered
     cdef readonly str service
@@ -190,7 +188,7 @@ cdef class Series:
     cdef uint64_t statuses[6]
     cdef uint64_t bytes_in
     cdef uint64_t bytes_out
-    cdef uint64_t times[BUCKETS]
+    cdef uint64_t times[HISTOGRAM_BUCKETS]
 
 cdef enum Protocol:
     AUTO = 0               # HTTP/2 for gRPC requests, HTTP/1.1 for others
@@ -248,6 +246,7 @@ cdef class ServiceLive:
     cdef dict settings     # its entry of meta["services"]
     cdef int worker
     cdef Faults faults     # None: nothing is injected
+    cdef Slab slab         # for figures of this service; they go with it
 
     cpdef configure(self, dict settings)
 

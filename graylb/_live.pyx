@@ -8,6 +8,9 @@ from cpython.ref cimport PyObject
 from graylb._faults cimport Faults
 from graylb._fast cimport Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
+from graylb._slab cimport HISTOGRAM_BUCKETS, Slab, bucket
+
+from graylb._slab import bucket_end
 
 import socket
 
@@ -34,7 +37,6 @@ cdef extern from * nogil:
     """
     uint32_t gl_sockaddr(sockaddr_storage*, const char*, int)
     uint32_t gl_unix(sockaddr_storage*, const char*, size_t)
-    int __builtin_clzll(unsigned long long)
 
 
 PROTOCOLS = ("auto", "http1", "h2")     # see Protocol
@@ -50,25 +52,6 @@ cdef class Counter:
 
     def __cinit__(self, uint64_t value=0):
         self.value = value
-
-
-cdef int bucket(uint64_t us) noexcept:
-    """Of a histogram: exact below 16 us, then 16 to each doubling, so a value is known within 3.2 %."""
-    cdef int e
-    if us < 16: return <int>us
-    if us >> 36: us = (<uint64_t>1 << 36) - 1
-    e = 63 - __builtin_clzll(us)
-    return min((e - 3) * 16 + <int>((us >> (e - 4)) & 15), BUCKETS - 1)
-
-
-def bucket_of(uint64_t us):
-    """The histogram bucket of a time in microseconds."""
-    return bucket(us)
-
-
-def bucket_end(int k):
-    """The first time in microseconds that is beyond bucket k."""
-    return k + 1 if k < 16 else <uint64_t>(16 + k % 16 + 1) << (k // 16 - 1)
 
 
 cdef void record(Series s, Exchange* x, uint64_t now_us) noexcept:
@@ -91,7 +74,7 @@ cdef class Series:
         return {"service": self.service, "version": self.version,
                 "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
                 "bytes_in": self.bytes_in, "bytes_out": self.bytes_out,
-                "times": [[bucket_end(k), self.times[k]] for k in range(BUCKETS) if self.times[k]]}
+                "times": [[bucket_end(k), self.times[k]] for k in range(HISTOGRAM_BUCKETS) if self.times[k]]}
 
 
 cdef class Upstream:
@@ -147,9 +130,10 @@ cdef class Upstream:
 cdef class ServiceLive:
     """One service, while tables name it: what is to be known of it from one request to the next."""
 
-    def __init__(self, str name, int worker):
+    def __init__(self, str name, int worker, Slab slab):
         self.name = name
         self.worker = worker
+        self.slab = slab
 
     cpdef configure(self, dict settings):
         """Takes its entry of meta["services"], whenever that is new."""

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._live cimport Conn, Peer, Pipe, Session, sockaddr_storage
+from graylb._slab cimport Slab
 from graylb._tls cimport TlsApi
 
 cdef extern from * nogil:
@@ -60,6 +61,7 @@ cdef struct Block:
     Block* next
 
 cdef class Sockets:
+    cdef Slab slab                 # for figures of the worker's own
     cdef object loop
     cdef object on_ready
     cdef object ticker

@@ -31,6 +31,7 @@ from graylb.handover import HandoverFailed, Predecessor, Successor
 from graylb.listeners import Bound, Given, ListenError
 from graylb.model.snapshot import Access, Listener, Snapshot
 from graylb.model.values import is_local
+from graylb.observe.slabs import Slabs
 
 KILL_AFTER: Final = 2.0
 """Seconds past the drain that workers have to exit by themselves."""
@@ -104,6 +105,7 @@ class Supervisor:
         self.workers: list[Worker] = []
         self.health = Health(self._health_changed)
         self.listeners: list[Bound] = []
+        self.slabs: Slabs | None = None
         self.draining = False
         self.withdrawn = False  # somebody asked that /ready says no
         self.rolling = False
@@ -272,12 +274,14 @@ class Supervisor:
         if unnamed := [f"{each.name} ({each.address})" for each in given if each.origin == "activated"]:
             served = ", ".join(each.address for each in wanted)
             raise StartError(f"no listener has the address of the socket {unnamed[0]} from systemd; there is {served}")
+        self.slabs = Slabs(count)
         self.workers = [
             Worker(
                 number,
                 self._nursery,
                 [_told(bound.listener, each, wanted) for bound in self.listeners for each in bound.of(number, count)],
                 cpu=cpus[number % len(cpus)] if snapshot.pin_workers else None,
+                slab=self.slabs.fds[number],
                 on_ready=self._worker_ready,
                 secrets=lambda table: certificates.told(table.snapshot, self._tickets),
             )
@@ -414,6 +418,8 @@ class Supervisor:
         await self.plane.close()
         for bound in (*self.listeners, *([self._admin] if self._admin else ())):
             bound.close(remove=True)
+        if self.slabs is not None:
+            self.slabs.close()
 
     async def _end_background(self) -> None:
         for task in self._background:

@@ -48,8 +48,14 @@ class Process:
         return self._process.poll() is None
 
     async def begin(self, role: dict[str, Any]) -> asyncio.StreamReader:
-        """Hands over the role and the sockets that it names; what the process says. Raises OSError when it is gone."""
+        """Hands over the role, the sockets that it names and the slab; what the process says.
+
+        Raises OSError when it is gone.
+        """
         fds = [each["fd"] for each in role["listeners"]]
+        slab = None if role["slab"] is None else len(fds)
+        if role["slab"] is not None:
+            fds.append(role["slab"])
         for first in range(0, len(fds), channel.SOCKETS_AT_ONCE):
             socket.send_fds(
                 self._channel, [channel.encode(channel.SOCKETS)], fds[first : first + channel.SOCKETS_AT_ONCE]
@@ -57,7 +63,7 @@ class Process:
         reader, self._writer = await asyncio.open_connection(sock=self._channel)
         # a descriptor has another number over there: what counts is which one of them it is
         numbered = [{**each, "fd": number} for number, each in enumerate(role["listeners"])]
-        self.send(channel.encode_json(channel.ROLE, {**role, "listeners": numbered}))
+        self.send(channel.encode_json(channel.ROLE, {**role, "listeners": numbered, "slab": slab}))
         return reader
 
     def send(self, data: bytes) -> None:
@@ -174,7 +180,8 @@ class Worker:
     """Keeps one worker running. Its sockets stay open here, so connections in their backlogs outlive a dead worker.
 
     listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
-    cpu: the only one that it may run on. secrets: what a worker needs besides a table, the payload of a frame.
+    cpu: the only one that it may run on. slab: the descriptor of what it counts in, which outlives it. secrets: what a
+    worker needs besides a table, the payload of a frame.
     """
 
     def __init__(
@@ -184,13 +191,14 @@ class Worker:
         listeners: Iterable[dict[str, Any]],
         *,
         cpu: int | None = None,
+        slab: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
         secrets: Callable[[Any], bytes] = lambda table: b"",
     ) -> None:
         self.number = number
         self.secrets = secrets
         self.nursery = nursery
-        self.role = {"worker": number, "cpu": cpu, "listeners": list(listeners)}
+        self.role = {"worker": number, "cpu": cpu, "slab": slab, "listeners": list(listeners)}
         self.on_ready = on_ready
         self.table: Table | None = None
         self.loaded = asyncio.Event()

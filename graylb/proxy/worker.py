@@ -105,7 +105,10 @@ class Worker(asyncio.Protocol):
         ctypes.CDLL(None).prctl(PR_SET_NAME, b"graylb-%d" % number)
         if role["cpu"] is not None:
             os.sched_setaffinity(0, {role["cpu"]})
-        self._engine = _engine.Engine(asyncio.get_running_loop(), number)
+        slab = -1 if role["slab"] is None else self.sockets.pop(role["slab"])  # behind those to listen on
+        self._engine = _engine.Engine(asyncio.get_running_loop(), number, slab)
+        if slab >= 0:
+            os.close(slab)
         self._start(self._load_tables())
         self._start(self._keep_resolving())
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from graylb import _live
+from graylb import _slab
 from tests.integration.client import chunked
 from tests.integration.engines import Ask, Rig, gather, networks, request, rule, run, service, split, until
 
@@ -25,17 +25,17 @@ EMPTY = {f"{kind}xx": 0 for kind in range(1, 6)}
 def test_a_time_is_known_within_its_bucket(us: int) -> None:
     """Exact below 16 us, else the bucket ends at most a sixteenth above it; buckets are in order and touch."""
     us = min(us, (1 << 35) - 1)
-    bucket = _live.bucket_of(us)
-    end = _live.bucket_end(bucket)
+    bucket = _slab.bucket_of(us)
+    end = _slab.bucket_end(bucket)
     assert end > us
     assert end == us + 1 if us < 16 else end <= us * 17 / 16
-    assert bucket == 0 or _live.bucket_end(bucket - 1) <= us
-    assert _live.bucket_of(end) == bucket + 1 or end == 1 << 35
+    assert bucket == 0 or _slab.bucket_end(bucket - 1) <= us
+    assert _slab.bucket_of(end) == bucket + 1 or end == 1 << 35
 
 
 @given(st.integers(1 << 35, (1 << 64) - 1))
 def test_times_beyond_all_bounds_are_in_the_last_bucket(us: int) -> None:
-    assert _live.bucket_of(us) == _live.bucket_of((1 << 35) - 1)
+    assert _slab.bucket_of(us) == _slab.bucket_of((1 << 35) - 1)
 
 
 def version(rig: Rig, name: str, of: str = "up") -> dict[str, Any]:

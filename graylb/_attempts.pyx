@@ -52,6 +52,8 @@ cdef class Attempts(Exchanges):
                 if u == NULL and self.exhausted and self._shed(): u = self._stream_to(up, x) if x.h2 else self._connect(up, x)
                 if called: self._leave_queue(up, x)  # not before: what these two close is room for nobody else
                 if u != NULL:
+                    x.connecting_us = gl_now_us() if x.captured and u.connecting else 0
+                    x.connect_us = 0
                     u.state = U_HEAD
                     u.x = x
                     x.upstream = u
@@ -169,6 +171,7 @@ cdef class Attempts(Exchanges):
             self._upstream_failed(u, E_CONNECT_FAILED)   # a session tells its streams
             return False
         u.connecting = 0
+        if x != NULL and x.connecting_us: x.connect_us = gl_now_us() - x.connecting_us
         if u.session != NULL: self._session_connected(u)
         elif x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
         elif (<Upstream>u.upstream).retired:

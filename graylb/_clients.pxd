@@ -16,11 +16,13 @@ cdef struct Listening:
     uint8_t h2                     # speaks HTTP/2
     uint8_t health                 # calls of grpc.health.v1 are ours
     uint8_t secure                 # over TLS, with its `certificates`
+    const char* name
+    uint32_t name_n
     uint32_t bit                   # of its name in the current table; 0: no route names it
 
 cdef class Clients(Pools):
     cdef TableState state
-    cdef list listeners            # (name, trusted networks) by number
+    cdef list listeners            # (name, trusted networks, its bytes) by number
     cdef list certificates         # _tls.Certificates or None, by number
     cdef Listening listening[MAX_LISTENERS]
     cdef int n_listening

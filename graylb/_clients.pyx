@@ -48,7 +48,10 @@ cdef class Clients(Pools):
         """
         cdef Listening* l = &self.listening[self.n_listening]
         if self.n_listening == MAX_LISTENERS: raise ValueError(f"at most {MAX_LISTENERS} listeners are possible")
+        cdef bytes text = name.encode()
         l.fd = fd
+        l.name = PyBytes_AS_STRING(text)
+        l.name_n = <uint32_t>PyBytes_GET_SIZE(text)
         l.proxy = proxy_protocol
         l.all_trusted = not trusted
         l.h1 = "http/1.1" in protocols
@@ -56,7 +59,7 @@ cdef class Clients(Pools):
         l.health = grpc_health
         l.secure = tls is not None
         self.certificates.append(tls)
-        self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted]))
+        self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted], text))
         self.n_listening += 1
         self._name_listeners()
         self.loop.add_reader(fd, self._on_accept, self.n_listening - 1)

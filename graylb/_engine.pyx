@@ -26,6 +26,7 @@ from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DR
 from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
                            Tls, Upstream)
+from graylb._logs cimport Logs, Settings
 from graylb._pools cimport WARM_EVERY_MS
 from graylb._slab cimport Memory, Slab
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
@@ -108,6 +109,7 @@ cdef class Engine(Detours):
         self.warm = set()
         self.members = {}
         self.gate = Gate()
+        self.logs = Logs(worker)
         self._open_doors()
         self._open_books()
         self._find_h2()
@@ -138,6 +140,8 @@ cdef class Engine(Detours):
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
         self.state = TableState(table, services, instances, counters, pick)
+        self.state.log = Settings(table.meta["access_log"], former.log if former is not None else None)
+        if (<Settings>self.state.log).buffer: self.logs.access.resize((<Settings>self.state.log).buffer)
         self.counters = counters
         self._limit_streams(table.meta["limits"])
         self._name_listeners()
@@ -232,6 +236,7 @@ cdef class Engine(Detours):
         for i in range(WHEEL):
             while self.wheel[i].later != &self.wheel[i]: self._abort(self.wheel[i].later)
         self._reap()
+        self.logs.close()
         self._shut()
 
     def set_down(self, down):
@@ -242,6 +247,14 @@ cdef class Engine(Detours):
             u = self.upstreams.get(key)
             if u is not None: u.down = key in self.down
         if self.state is not None: self.state.count_down()
+
+    def open_logs(self, int access, int events):
+        """Where lines of the access log go, and those for whoever looks on: ends of pipes, which stay the caller's. -1: nowhere."""
+        self.logs.open(access, events)
+
+    def watch(self, list views):
+        """Who looks on, see `_logs.Logs.watch`."""
+        self.logs.watch(views)
 
     def upstream_names(self):
         """((service, address), known) of the current instances whose host is a name; known: it was resolved before."""
@@ -260,7 +273,7 @@ cdef class Engine(Detours):
             "clients": self.clients, "upstream_connections": self.upstream_connections, "exchanges": self.exchanges,
             "tunnels": self.tunnels, "tunnels_cut": self.tunnels_cut, "shed": self.shed,
             "accepted": self.accepted, "requests": self.requests, "retries": self.retries, "aborted": self.aborted,
-            "disagreements": self.disagreements,
+            "disagreements": self.disagreements, "access_log": self.logs.stats(),
             "tls": {"handshakes": self.handshakes, "resumed": self.resumed,
                     "failed": {why.decode(): n for why, n in self.handshakes_failed.items()}},
             "sessions": self.sessions, "streams": self.streams, "sessions_cut": self.sessions_cut,
@@ -563,6 +576,7 @@ cdef class Engine(Detours):
             if not x.request_done: x.request.kind = BODY_CLOSE # as it comes: frames, not chunks; libnghttp2 counts them
         c.state = S_WAIT if x.request_done else S_BODY
         x.began_us = gl_now_us()
+        self._log_request(x, c, h)
         if secure != NULL and secure.mixed and not self.secure.admits(secure, h.host, h.host_len):
             x.d.service = x.d.instance = -1          # client certificates asked for are not those of this host
             self._refuse(c, p, have, E_MISDIRECTED)
@@ -641,6 +655,7 @@ cdef class Engine(Detours):
                              f"location: {scheme}://{host}{path}{query}\r\ncontent-length: 0\r\n"
                              f"{'connection: close' + chr(13) + chr(10) if close_after else ''}\r\n").encode("latin-1", "replace")
         self.statuses[3] += 1
+        x.status = r.status
         self._drop_exchange(x)
         memcpy(self.heads, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
         self._answer(c, PyBytes_GET_SIZE(answer), close_after)
@@ -915,6 +930,7 @@ cdef class Engine(Detours):
         x.keeping = 0
         u.state = U_BODY
         x.status = h.status
+        if x.captured: x.head_us = gl_now_us()
         (<Upstream>u.upstream).large = x.response.kind == BODY_LENGTH and x.response.left >= SPLICE_FROM
         self.statuses[h.status // 100] += 1
         c.deadline = 0
@@ -1043,6 +1059,7 @@ cdef class Engine(Detours):
         text, trailers = health_reply(x.health == 1, body, self._serving)
         c.held_len = 0
         self.statuses[2] += 1
+        x.status = 200
         self._drop_exchange(x)
         if trailers: _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
         memcpy(self.heads, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
@@ -1123,6 +1140,7 @@ cdef class Engine(Detours):
         cdef Conn* c = x.client
         cdef Conn* u = x.upstream
         self.errors[E_UPSTREAM_RESET] += 1
+        x.failed = E_UPSTREAM_RESET + 1
         _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
         self._drop_exchange(x)
         self._kill(u)

@@ -2,12 +2,15 @@
 
 from libc.stdint cimport uint64_t
 from graylb._clients cimport N_CODES
+from graylb._http1 cimport Head
 from graylb._live cimport Conn, Exchange
+from graylb._logs cimport Logs
 from graylb._streams cimport Streams
 
 cdef class Exchanges(Streams):
     cdef char* heads               # rewritten heads
     cdef Exchange* spare
+    cdef Logs logs
     cdef list answers
     cdef list grpc_answers
     cdef list grpc_ends
@@ -23,6 +26,8 @@ cdef class Exchanges(Streams):
     cdef void _linger(self, Conn* c) noexcept
     cdef void _close_client(self, Conn* c, bint unread) noexcept
     cdef void _fail(self, Conn* c, int code) noexcept
+    cdef void _log_refusal(self, Conn* c, int code) noexcept
+    cdef void _log_request(self, Exchange* x, Conn* c, Head* h) noexcept
     cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept
     cdef void _see_out(self, Conn* c) noexcept
     cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept

@@ -1,13 +1,15 @@
 """Exchanges and how they end: in order, by an answer of ours, or cut short."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.ref cimport Py_DECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from graylb._clients cimport Listening
 from graylb._fast cimport write_decision
-from graylb._http1 cimport BODY_CLOSE
+from graylb._http1 cimport BODY_CLOSE, Head
 from graylb._live cimport (DELAYED, MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
+from graylb._logs cimport Logs, Settings
 from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
 from graylb._streams cimport Streams
 
@@ -45,21 +47,28 @@ cdef class Exchanges(Streams):
             x = self.spare
             self.spare = x.next
             free(x.saved)
+            free(x.log)
             free(x)
         free(self.heads)
 
     cdef Exchange* _exchange(self) noexcept:
         cdef Exchange* x = self.spare
         cdef char* saved
+        cdef char* log
         cdef size_t cap
+        cdef uint32_t log_cap
         if x == NULL: x = <Exchange*>calloc(1, sizeof(Exchange))
         else:
             self.spare = x.next
             saved = x.saved
             cap = x.saved_cap
+            log = x.log
+            log_cap = x.log_cap
             memset(x, 0, sizeof(Exchange))
             x.saved = saved
             x.saved_cap = cap
+            x.log = log
+            x.log_cap = log_cap
         if x != NULL: self.exchanges += 1
         return x
 
@@ -76,6 +85,7 @@ cdef class Exchanges(Streams):
             x.client.limit = 0
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
         if x.status and x.upstream != NULL: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
+        if x.captured: self.logs.ended(x, gl_now_us())
         if x.upstream != NULL: self._detach(x)
         if x.state != NULL: Py_DECREF(<object>x.state)
         x.state = NULL
@@ -101,6 +111,7 @@ cdef class Exchanges(Streams):
             u = x.upstream
             d = x.client
             self.aborted += 1
+            x.cut = 1 if c == d else 2
             # an answer that its end delimits would look complete behind an orderly close
             if x.response_begun and x.response_kind == BODY_CLOSE and d != NULL and d.fd >= 0: reset_on_close(d.fd)
             self._drop_exchange(x)
@@ -145,14 +156,40 @@ cdef class Exchanges(Streams):
             grpc = x.grpc
             close_after = c.fd >= 0 and (x.close_client or not x.request_done or self.draining)
             u = x.upstream
+            x.failed = code + 1
+        else: self._log_refusal(c, code)
         answer = self.grpc_answers[code] if grpc else self.answers[code][wants_json][close_after and c.fd >= 0]
-        if code == E_INJECTED: answer = self._injected(x, close_after and c.fd >= 0, &status)
+        if code == E_INJECTED:
+            answer = self._injected(x, close_after and c.fd >= 0, &status)
+            x.status = 200 if grpc else status           # of the rule, not of the kind
         cdef size_t n = self._write_answer(x, answer, head_only)
         if x != NULL:
             self._drop_exchange(x)
             if u != NULL: self._kill(u)
         self.statuses[2 if grpc else status // 100] += 1
         self._answer(c, n, close_after)
+
+    cdef void _log_refusal(self, Conn* c, int code) noexcept:
+        """What was refused before it was a request has a line, too."""
+        cdef Exchange* x
+        if (<Settings>self.state.log).format is None and not self.logs.n_views: return
+        x = self._exchange()
+        if x == NULL: return
+        Py_INCREF(self.state)
+        x.state = <PyObject*>self.state
+        x.began_us = gl_now_us()
+        x.failed = code + 1
+        self._log_request(x, c, NULL)
+        self._drop_exchange(x)
+
+    cdef void _log_request(self, Exchange* x, Conn* c, Head* h) noexcept:
+        """To be called before anything is made of a head. h: NULL where it is none."""
+        cdef Listening* l = &self.listening[c.listener]
+        x.d.service = x.d.instance = x.d.route = x.d.rule = x.d.slot = -1
+        self.logs.asked(x, <Settings>(<TableState>x.state).log, h, &c.peer, l.name, l.name_n, l.secure, c.fd < 0)
+
+    cdef void _ticked(self) noexcept:
+        self.logs.ticked()
 
     cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept:
         """Sends an answer of ours, n bytes in `heads`, to a client whose exchange is over."""

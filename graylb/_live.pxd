@@ -180,6 +180,17 @@ cdef struct Exchange:
     uint64_t connect_ms
     uint64_t response_ms
     uint64_t idle_ms
+    # for the access log and traces, see _logs.pyx
+    uint8_t captured       # see Captured
+    uint8_t failed         # code of the error of ours that it was answered with, + 1; 0: none
+    uint8_t cut            # ended before its time, by 1 the client, 2 the instance
+    uint64_t head_us       # when the head of the answer was here
+    uint64_t connecting_us # when the connection to the instance was begun; 0: it was there
+    uint64_t connect_us    # how long that took
+    char* log              # what is told of its head
+    uint32_t log_len
+    uint32_t log_cap
+    uint32_t full_at       # where in it that for views and spans begins
 
 cdef class Series:
     # what one version of one service has answered
@@ -263,6 +274,7 @@ cdef class TableState:
     cdef list service_boxes
     cdef list counters
     cdef readonly dict service_settings    # name -> its entry of meta["services"]
+    cdef object log                        # _logs.Settings
     cdef ForwardingPolicy policy
     cdef bint decision_headers
     cdef int max_headers

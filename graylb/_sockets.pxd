@@ -139,6 +139,7 @@ cdef class Sockets:
     cdef void _broken(self, Conn* c) noexcept
     cdef void _gone(self, Conn* c) noexcept
     cdef void _batch_done(self) noexcept
+    cdef void _ticked(self) noexcept
     cdef void _secured(self, Conn* c) noexcept
     cdef void _insecure(self, Conn* c) noexcept
     cdef int _push(self, Conn* c, const char* p, size_t n) noexcept

@@ -276,6 +276,7 @@ cdef class Sockets:
                 self._place(c)
                 if (c.deadline and c.deadline <= self.now) or (c.limit and c.limit <= self.now): self._expired(c)
         self._reap()
+        self._ticked()
 
     # ---- connections -----------------------------------------------------------------------------------------------
 
@@ -709,6 +710,9 @@ cdef class Sockets:
 
     cdef void _batch_done(self) noexcept:
         """The dead are buried."""
+
+    cdef void _ticked(self) noexcept:
+        """Ten times a second."""
 
     cdef void _secured(self, Conn* c) noexcept:
         """Its TLS handshake is done; c.tls.alpn is what both speak from now on. What is pending is sent after this."""

@@ -24,6 +24,7 @@ from graylb.control.health import Health
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
+from graylb.control.reports import LogRefused, Reports
 from graylb.control.spawning import Spawned
 from graylb.control.store import Store, state_path
 from graylb.control.workers import Nursery, Worker, WorkerFailed
@@ -104,6 +105,7 @@ class Supervisor:
         self.plane = Plane(options.document, store, options.preset)
         self.workers: list[Worker] = []
         self.health = Health(self._health_changed)
+        self.reports = Reports(options.document.parent, self._views_changed)
         self.listeners: list[Bound] = []
         self.slabs: Slabs | None = None
         self.draining = False
@@ -129,6 +131,7 @@ class Supervisor:
             predecessor = Predecessor.from_environment()
             applied = await self.plane.start()
             self._started_with = applied.snapshot
+            self.reports.start(applied.snapshot)
             self._open_listeners(applied, predecessor)
             loading = asyncio.create_task(self._access(applied)) if applied.snapshot.access != Access() else None
             await self._start_workers(applied)
@@ -145,7 +148,7 @@ class Supervisor:
             self._run(self._renew_tickets())
             await self._until_told()
             return await self._drain()
-        except (StartRefused, ListenError, HandoverFailed) as error:
+        except (StartRefused, ListenError, HandoverFailed, LogRefused) as error:
             raise StartError(str(error)) from error
         except WorkerFailed as error:
             raise StartError(f"cannot start: {error}") from error
@@ -159,6 +162,7 @@ class Supervisor:
         settled = last if refusals else applied
         await asyncio.gather(*(worker.settle(settled) for worker in self.workers))
         self.health.follow(settled.snapshot)
+        self.reports.follow(settled.snapshot)
         self._write_ports_file()
         self._manager.status(self._summary(settled.revision))
         return refusals
@@ -202,6 +206,7 @@ class Supervisor:
             "roll_failed": self.roll_failed,
             "listeners": [bound.address for bound in self.listeners],
             "admin": self.admin_address,
+            **self.reports.figures(),
             "restart_needed": self._restart_needed(),
             "workers": [
                 {
@@ -221,6 +226,10 @@ class Supervisor:
         for worker in self.workers:
             worker.tell_health(down)
 
+    def _views_changed(self, wanted: list[dict[str, Any]]) -> None:
+        for worker in self.workers:
+            worker.tell_views(wanted)
+
     async def stats(self) -> list[dict[str, Any]]:
         """The counters of every worker; null for one that does not answer."""
         answers = await asyncio.gather(*(worker.stats() for worker in self.workers))
@@ -233,7 +242,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             loop.add_signal_handler(number, self._told_to_stop, number)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._begin(self._reload()))
-        loop.add_signal_handler(signal.SIGUSR1, log.info, "SIGUSR1: the log goes to stderr; there is no file to reopen")
+        loop.add_signal_handler(signal.SIGUSR1, self.reports.reopen)
         loop.add_signal_handler(signal.SIGUSR2, lambda: self._begin(self._roll()))
 
     def _told_to_stop(self, number: signal.Signals) -> None:
@@ -284,6 +293,7 @@ class Supervisor:
                 slab=self.slabs.fds[number],
                 on_ready=self._worker_ready,
                 secrets=lambda table: certificates.told(table.snapshot, self._tickets),
+                pipes=self.reports.pipes,
             )
             for number in range(count)
         ]
@@ -416,6 +426,7 @@ class Supervisor:
         await self._end_background()
         await self.health.close()
         await self.plane.close()
+        await self.reports.close()
         for bound in (*self.listeners, *([self._admin] if self._admin else ())):
             bound.close(remove=True)
         if self.slabs is not None:

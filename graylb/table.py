@@ -169,6 +169,7 @@ class Compiler:
             "listeners": [asdict(x) for x in snapshot.listeners], "limits": asdict(snapshot.limits),
             "forwarding": asdict(snapshot.forwarding), "decision_headers": snapshot.decision_headers,
             "splits": self.split_names, "listener_bits": self.listener_bits,
+            "access_log": asdict(snapshot.access_log) if snapshot.access_log is not None else None,
             "services": [block.settings for block in blocks],
         })  # fmt: skip
         patterns = b"".join([GROUP.pack(*arena.text(pattern)) for pattern in self.patterns.numbers])

@@ -35,7 +35,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._pools": ("graylb._sockets", "graylb._live", "graylb._proxy", "graylb._tls"),
     "graylb._clients": ("graylb._pools", "graylb._sockets", "graylb._live", "graylb._proxy"),
     "graylb._streams": ("graylb._clients", "graylb._pools", "graylb._sockets", "graylb._live", "graylb._h2"),
+    "graylb._accesslog": ("graylb._live", "graylb._fast", "graylb._http1"),
+    "graylb._logs": ("graylb._accesslog", "graylb._sockets", "graylb._live", "graylb._fast", "graylb._http1"),
     "graylb._exchanges": (
+        "graylb._logs",
         "graylb._streams",
         "graylb._clients",
         "graylb._sockets",
@@ -59,6 +62,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb._detours",
         "graylb._tunnels",
         "graylb._attempts",
+        "graylb._logs",
         "graylb._streams",
         "graylb._clients",
         "graylb._pools",

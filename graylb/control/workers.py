@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
 from graylb.control.logs import log
@@ -47,12 +47,13 @@ class Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    async def begin(self, role: dict[str, Any]) -> asyncio.StreamReader:
-        """Hands over the role, the sockets that it names and the slab; what the process says.
+    async def begin(self, role: dict[str, Any], pipes: Sequence[int] = ()) -> asyncio.StreamReader:
+        """Hands over the role, the sockets that it names, pipes and the slab; what the process says.
 
         Raises OSError when it is gone.
         """
-        fds = [each["fd"] for each in role["listeners"]]
+        listening = [each["fd"] for each in role["listeners"]]
+        fds = [*listening, *pipes]
         slab = None if role["slab"] is None else len(fds)
         if role["slab"] is not None:
             fds.append(role["slab"])
@@ -63,7 +64,8 @@ class Process:
         reader, self._writer = await asyncio.open_connection(sock=self._channel)
         # a descriptor has another number over there: what counts is which one of them it is
         numbered = [{**each, "fd": number} for number, each in enumerate(role["listeners"])]
-        self.send(channel.encode_json(channel.ROLE, {**role, "listeners": numbered, "slab": slab}))
+        told = {"listeners": numbered, "pipes": list(range(len(listening), len(listening) + len(pipes))), "slab": slab}
+        self.send(channel.encode_json(channel.ROLE, {**role, **told}))
         return reader
 
     def send(self, data: bytes) -> None:
@@ -181,7 +183,8 @@ class Worker:
 
     listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
     cpu: the only one that it may run on. slab: the descriptor of what it counts in, which outlives it. secrets: what a
-    worker needs besides a table, the payload of a frame.
+    worker needs besides a table, the payload of a frame. pipes: ends for each process that is started, of the access log
+    and of live views; they are closed here.
     """
 
     def __init__(
@@ -194,7 +197,9 @@ class Worker:
         slab: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
         secrets: Callable[[Any], bytes] = lambda table: b"",
+        pipes: Callable[[], Sequence[int]] = tuple,
     ) -> None:
+        self.pipes = pipes
         self.number = number
         self.secrets = secrets
         self.nursery = nursery
@@ -214,6 +219,7 @@ class Worker:
         self._sent: Table | None = None
         self._sent_secrets = b""
         self._health = b""
+        self._views = b""
         self._acks: deque[asyncio.Future[str | None]] = deque()
         self._stats: deque[asyncio.Future[dict[str, Any] | None]] = deque()
         self._pings: deque[asyncio.Future[None]] = deque()
@@ -282,6 +288,11 @@ class Worker:
         self._health = channel.encode_json(channel.HEALTH, list(down))
         self._send(self._health)
 
+    def tell_views(self, wanted: Iterable[dict[str, Any]]) -> None:
+        """Which requests live views want, see `live_view.Wanted`; also after a restart."""
+        self._views = channel.encode_json(channel.VIEWS, list(wanted))
+        self._send(self._views)
+
     async def stats(self) -> dict[str, Any] | None:
         """The worker's counters; None when it is not up or does not answer."""
         if not self.ready.is_set():
@@ -340,7 +351,12 @@ class Worker:
             return None
         first: asyncio.Task[str | None] | None = None
         try:
-            reader = await process.begin(self.role)
+            pipes = self.pipes()
+            try:
+                reader = await process.begin(self.role, pipes)
+            finally:
+                for fd in pipes:
+                    os.close(fd)
             if not self._stopping.is_set():
                 self._connected = True
                 self._sent_secrets = b""
@@ -366,6 +382,7 @@ class Worker:
             process.kill()
         else:
             self._send(self._health)  # before it may accept anybody
+            self._send(self._views)
             self.loaded.set()
             if self._listening:
                 self.listen()

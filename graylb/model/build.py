@@ -59,6 +59,7 @@ def build(
         decision_headers=document.decision_headers,
         forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
         limits=_limits(document.limits),
+        access_log=document.access_log.build() if document.access_log is not None else None,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, PlainValidator, PrivateAttr, ValidationError, WithJsonSchema
 
 from graylb.model import presets, references, source_map, translate, values
+from graylb.model.access_log import AccessLogPart
 from graylb.model.base import Part
 from graylb.model.discovery import RegistryPart
 from graylb.model.problems import ConfigError, ConfigErrors, Path
@@ -54,6 +55,9 @@ class Document(Part):
     )
     forwarding: ForwardingPart = Field(default=ForwardingPart(), description="What instances are told of the client.")
     limits: LimitsPart = Field(default=LimitsPart(), description="Bounds of a connection.")
+    access_log: AccessLogPart | None = Field(
+        default=None, description="One line for each request. Default: none is written."
+    )
     etcd: EtcdPart | None = Field(
         default=None, description="Where more services, or parts of these, come from. Default: nowhere else."
     )

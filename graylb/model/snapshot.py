@@ -14,6 +14,7 @@ from typing import Literal, Self
 import orjson
 
 from graylb.model.snapshot_faults import Fault
+from graylb.model.snapshot_observe import AccessLog
 
 SLOTS = 10_000
 """Buckets of a split's sticky keys; one slot is 0.01 %."""
@@ -358,6 +359,7 @@ class Snapshot:
     decision_headers: bool = False
     forwarding: Forwarding = field(default_factory=Forwarding)
     limits: Limits = field(default_factory=Limits)
+    access_log: AccessLog | None = None
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""

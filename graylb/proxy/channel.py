@@ -11,17 +11,18 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 SOCKETS: Final = "F"  # → worker, before its role: empty; with it come descriptors, which the role counts as "fd"
-ROLE: Final = "W"  # → worker, first: JSON {"worker": int, "cpu": int | null, "listeners": [listener]}
+ROLE: Final = "W"  # → worker, first: JSON {"worker": int, "cpu": int | null, "listeners": [listener], "pipes": [int]}
 CERTIFICATES: Final = "C"  # → worker, before the table that needs them: JSON, see control.certificates.told
 TABLE: Final = "T"  # → worker: a table image
 LISTEN: Final = "L"  # → worker: empty; accept clients as soon as a table is loaded
 PING: Final = "P"  # → worker: empty; ← worker: empty
 STATS: Final = "S"  # → worker: empty; ← worker: JSON of counters
 HEALTH: Final = "H"  # → worker: JSON [[service, address]] of the instances that are ill; all others are well
+VIEWS: Final = "V"  # → worker: JSON [{"service", "version", "rule": str | null, "status": [low, high]}] of live views
 DRAIN: Final = "D"  # → worker: JSON {"seconds": float, "keep_idle": bool}
 READY: Final = "R"  # ← worker: JSON {"pid": int}, when it accepts
 ACK: Final = "A"  # ← worker: JSON {"revision": int, "digest": hex} or {"revision": int, "error": text}
-TYPES: Final = frozenset((SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, DRAIN, READY, ACK))
+TYPES: Final = frozenset((SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, VIEWS, DRAIN, READY, ACK))
 
 SOCKETS_AT_ONCE: Final = 250  # the kernel takes 253 with one message
 MAX_PAYLOAD: Final = 1 << 30

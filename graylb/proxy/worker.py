@@ -89,6 +89,8 @@ class Worker(asyncio.Protocol):
                 self._send(channel.encode_json(channel.STATS, self.engine.stats()))
             elif frame.type == channel.HEALTH:
                 self.engine.set_down(frame.json())
+            elif frame.type == channel.VIEWS:
+                self.engine.watch(frame.json())
             elif frame.type == channel.DRAIN:
                 told = frame.json()
                 self._drain(float(told["seconds"]), keep_idle=bool(told["keep_idle"]))
@@ -109,6 +111,9 @@ class Worker(asyncio.Protocol):
         self._engine = _engine.Engine(asyncio.get_running_loop(), number, slab)
         if slab >= 0:
             os.close(slab)
+        if role["pipes"]:
+            self._engine.open_logs(*(self.sockets[number] for number in role["pipes"]))
+            del self.sockets[-len(role["pipes"]) :]  # they outlive a drain
         self._start(self._load_tables())
         self._start(self._keep_resolving())
 

@@ -1,0 +1,9 @@
+from collections.abc import Iterable
+
+FIELDS: dict[str, int]
+
+class Format:
+    def __init__(self, json: bool, parts: Iterable[tuple[str, str]]) -> None: ...
+
+def escaped(value: bytes, json: bool, room: int = ...) -> bytes: ...
+def first_part(f: Format, head: bytes, address: str = "", wall_us: int = 0, port: int = 0) -> bytes: ...

@@ -1,0 +1,408 @@
+"""Lines of the access log, without I/O: a request and what became of it in, bytes out.
+
+A line is made in two parts, for the head of a request is gone when its answer is complete: `Format.head` writes what is known
+then, `Format.line` the line. What neighbours in the format stays one piece between the two. JSON is UTF-8 whatever clients
+send: bytes that are none become U+FFFD, by the rule of "maximal subparts" (Unicode 15, section 3.9). Texts escape as nginx
+does: `\\x22` for quotes, backslashes and all that is not printable ASCII.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from graylb._fast cimport NONE32, REDIRECT, Rule, Service, Str, Table
+from graylb._http1 cimport Head, reset_head, same_name, scan_request
+from graylb._live cimport HTTP2, Exchange, Peer, TableState
+
+cdef extern from * nogil:
+    """
+    #include <stdint.h>
+    #include <stdio.h>
+    #include <string.h>
+    #include <time.h>
+    #ifdef __SSE2__
+    #include <emmintrin.h>
+    #endif
+    static const unsigned char *gl_json_plain(const unsigned char *p, const unsigned char *e) {
+    #ifdef __SSE2__
+      while (e - p >= 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)p);
+        /* signed: bytes over 0x7f are below 0x20, too */
+        int m = _mm_movemask_epi8(_mm_or_si128(_mm_cmplt_epi8(v, _mm_set1_epi8(0x20)),
+          _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')), _mm_cmpeq_epi8(v, _mm_set1_epi8('\\\\')))));
+        if (m) return p + __builtin_ctz(m);
+        p += 16; }
+    #endif
+      while (p < e && *p >= 0x20 && *p < 0x80 && *p != '"' && *p != '\\\\') p++;
+      return p; }
+    /* bytes of the UTF-8 sequence at p, or minus those of the ill-formed one */
+    static int gl_utf8(const unsigned char *p, const unsigned char *e) {
+      unsigned char c = *p, low = 0x80, high = 0xbf; int n, i;
+      if (c >= 0xc2 && c <= 0xdf) n = 1;
+      else if (c >= 0xe0 && c <= 0xef) { n = 2; if (c == 0xe0) low = 0xa0; if (c == 0xed) high = 0x9f; }
+      else if (c >= 0xf0 && c <= 0xf4) { n = 3; if (c == 0xf0) low = 0x90; if (c == 0xf4) high = 0x8f; }
+      else return -1;
+      for (i = 1; i <= n; i++) {
+        if (p + i >= e || p[i] < low || p[i] > high) return -i;
+        low = 0x80; high = 0xbf; }
+      return n + 1; }
+    static const char GL_HEX[] = "0123456789abcdef", GL_HEX_UP[] = "0123456789ABCDEF";
+    static char *gl_json_text(char *o, const char *limit, const char *text, size_t size) {
+      const unsigned char *p = (const unsigned char *)text, *e = p + size, *q; size_t k; int n;
+      while (p < e) {
+        q = gl_json_plain(p, e); k = q - p;
+        if (limit - o < (ptrdiff_t)k) { k = limit > o ? limit - o : 0; memcpy(o, p, k); return o + k; }
+        memcpy(o, p, k); o += k; p = q;
+        if (p == e) break;
+        if (limit - o < 8) break;
+        if (*p >= 0x80) {
+          n = gl_utf8(p, e);
+          if (n > 0) { memcpy(o, p, n); o += n; p += n; }
+          else { memcpy(o, "\\xef\\xbf\\xbd", 3); o += 3; p -= n; }
+          continue; }
+        *o++ = '\\\\';
+        if (*p == '"' || *p == '\\\\') *o++ = *p;
+        else if (*p == '\\n') *o++ = 'n';
+        else if (*p == '\\r') *o++ = 'r';
+        else if (*p == '\\t') *o++ = 't';
+        else { memcpy(o, "u00", 3); o[3] = GL_HEX[*p >> 4]; o[4] = GL_HEX[*p & 15]; o += 5; }
+        p++; }
+      return o; }
+    static char *gl_plain_text(char *o, const char *limit, const char *text, size_t size) {
+      const unsigned char *p = (const unsigned char *)text, *e = p + size;
+      for (; p < e && limit - o >= 8; p++) {
+        if (*p >= 0x20 && *p < 0x7f && *p != '"' && *p != '\\\\') *o++ = *p;
+        else { o[0] = '\\\\'; o[1] = 'x'; o[2] = GL_HEX_UP[*p >> 4]; o[3] = GL_HEX_UP[*p & 15]; o += 4; } }
+      return o; }
+    static char *gl_decimal(char *o, uint64_t n) {
+      char digits[20]; int k = 20;
+      do { digits[--k] = '0' + n % 10; n /= 10; } while (n);
+      memcpy(o, digits + k, 20 - k);
+      return o + 20 - k; }
+    static char *gl_six(char *o, uint32_t n) {
+      int k; for (k = 5; k >= 0; k--) { o[k] = '0' + n % 10; n /= 10; }
+      return o + 6; }
+    static void gl_dates(uint64_t second, char *date, char *local) {
+      static const char *months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+      time_t t = second; struct tm m; char text[64];
+      gmtime_r(&t, &m);
+      snprintf(text, sizeof text, "%04d-%02d-%02dT%02d:%02d:%02d", m.tm_year + 1900, m.tm_mon + 1, m.tm_mday, m.tm_hour,
+               m.tm_min, m.tm_sec);
+      memcpy(date, text, 19);
+      snprintf(text, sizeof text, "%02d/%s/%04d:%02d:%02d:%02d +0000", m.tm_mday, months[m.tm_mon], m.tm_year + 1900, m.tm_hour,
+               m.tm_min, m.tm_sec);
+      memcpy(local, text, 26); }
+    """
+    char* gl_json_text(char*, const char*, const char*, size_t)
+    char* gl_plain_text(char*, const char*, const char*, size_t)
+    char* gl_decimal(char*, uint64_t)
+    char* gl_six(char*, uint32_t)
+    void gl_dates(uint64_t, char*, char*)
+
+
+# name -> field; those of graylb.model.log_fields, which a test compares, and those of spans
+FIELDS = {
+    "time": L_TIME, "time_local": L_TIME_LOCAL, "client_ip": L_CLIENT_IP, "client_port": L_CLIENT_PORT, "listener": L_LISTENER,
+    "scheme": L_SCHEME, "method": L_METHOD, "host": L_HOST, "path": L_PATH, "query": L_QUERY, "target": L_TARGET,
+    "protocol": L_PROTOCOL, "tls": L_TLS, "request_id": L_REQUEST_ID, "trace_id": L_TRACE_ID, "span_id": L_SPAN_ID,
+    "worker": L_WORKER, "service": L_SERVICE, "route": L_ROUTE, "version": L_VERSION, "rule": L_RULE, "slot": L_SLOT,
+    "draw": L_DRAW, "fallback": L_FALLBACK, "instance": L_INSTANCE, "revision": L_REVISION, "attempts": L_ATTEMPTS,
+    "status": L_STATUS, "error": L_ERROR, "error_source": L_ERROR_SOURCE, "aborted": L_ABORTED, "bytes_in": L_BYTES_IN,
+    "bytes_out": L_BYTES_OUT, "duration": L_DURATION, "first_byte": L_FIRST_BYTE, "connect": L_CONNECT,
+    "upstream_protocol": L_UPSTREAM_PROTOCOL, "": L_NONE,
+}
+OF_SPANS = {"parent_id": L_PARENT_ID, "tracestate": L_STATE, "start_us": L_START}
+
+cdef const char* REQUEST_ID = b"x-request-id"
+cdef const char* TRACEPARENT = b"traceparent"
+cdef const char* TRACESTATE = b"tracestate"
+
+
+cdef void dates(uint64_t second, char* date, char* local) noexcept:
+    """The second, of Unix time, as RFC 3339 without its zone (19 bytes) and as nginx's time_local (26 bytes)."""
+    gl_dates(second, date, local)
+
+
+cdef Text header_of(Head* h, const char* name, uint32_t n) noexcept:
+    """The first header of that name."""
+    cdef Text found
+    cdef int i
+    found.p = NULL
+    found.n = 0
+    for i in range(h.count):
+        if h.headers[i].name_len == n and same_name(h.headers[i].name, name, n):
+            found.p = h.headers[i].value
+            found.n = h.headers[i].value_len
+            break
+    return found
+
+
+cdef inline Text _text(const char* p, uint32_t n) noexcept:
+    cdef Text made
+    made.p = p
+    made.n = n
+    return made
+
+
+cdef inline Text _str(Table t, Str s) noexcept:
+    return _text(t.base + s.off, s.n)
+
+
+cdef char* _put(bint json, char* o, const char* limit, Text t) noexcept:
+    """A text, quoted in JSON."""
+    if not json: return gl_plain_text(o, limit, t.p, t.n)
+    o[0] = 34
+    o = gl_json_text(o + 1, limit, t.p, t.n)
+    o[0] = 34
+    return o + 1
+
+
+cdef char* _seconds(char* o, uint64_t us) noexcept:
+    o = gl_decimal(o, us // 1000000)
+    o[0] = 46
+    return gl_six(o + 1, <uint32_t>(us % 1000000))
+
+
+cdef Text _asked_text(LogOp* op, Asked* a) noexcept:
+    """The fields of a head that are texts as they come."""
+    cdef Head* h = a.head
+    cdef Text found
+    cdef int field = op.field
+    if field == L_CLIENT_IP: return _text(a.peer.text if a.peer.text_len else NULL, a.peer.text_len)
+    if field == L_LISTENER: return a.listener
+    if field == L_SCHEME: return _text(b"https", 5) if a.secure else _text(b"http", 4)
+    if field == L_SPAN_ID: return a.span_id
+    if field == L_PARENT_ID: return a.parent_id
+    if h == NULL: return _text(NULL, 0)
+    if field == L_METHOD: return _text(h.method, h.method_len)
+    if field == L_HOST: return _text(h.host if h.host_len else NULL, h.host_len)
+    if field == L_PATH: return _text(h.path, h.path_len)
+    if field == L_QUERY: return _text(h.query, h.query_len)
+    if field == L_TARGET: return _text(h.target, h.target_len)
+    if field == L_PROTOCOL: return _text(b"HTTP/2", 6) if a.h2 else (_text(b"HTTP/1.1", 8) if h.minor else _text(b"HTTP/1.0", 8))
+    if field == L_HEADER: return header_of(h, op.name, op.name_n)
+    if field == L_STATE: return header_of(h, TRACESTATE, 10)
+    if field == L_REQUEST_ID: return a.request_id if a.request_id.p != NULL else header_of(h, REQUEST_ID, 12)
+    if field == L_TRACE_ID:
+        if a.trace_id.p != NULL: return a.trace_id
+        found = header_of(h, TRACEPARENT, 11)
+        if found.p != NULL and found.n >= 55: return _text(found.p + 3, 32)
+    return _text(NULL, 0)
+
+
+cdef char* _asked(bint json, LogOp* op, Asked* a, char* o, const char* limit) noexcept:
+    """A field of the head; NULL: it has no value."""
+    cdef Text t
+    if op.field == L_TIME:
+        if json:
+            o[0] = 34
+            o += 1
+        memcpy(o, a.date, 19)
+        o[19] = 46
+        o = gl_six(o + 20, <uint32_t>(a.wall_us % 1000000))
+        o[0] = 90
+        if not json: return o + 1
+        o[1] = 34
+        return o + 2
+    if op.field == L_TIME_LOCAL: return _put(json, o, limit, _text(a.local, 26))
+    if op.field == L_START: return gl_decimal(o, a.wall_us)
+    if op.field == L_WORKER: return gl_decimal(o, a.worker)
+    if op.field == L_CLIENT_PORT: return gl_decimal(o, a.peer.port) if a.peer.port else NULL
+    if op.field == L_TLS:
+        if a.secure: memcpy(o, b"true", 4)
+        else: memcpy(o, b"false", 5)
+        return o + (4 if a.secure else 5)
+    t = _asked_text(op, a)
+    return _put(json, o, limit, t) if t.p != NULL else NULL
+
+
+cdef Text _decided(int field, Exchange* x, Table t) noexcept:
+    """The fields of a decision that are texts."""
+    cdef const Service* s
+    cdef const Str* versions
+    if field == L_ROUTE:
+        if x.d.route < 0 or (x.d.service < 0 and x.d.outcome != REDIRECT): return _text(NULL, 0)
+        return _str(t, t.routes[x.d.route].name)
+    if x.d.service < 0: return _text(NULL, 0)
+    s = &t.services[x.d.service]
+    if field == L_SERVICE: return _str(t, s.name)
+    if field == L_RULE: return _str(t, (<const Rule*>(t.base + s.rules))[x.d.rule].name) if x.d.rule >= 0 else _text(NULL, 0)
+    versions = <const Str*>(t.base + s.versions)
+    if field == L_FALLBACK:
+        if not x.d.fell_back: return _text(NULL, 0)
+        return _str(t, versions[x.d.wanted]) if x.d.wanted != NONE32 else _text(b"subset", 6)
+    if x.d.instance < 0: return _text(NULL, 0)
+    if field == L_VERSION: return _str(t, versions[t.instances[x.d.instance].version])
+    if field == L_INSTANCE: return _str(t, t.instances[x.d.instance].address)
+    # L_UPSTREAM_PROTOCOL
+    if not x.attempts: return _text(NULL, 0)
+    return _text(b"HTTP/2", 6) if x.h2 else _text(b"HTTP/1.1", 8)
+
+
+cdef char* _ended(bint json, LogOp* op, Ended* e, Table t, char* o, const char* limit) noexcept:
+    """A field of the end; NULL: it has no value."""
+    cdef Exchange* x = e.x
+    cdef Text found
+    cdef int field = op.field
+    if field == L_STATUS: return gl_decimal(o, e.status) if e.status else NULL
+    if field == L_BYTES_IN: return gl_decimal(o, x.bytes_in)
+    if field == L_BYTES_OUT: return gl_decimal(o, x.bytes_out)
+    if field == L_DURATION: return _seconds(o, e.now_us - x.began_us)
+    if field == L_FIRST_BYTE: return _seconds(o, x.head_us - x.began_us) if x.head_us else NULL
+    if field == L_CONNECT: return _seconds(o, x.connect_us) if x.connect_us else NULL
+    if field == L_ATTEMPTS: return gl_decimal(o, x.attempts) if x.attempts else NULL
+    if field == L_REVISION: return gl_decimal(o, t.revision)
+    if field == L_SLOT: return gl_decimal(o, x.d.slot) if x.d.service >= 0 and x.d.slot >= 0 else NULL
+    if field == L_DRAW: return gl_decimal(o, x.d.draw) if x.d.service >= 0 and x.d.drew else NULL
+    if field == L_ERROR: found = e.error
+    elif field == L_ERROR_SOURCE: found = e.source
+    elif field == L_ABORTED: found = _text(NULL, 0) if not x.cut else (_text(b"client", 6) if x.cut == 1 else _text(b"instance", 8))
+    else: found = _decided(field, x, t)
+    return _put(json, o, limit, found) if found.p != NULL else NULL
+
+
+cdef class Format:
+    """How a line is made. parts: (literal text, name of a field or "") pairs, as graylb.model.log_fields has them. json: lines
+    are JSON objects; the texts are `,"name":`, and what has no value is left out with its text. ValueError for an unknown field.
+    """
+
+    def __cinit__(self, bint json, parts):
+        cdef int i, first = -1
+        cdef bytes text
+        self.json = json
+        self.made_of = json, [tuple(part) for part in parts]
+        self.kept = []
+        self.n = len(parts)
+        self.ops = <LogOp*>calloc(max(self.n, 1), sizeof(LogOp))
+        if self.ops == NULL: raise MemoryError
+        for i, (literal, name) in enumerate(parts):
+            text = literal.encode()
+            self.kept.append(text)
+            self.ops[i].text = PyBytes_AS_STRING(text)
+            self.ops[i].n = <uint32_t>PyBytes_GET_SIZE(text)
+            self._name(&self.ops[i], name)
+            if L_NONE < self.ops[i].field <= L_LAST_OF_HEAD:
+                if first < 0: first = i
+                self.ops[first].run += 1
+            else: first = -1
+
+    cdef _name(self, LogOp* op, str name):
+        cdef bytes header
+        field = FIELDS.get(name, OF_SPANS.get(name))
+        if field is None and name.startswith("http_"):
+            header = name[5:].replace("_", "-").lower().encode()
+            self.kept.append(header)
+            op.name = PyBytes_AS_STRING(header)
+            op.name_n = <uint32_t>PyBytes_GET_SIZE(header)
+            field = L_HEADER
+        if field is None: raise ValueError(f"unknown field {name!r}")
+        op.field = field
+
+    def __dealloc__(self):
+        free(self.ops)
+
+    cdef char* _one(self, LogOp* op, char* value, char* o) noexcept:
+        """The end of the line after a field's text at o and its value, which ends at `value`; NULL: it has none."""
+        if value != NULL: return value
+        if self.json: return o
+        o[op.n] = 45
+        return o + op.n + 1
+
+    cdef char* head(self, Asked* a, char* o, char* limit) noexcept:
+        """What is known when a head is, for `line`: the pieces in a row, each behind its length."""
+        cdef int i = 0, k
+        cdef uint32_t size
+        cdef char* start
+        cdef LogOp* op
+        while i < self.n:
+            if not self.ops[i].run:
+                i += 1
+                continue
+            start = o
+            o += 4
+            for k in range(i, i + self.ops[i].run):
+                op = &self.ops[k]
+                if limit - o < <ssize_t>(op.n + MARGIN): continue
+                memcpy(o, op.text, op.n)
+                o = self._one(op, _asked(self.json, op, a, o + op.n, limit), o)
+            i += self.ops[i].run
+            size = <uint32_t>(o - start - 4)
+            memcpy(start, &size, 4)
+        return o
+
+    cdef char* line(self, Ended* e, Table t, const char* heads, const char* heads_end, char* o, char* limit) noexcept:
+        """The whole line with its end; heads: what `head` wrote. There must be room for MARGIN bytes behind the limit."""
+        cdef int i = 0
+        cdef uint32_t size
+        cdef char* start = o
+        cdef LogOp* op
+        while i < self.n:
+            op = &self.ops[i]
+            if op.run:
+                size = 0
+                if heads + 4 <= heads_end: memcpy(&size, heads, 4)
+                heads += 4
+                if limit - o >= <ssize_t>size:
+                    memcpy(o, heads, size)
+                    o += size
+                heads += size
+                i += op.run
+                continue
+            i += 1
+            if limit - o < <ssize_t>(op.n + MARGIN): continue
+            memcpy(o, op.text, op.n)
+            if op.field == L_NONE: o += op.n
+            else: o = self._one(op, _ended(self.json, op, e, t, o + op.n, limit), o)
+        if self.json:
+            if o == start: o += 1
+            start[0] = 123                               # over the comma of the first field
+            o[0] = 125
+            o += 1
+        o[0] = 10
+        return o + 1
+
+
+# ---- faces for tests -------------------------------------------------------------------------------------------------
+
+def escaped(bytes value, bint json, size_t room=LINE_MAX):
+    """A text as a line has it; room: bytes that it may take, with the quotes and MARGIN."""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(room + MARGIN))
+    cdef char* o = PyBytes_AS_STRING(out)
+    return out[:_put(json, o, o + room, _text(PyBytes_AS_STRING(value), <uint32_t>PyBytes_GET_SIZE(value))) - o]
+
+
+def first_part(Format f, bytes head, str address="", uint64_t wall_us=0, uint32_t port=0):
+    """The pieces of a request's head in a row, without their lengths. ValueError: it is no head."""
+    cdef Head* h = <Head*>malloc(sizeof(Head))
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, LINE_MAX + 2 * MARGIN)
+    cdef char date[19]
+    cdef char local[26]
+    cdef char* o = PyBytes_AS_STRING(out)
+    cdef char* e
+    cdef Asked a
+    cdef Peer peer
+    cdef uint32_t size
+    cdef bytes text = address.encode()
+    try:
+        memset(&a, 0, sizeof(Asked))
+        memset(&peer, 0, sizeof(Peer))
+        memcpy(peer.text, PyBytes_AS_STRING(text), len(text))
+        peer.text_len = len(text)
+        peer.port = port
+        reset_head(h, 100)
+        if scan_request(h, PyBytes_AS_STRING(head), PyBytes_AS_STRING(head) + len(head), 100) <= 0: raise ValueError(h.error)
+        a.head = h
+        a.peer = &peer
+        dates(wall_us // 1000000, date, local)
+        a.wall_us = wall_us
+        a.date = date
+        a.local = local
+        e = f.head(&a, o, o + LINE_MAX)
+        found = []
+        while o < e:
+            memcpy(&size, o, 4)
+            found.append(o[4:4 + size])
+            o += 4 + size
+        return b"".join(found)
+    finally:
+        free(h)

@@ -1,0 +1,73 @@
+"""What a worker tells of its requests: see _logs.pyx."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from graylb._accesslog cimport Asked, Format
+from graylb._http1 cimport Head
+from graylb._live cimport Exchange, Peer
+
+cdef enum:
+    ERROR_CODES = 40
+
+cdef enum Captured:
+    C_LOG = 1              # for the access log
+    C_FULL = 2             # for views
+
+cdef class Settings:
+    # of a table
+    cdef Format format             # None: no access log
+    cdef uint32_t sample[6]        # by class of status: of 2**32
+    cdef readonly size_t buffer
+
+cdef class Outlet:
+    cdef int fd
+    cdef char* buf
+    cdef size_t off
+    cdef size_t len
+    cdef size_t size
+    cdef bint full                 # the pipe is, as far as we know
+    cdef readonly uint64_t lines
+    cdef readonly uint64_t dropped
+
+    cdef char* room(self) noexcept
+    cdef void wrote(self, char* e) noexcept
+    cdef void flush(self) noexcept
+
+cdef struct View:
+    const char* service            # NULL: any
+    const char* version
+    const char* rule
+    uint32_t service_n
+    uint32_t version_n
+    uint32_t rule_n
+    uint16_t low                   # statuses
+    uint16_t high
+
+cdef class Logs:
+    cdef readonly Outlet access
+    cdef readonly Outlet events
+    cdef Format full
+    cdef uint32_t worker
+    cdef View views[16]
+    cdef int n_views
+    cdef list kept
+    cdef uint32_t left             # lines for views in this tick
+    cdef readonly uint64_t unseen  # lines for views that were too many
+    cdef uint64_t offset           # of Unix time, to the monotonic one, us
+    cdef uint64_t second
+    cdef char date[24]
+    cdef char local[32]
+    cdef uint64_t random_state
+    cdef char* scratch
+    cdef list texts
+    cdef const char* reasons[ERROR_CODES]
+    cdef uint32_t reasons_n[ERROR_CODES]
+    cdef const char* sources[ERROR_CODES]
+    cdef uint32_t sources_n[ERROR_CODES]
+    cdef uint16_t statuses[ERROR_CODES]
+
+    cdef void asked(self, Exchange* x, Settings s, Head* h, Peer* peer, const char* listener, uint32_t listener_n,
+                    bint secure, bint h2) noexcept
+    cdef void ended(self, Exchange* x, uint64_t now_us) noexcept
+    cdef void ticked(self) noexcept
+    cdef uint64_t random(self) noexcept
+    cdef bint _seen(self, Exchange* x, uint16_t status) noexcept

@@ -1,0 +1,305 @@
+"""What a worker tells of its requests: lines of the access log, and of live views, on their way to the control process.
+
+Lines go through pipes, one for the access log and one for all else, each from a bounded buffer: whole lines or none. What
+finds no room is dropped and counted; nothing waits. `asked` keeps what is known of a request when its head is, for the head is
+gone at the end; `ended` makes the lines, and is the only place that does.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from graylb._accesslog cimport LINE_MAX, MARGIN, Asked, Ended, Format, Text, dates
+from graylb._fast cimport Rule, Service, Str, Table
+from graylb._http1 cimport Head
+from graylb._live cimport Exchange, Peer, TableState
+from graylb._sockets cimport gl_now_us
+
+import os
+
+from graylb.errors import KINDS
+
+cdef extern from * nogil:
+    """
+    #include <poll.h>
+    #include <time.h>
+    #include <unistd.h>
+    static uint64_t gl_wall_us(void) {
+      struct timespec t; clock_gettime(CLOCK_REALTIME, &t);
+      return (uint64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000; }
+    static int gl_wait_out(int fd, int ms) {
+      struct pollfd p = {fd, POLLOUT, 0}; return poll(&p, 1, ms) > 0 && (p.revents & POLLOUT); }
+    """
+    uint64_t gl_wall_us()
+    int gl_wait_out(int, int)
+    ssize_t write(int, const void*, size_t)
+
+cdef enum:
+    FLUSH = 65536          # so many bytes are worth a system call
+    EVENTS_BUFFER = 1048576
+    VIEWS_A_TICK = 100     # lines, of each worker, in 100 ms
+    MAX_VIEWS = 16
+    LAST_MS = 500          # for the rest, when a worker ends
+
+# every field, for whoever looks on: the names of graylb.model.log_fields
+FULL = ("time", "client_ip", "client_port", "listener", "scheme", "method", "host", "path", "query", "protocol",
+        "http_user_agent", "http_referer", "request_id", "trace_id", "service", "route", "version", "rule", "slot", "draw",
+        "fallback", "instance", "revision", "attempts", "status", "error", "error_source", "aborted", "bytes_in", "bytes_out",
+        "duration", "first_byte", "connect", "upstream_protocol", "worker")
+
+
+cdef class Settings:
+    """Of a table: what of its requests is written. told: `access_log` of the table's meta, or None. former: whose format is kept
+    where it is the same.
+    """
+
+    def __cinit__(self, told, Settings former=None):
+        cdef int i
+        if told is None: return
+        parts = [tuple(part) for part in told["parts"]]
+        if former is not None and former.format is not None and former.format.made_of == (told["json"], parts):
+            self.format = former.format
+        else: self.format = Format(told["json"], parts)
+        self.buffer = told["buffer"]
+        for i in range(5): self.sample[i + 1] = <uint32_t>min(told["sample"][i] / 100 * 4294967296.0, 4294967295.0)
+
+
+cdef class Outlet:
+    """A pipe and what is to go into it. size: bytes, beside one more line."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        free(self.buf)
+
+    def open(self, int fd):
+        """Takes the descriptor of a pipe's end, non-blocking, which stays the caller's. -1: what is told goes nowhere."""
+        if fd >= 0: os.set_blocking(fd, False)
+        self.fd = fd
+
+    def resize(self, size_t size):
+        """For so many bytes. Raises MemoryError."""
+        cdef char* q
+        if size == self.size: return
+        self.flush()
+        if self.off: memmove(self.buf, self.buf + self.off, self.len)
+        self.off = 0
+        if self.len > size: return                   # smaller when there is less to tell: at the next table
+        q = <char*>realloc(self.buf, size + LINE_MAX + 2 * MARGIN)
+        if q == NULL: raise MemoryError
+        self.buf = q
+        self.size = size
+
+    cdef char* room(self) noexcept:
+        """Where LINE_MAX bytes and MARGIN may be written; NULL: this line is dropped."""
+        if self.off and self.off + self.len >= self.size:
+            memmove(self.buf, self.buf + self.off, self.len)
+            self.off = 0
+        if self.fd < 0 or self.len >= self.size:
+            self.dropped += 1
+            return NULL
+        return self.buf + self.off + self.len
+
+    cdef void wrote(self, char* e) noexcept:
+        """A line was written to where there was room, up to e."""
+        self.len = e - self.buf - self.off
+        self.lines += 1
+        if self.len >= FLUSH and not self.full: self.flush()
+
+    cdef void flush(self) noexcept:
+        """What the pipe takes now."""
+        cdef ssize_t n
+        while self.len and self.fd >= 0:
+            n = write(self.fd, self.buf + self.off, self.len)
+            if n < 0 and errno == EINTR: continue
+            self.full = n < 0 or <size_t>n < self.len
+            if n < 0 and errno != EAGAIN:            # nobody reads any more
+                self.fd = -1
+                self.len = 0
+            if n <= 0: return
+            self.off += n
+            self.len -= n
+            if self.len == 0: self.off = 0
+
+    def close(self):
+        """The rest, for which the reader has half a second."""
+        self.flush()
+        while self.len and self.fd >= 0 and gl_wait_out(self.fd, LAST_MS): self.flush()
+        self.fd = -1
+
+
+cdef class Logs:
+    """Of one worker. worker: its number."""
+
+    def __cinit__(self, uint32_t worker=0):
+        self.worker = worker
+        self.access = Outlet()
+        self.events = Outlet()
+        self.full = Format(True, [(f',"{name}":', name) for name in FULL])
+        self.kept = []
+        self.scratch = <char*>malloc(2 * (LINE_MAX + 2 * MARGIN))
+        if self.scratch == NULL: raise MemoryError
+        self.random_state = int.from_bytes(os.urandom(8), "little")
+        self.texts = []
+        for kind in KINDS:
+            reason, source = kind.reason.encode(), kind.source.encode()
+            self.texts += (reason, source)
+            self.reasons[<int>kind.code] = PyBytes_AS_STRING(reason)
+            self.reasons_n[<int>kind.code] = <uint32_t>len(reason)
+            self.sources[<int>kind.code] = PyBytes_AS_STRING(source)
+            self.sources_n[<int>kind.code] = <uint32_t>len(source)
+            self.statuses[<int>kind.code] = kind.status
+        self.second = <uint64_t>-1
+        self.offset = gl_wall_us() - gl_now_us()
+
+    def __dealloc__(self):
+        free(self.scratch)
+
+    def open(self, int access, int events):
+        """The pipes' ends, as `Outlet.open` takes them."""
+        self.access.open(access)
+        self.events.open(events)
+
+    def close(self):
+        self.access.close()
+        self.events.close()
+
+    def watch(self, views):
+        """Who looks on, as dicts of `service`, `version`, `rule` (None: any) and `status` (low, high). None: nobody."""
+        cdef bytes text
+        self.n_views = 0
+        self.kept = []
+        for told in views[:MAX_VIEWS]:
+            v = &self.views[self.n_views]
+            memset(v, 0, sizeof(View))
+            v.low, v.high = told["status"]
+            for name in ("service", "version", "rule"):
+                if told[name] is None: continue
+                text = told[name].encode()
+                self.kept.append(text)
+                if name == "service": v.service, v.service_n = PyBytes_AS_STRING(text), <uint32_t>len(text)
+                elif name == "version": v.version, v.version_n = PyBytes_AS_STRING(text), <uint32_t>len(text)
+                else: v.rule, v.rule_n = PyBytes_AS_STRING(text), <uint32_t>len(text)
+            self.n_views += 1
+        if self.n_views: self.events.resize(EVENTS_BUFFER)
+        self.left = VIEWS_A_TICK
+
+    def stats(self):
+        return {"written": self.access.lines, "dropped": self.access.dropped, "unseen": self.unseen + self.events.dropped}
+
+    cdef uint64_t random(self) noexcept:
+        """splitmix64 (Steele, Lea, Flood 2014), seeded by the kernel."""
+        cdef uint64_t z
+        self.random_state += <uint64_t>0x9e3779b97f4a7c15
+        z = self.random_state
+        z = (z ^ (z >> 30)) * <uint64_t>0xbf58476d1ce4e5b9
+        z = (z ^ (z >> 27)) * <uint64_t>0x94d049bb133111eb
+        return z ^ (z >> 31)
+
+    cdef void ticked(self) noexcept:
+        """Ten times a second: what waits is sent on, and the clock is set."""
+        self.access.flush()
+        self.events.flush()
+        self.left = VIEWS_A_TICK
+        self.offset = gl_wall_us() - gl_now_us()
+
+    cdef void asked(self, Exchange* x, Settings s, Head* h, Peer* peer, const char* listener, uint32_t listener_n,
+                    bint secure, bint h2) noexcept:
+        """Keeps what will be told of a request's head, if anything will be. h: NULL where it is none."""
+        cdef Asked a
+        cdef char* o = self.scratch
+        cdef char* q
+        cdef size_t n
+        if s.format is None and not self.n_views: return
+        memset(&a, 0, sizeof(Asked))
+        a.head = h
+        a.peer = peer
+        a.listener.p = listener
+        a.listener.n = listener_n
+        a.secure = secure
+        a.h2 = h2
+        a.worker = self.worker
+        a.wall_us = x.began_us + self.offset
+        if a.wall_us // 1000000 != self.second:
+            self.second = a.wall_us // 1000000
+            dates(self.second, self.date, self.local)
+        a.date = self.date
+        a.local = self.local
+        if s.format is not None:
+            x.captured |= C_LOG
+            o = s.format.head(&a, o, self.scratch + LINE_MAX)
+        x.full_at = <uint32_t>(o - self.scratch)
+        if self.n_views:
+            x.captured |= C_FULL
+            o = self.full.head(&a, o, o + LINE_MAX)
+        n = o - self.scratch
+        if n > x.log_cap:
+            q = <char*>realloc(x.log, n + 256)
+            if q == NULL:
+                x.captured = 0
+                return
+            x.log = q
+            x.log_cap = <uint32_t>(n + 256)
+        memcpy(x.log, self.scratch, n)
+        x.log_len = <uint32_t>n
+
+    cdef void ended(self, Exchange* x, uint64_t now_us) noexcept:
+        """An exchange that was kept something of is over: its lines."""
+        cdef TableState state = <TableState>x.state
+        cdef Settings s = <Settings>state.log
+        cdef Ended e
+        cdef char* o
+        cdef uint32_t one_of
+        e.x = x
+        e.now_us = now_us
+        e.error.p = e.source.p = NULL
+        e.status = x.status
+        if x.failed:
+            e.error.p = self.reasons[x.failed - 1]
+            e.error.n = self.reasons_n[x.failed - 1]
+            e.source.p = self.sources[x.failed - 1]
+            e.source.n = self.sources_n[x.failed - 1]
+            if not e.status: e.status = 200 if x.grpc else self.statuses[x.failed - 1]
+        elif not e.status: e.status = 499
+        if x.captured & C_LOG:
+            one_of = s.sample[e.status // 100 if e.status < 600 else 5]
+            if one_of == <uint32_t>0xffffffff or <uint32_t>self.random() < one_of:
+                o = self.access.room()
+                if o != NULL: self.access.wrote(s.format.line(&e, state.table, x.log, x.log + x.full_at, o, o + LINE_MAX))
+        if x.captured & C_FULL and self._seen(x, e.status):
+            if not self.left: self.unseen += 1
+            else:
+                self.left -= 1
+                o = self.events.room()
+                if o != NULL: self.events.wrote(self.full.line(&e, state.table, x.log + x.full_at, x.log + x.log_len, o, o + LINE_MAX))
+        if x.log_cap > 4096:
+            free(x.log)
+            x.log = NULL
+            x.log_cap = 0
+
+    cdef bint _seen(self, Exchange* x, uint16_t status) noexcept:
+        """Whether anybody wants to see it."""
+        cdef Table t = (<TableState>x.state).table
+        cdef const Service* s = NULL
+        cdef const Str* versions = NULL
+        cdef const Str* rule = NULL
+        cdef int i
+        cdef View* v
+        if x.d.service >= 0:
+            s = &t.services[x.d.service]
+            if x.d.rule >= 0: rule = &(<const Rule*>(t.base + s.rules))[x.d.rule].name
+            if x.d.instance >= 0: versions = <const Str*>(t.base + s.versions) + t.instances[x.d.instance].version
+        for i in range(self.n_views):
+            v = &self.views[i]
+            if status < v.low or status > v.high: continue
+            if v.service != NULL and (s == NULL or not _same(t, &s.name, v.service, v.service_n)): continue
+            if v.version != NULL and not _same(t, versions, v.version, v.version_n): continue
+            if v.rule != NULL and not _same(t, rule, v.rule, v.rule_n): continue
+            return True
+        return False
+
+
+cdef bint _same(Table t, const Str* a, const char* p, uint32_t n) noexcept:
+    return a != NULL and a.n == n and memcmp(t.base + a.off, p, n) == 0

@@ -1,0 +1,291 @@
+"""Carries the workers' lines to where the access log goes, in a thread of its own: nobody waits for a disk or a reader.
+
+Each worker writes whole lines into a pipe. They are taken from it some fifty times a second, in large pieces, cut
+behind the last whole line and appended. What a full disk does not take is dropped, counted in lines, and told; it goes
+on by itself. A line that was taken in part is finished first, so the file has whole lines only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from graylb.control.logs import log
+from graylb.model.snapshot_observe import AccessLog
+
+PIPE_BYTES: Final = 1 << 20
+GAP: Final = 0.02
+"""Seconds between two rounds, so that each has a large piece."""
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at whether the file was moved, or can be opened again."""
+STUCK: Final = 1.0
+"""Seconds that a reader of stdout has, before lines are dropped."""
+LAST: Final = 2.0
+"""Seconds for the rest at the end."""
+_STREAMS: Final = {"stdout": 1, "stderr": 2}
+
+
+def open_pipe() -> tuple[int, int]:
+    """Both ends, the first non-blocking; as large as the system allows. Raises OSError."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # a user may have used up what all their pipes may hold
+        fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    os.set_blocking(ours, False)
+    return ours, theirs
+
+
+@dataclass
+class Figures:
+    """lines: dropped here; workers count theirs. problem: why nothing is written now, empty while all is."""
+
+    bytes_written: int = 0
+    lines_dropped: int = 0
+    reopened: int = 0
+    problem: str = ""
+
+
+@dataclass
+class _Source:
+    fd: int
+    rest: bytes = b""  # of a line that is not whole yet
+
+
+@dataclass
+class _Sink:
+    """Where lines go now. rest: of a line that was taken in part."""
+
+    path: Path | None  # None: a stream
+    fd: int = -1
+    looked: float = field(default=0.0)
+    rest: bytes = b""
+
+    @classmethod
+    def of(cls, wanted: AccessLog, folder: Path) -> _Sink:
+        """Opened. Raises OSError."""
+        if wanted.path in _STREAMS:
+            return cls(None, os.dup(_STREAMS[wanted.path]))
+        path = folder / wanted.path
+        return cls(path, _appending(path), time.monotonic())
+
+    def moved(self) -> bool:
+        """Whether another file, or none, has its name now; looked at once a second."""
+        now = time.monotonic()
+        if self.path is None or now - self.looked < LOOK_EVERY:
+            return False
+        self.looked = now
+        try:
+            there, ours = os.stat(self.path), os.fstat(self.fd)
+        except OSError:
+            return True
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+    def write(self, data: memoryview | bytes) -> tuple[int, OSError | None]:
+        """Whole lines -> (bytes taken, what went wrong). A line begun is finished by the next call."""
+        taken = 0
+        try:
+            while self.rest:
+                self.rest = self.rest[self._some(self.rest) :]
+            while taken < len(data):
+                taken += self._some(data[taken:])
+        except OSError as error:
+            if taken and bytes(data[taken - 1 : taken]) != b"\n":
+                end = bytes(data[taken:]).find(b"\n") + 1
+                self.rest = bytes(data[taken : taken + end])
+                taken += end
+            return taken, error
+        return taken, None
+
+    def _some(self, data: memoryview | bytes) -> int:
+        try:
+            return os.write(self.fd, data)
+        except BlockingIOError:  # somebody made our stdout non-blocking
+            if not select.select([], [self.fd], [], STUCK)[1]:
+                raise OSError(11, f"its reader takes nothing for {STUCK:g} s") from None
+            return 0
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _appending(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+class Writer:
+    """The thread. folder: of the document, which paths are relative to. Call `close` from where it may wait."""
+
+    def __init__(self, folder: Path) -> None:
+        self.figures = Figures()
+        self._folder = folder
+        self._wanted: AccessLog | None = None
+        self._sink: _Sink | None = None
+        self._sources: dict[int, _Source] = {}
+        self._buffer = bytearray(PIPE_BYTES)
+        self._orders: deque[Callable[[], None]] = deque()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.epoll()
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._ending: float | None = None  # when it ends at the latest
+        self._tried = 0.0
+        self._thread: threading.Thread | None = None
+
+    def add(self, fd: int) -> None:
+        """Takes the reading end of a worker's pipe, and closes it at its end."""
+        self._order(lambda: self._begin(fd))
+
+    def follow(self, wanted: AccessLog | None) -> None:
+        """Lines go there from now on; None: nowhere. What cannot be opened is tried again and again."""
+        self._order(lambda: self._turn(wanted))
+
+    def start(self, wanted: AccessLog | None) -> None:
+        """The same, for a start. Raises OSError where the file cannot be opened."""
+        if wanted is not None:
+            _Sink.of(wanted, self._folder).close()
+        self.follow(wanted)
+
+    def reopen(self) -> None:
+        """The file anew, by its name."""
+        self._order(self._reopen)
+
+    def close(self) -> None:
+        """Writes what is in the pipes of workers that have ended, and ends."""
+        if self._thread is not None and self._thread.is_alive():
+            self._order(self._end)
+            self._thread.join(LAST + 1)
+        if self._thread is None or not self._thread.is_alive():  # else it is in a write that does not return
+            self._drop_all()
+
+    def _drop_all(self) -> None:
+        for fd in self._sources:
+            os.close(fd)
+        self._sources.clear()
+        if self._wake >= 0:
+            self._poll.close()
+            os.close(self._wake)
+            self._wake = -1
+        if self._sink is not None:
+            self._sink.close()
+
+    def _order(self, order: Callable[[], None]) -> None:
+        """For the thread, which is started by the first."""
+        self._orders.append(order)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
+            self._thread.start()
+        os.eventfd_write(self._wake, 1)
+
+    # -- in the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._ending is None or (self._sources and time.monotonic() < self._ending):
+            ready = self._poll.poll(None if self._ending is None else GAP)
+            while self._orders:
+                self._orders.popleft()()
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            for fd, _ in ready:
+                if fd in self._sources:
+                    self._carry(self._sources[fd])
+            if self._ending is None and not self._orders:
+                select.select([self._wake], [], [], GAP)
+
+    def _begin(self, fd: int) -> None:
+        self._sources[fd] = _Source(fd)
+        self._poll.register(fd, select.EPOLLIN)
+
+    def _end(self) -> None:
+        self._ending = time.monotonic() + LAST
+
+    def _turn(self, wanted: AccessLog | None) -> None:
+        if self._wanted is not None and wanted is not None and self._wanted.path == wanted.path:
+            self._wanted = wanted
+            return
+        self._drain()  # what was written before belongs to the former place
+        self._wanted = wanted
+        self._reopen()
+
+    def _drain(self) -> None:
+        for source in list(self._sources.values()):
+            self._carry(source)
+
+    def _reopen(self) -> None:
+        former, self._sink = self._sink, None
+        if former is not None:
+            former.close()
+            self.figures.reopened += 1
+        self._tried = 0.0
+        self._opened()
+
+    def _opened(self) -> _Sink | None:
+        """The sink, opened if it can be."""
+        sink, wanted = self._sink, self._wanted
+        if sink is not None and sink.moved():
+            self._reopen()
+            return self._sink
+        if sink is None and wanted is not None and time.monotonic() - self._tried >= LOOK_EVERY:
+            self._tried = time.monotonic()
+            try:
+                self._sink = _Sink.of(wanted, self._folder)
+            except OSError as error:
+                self._failed(error)
+        return self._sink
+
+    def _carry(self, source: _Source) -> None:
+        """What is in a pipe now, up to the last whole line."""
+        while True:
+            try:
+                n = os.readv(source.fd, [self._buffer])
+            except BlockingIOError:
+                return
+            if n == 0:  # its worker has ended; a line that it began is lost
+                self._poll.unregister(source.fd)
+                os.close(source.fd)
+                del self._sources[source.fd]
+                return
+            end = self._buffer.rfind(b"\n", 0, n) + 1
+            if end:
+                first = 0
+                if source.rest:
+                    first = self._buffer.index(b"\n") + 1
+                    self._write(source.rest + self._buffer[:first])
+                with memoryview(self._buffer) as whole, whole[first:end] as piece:
+                    self._write(piece)
+                source.rest = b""
+            source.rest += self._buffer[end:n]
+            if n < len(self._buffer):
+                return
+
+    def _write(self, lines: memoryview | bytes | bytearray) -> None:
+        if not lines:
+            return
+        sink = self._opened()
+        if sink is None:
+            if self._wanted is not None:
+                self.figures.lines_dropped += bytes(lines).count(b"\n")
+            return
+        taken, error = sink.write(memoryview(lines))
+        self.figures.bytes_written += taken
+        if error is not None:
+            self.figures.lines_dropped += bytes(lines[taken:]).count(b"\n")
+            self._failed(error)
+        elif self.figures.problem:
+            log.info("the access log is written again; %d lines were dropped", self.figures.lines_dropped)
+            self.figures.problem = ""
+
+    def _failed(self, error: OSError) -> None:
+        assert self._wanted is not None
+        why = f"{self._wanted.path}: {error.strerror or error}"
+        if self.figures.problem != why:
+            log.error("the access log cannot be written, its lines are dropped: %s", why)
+            self.figures.problem = why

@@ -1,0 +1,129 @@
+"""Who looks on: live views of requests, as JSON lines that workers make while somebody watches.
+
+Workers are told what is wanted, and send no more than some lines in a tenth of a second; a viewer that does not keep up
+misses lines. So nobody's watching is felt by anybody's traffic.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import orjson
+
+MAX_VIEWS: Final = 16
+QUEUE: Final = 1000
+"""Lines that wait for a viewer."""
+PIECE: Final = 1 << 16
+
+
+class TooManyViews(Exception):
+    """There are as many as workers look for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which requests; None: any. status: lowest and highest; 499 for clients that went away."""
+
+    service: str | None = None
+    version: str | None = None
+    rule: str | None = None
+    status: tuple[int, int] = (0, 999)
+
+    def holds(self, line: dict[str, Any]) -> bool:
+        named = (self.service, line.get("service")), (self.version, line.get("version")), (self.rule, line.get("rule"))
+        return (
+            all(wanted is None or wanted == found for wanted, found in named)
+            and self.status[0] <= line.get("status", 0) <= self.status[1]
+        )
+
+
+def statuses(text: str) -> tuple[int, int]:
+    """`404`, `5xx` or `400-499`. Raises ValueError."""
+    if len(text) == 3 and text[0] in "12345" and text[1:].lower() == "xx":
+        return int(text[0]) * 100, int(text[0]) * 100 + 99
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise ValueError(f"status {text[:20]!r}: expected a status such as 404, a class such as 5xx or a range 400-499")
+    return int(first), int(last) if dash else int(first)
+
+
+@dataclass
+class View:
+    """One viewer. missed: lines that found no room."""
+
+    wanted: Wanted
+    lines: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(QUEUE))
+    missed: int = 0
+
+
+class Views:
+    """tell: gives workers what is wanted, as `Engine.watch` takes it. spans: takes what is no line for viewers."""
+
+    def __init__(
+        self, tell: Callable[[list[dict[str, Any]]], None], spans: Callable[[bytes], None] | None = None
+    ) -> None:
+        self._tell = tell
+        self._spans = spans
+        self._views: list[View] = []
+        self._rests: dict[int, bytes] = {}
+
+    def add(self, fd: int) -> None:
+        """Takes the reading end of a worker's pipe, and closes it at its end."""
+        self._rests[fd] = b""
+        asyncio.get_running_loop().add_reader(fd, self._read, fd)
+
+    @contextlib.contextmanager
+    def watch(self, wanted: Wanted) -> Iterator[View]:
+        """Lines come in as long as it is open. Raises TooManyViews."""
+        if len(self._views) >= MAX_VIEWS:
+            raise TooManyViews(f"{MAX_VIEWS} others look on already")
+        view = View(wanted)
+        self._views.append(view)
+        self._tell(self.wanted())
+        try:
+            yield view
+        finally:
+            self._views.remove(view)
+            self._tell(self.wanted())
+
+    def wanted(self) -> list[dict[str, Any]]:
+        return [asdict(view.wanted) for view in self._views]
+
+    def close(self) -> None:
+        for fd in list(self._rests):
+            self._end(fd)
+
+    def _end(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        os.close(fd)
+        del self._rests[fd]
+
+    def _read(self, fd: int) -> None:
+        try:
+            data = os.read(fd, PIECE)
+        except BlockingIOError:
+            return
+        if not data:
+            self._end(fd)
+            return
+        *lines, self._rests[fd] = (self._rests[fd] + data).split(b"\n")
+        for line in lines:
+            if line[:1] != b"{":
+                if self._spans is not None:
+                    self._spans(line)
+            elif self._views:
+                self._show(line)
+
+    def _show(self, line: bytes) -> None:
+        found = orjson.loads(line)
+        for view in self._views:
+            if view.wanted.holds(found):
+                try:
+                    view.lines.put_nowait(line)
+                except asyncio.QueueFull:
+                    view.missed += 1

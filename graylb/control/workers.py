@@ -183,8 +183,8 @@ class Worker:
 
     listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
     cpu: the only one that it may run on. slab: the descriptor of what it counts in, which outlives it. secrets: what a
-    worker needs besides a table, the payload of a frame. pipes: ends for each process that is started, of the access log
-    and of live views; they are closed here.
+    worker needs besides a table, the payload of a frame. pipes: ends for each process that is started, of the access
+    log and of live views; they are closed here.
     """
 
     def __init__(

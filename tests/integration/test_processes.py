@@ -243,10 +243,22 @@ def test_signals_to_workers_are_for_the_supervisor(proxy: Proxy) -> None:
     proxy.stop()
 
 
-def test_reopening_logs_is_nothing_to_do_and_said(proxy: Proxy) -> None:
+def test_the_access_log_has_every_request_and_usr1_opens_it_anew(proxy: Proxy, upstream: Upstream) -> None:
+    folder = proxy.file.parent
+    log, moved = folder / "access.log", folder / "access.log.1"
+    proxy.edit({**proxy.document, "access_log": {"path": "access.log", "fields": ["path", "status", "worker"]}})
+    with proxy.client() as client:
+        for number in range(3):
+            assert client.ask("GET", f"/{number}").status == 200
+    until(lambda: log.exists() and log.read_text().count("\n") == 3, "three lines")
+    log.rename(moved)
     os.kill(proxy.pid, signal.SIGUSR1)
-    proxy.wait_for_log("SIGUSR1: the log goes to stderr")
-    proxy.stop()
+    until(log.exists, "a new file")
+    with proxy.client() as client:
+        assert client.ask("GET", "/3").status == 200
+    proxy.stop()  # what workers have not handed over yet is written at their end
+    paths = [json.loads(line)["path"] for line in moved.read_text().splitlines() + log.read_text().splitlines()]
+    assert paths == ["/0", "/1", "/2", "/3"]
 
 
 def refused(address: str) -> bool:

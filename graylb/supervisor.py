@@ -21,6 +21,7 @@ import orjson
 from graylb import listeners, systemd
 from graylb.control import certificates, logs
 from graylb.control.health import Health
+from graylb.control.live_view import Views
 from graylb.control.logs import log
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
@@ -225,6 +226,10 @@ class Supervisor:
         down = self.health.down()
         for worker in self.workers:
             worker.tell_health(down)
+
+    @property
+    def views(self) -> Views:
+        return self.reports.views
 
     def _views_changed(self, wanted: list[dict[str, Any]]) -> None:
         for worker in self.workers:

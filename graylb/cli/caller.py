@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -132,6 +134,41 @@ def call(
         hint = f"; set {TOKEN} or --admin-token-file" if answer.status == 401 else ""
         raise NotAllowed(f"the proxy on {address} refuses: {said}{hint}")
     return found
+
+
+def stream(address: str, path: str, query: dict[str, Any]) -> Iterator[bytes]:
+    """The lines that GET answers, as they come, until the other side ends; blank ones are signs of life.
+
+    Raises NotRunning, NotAllowed, BadAddress, and ValueError for a request that is refused.
+    """
+    from http.client import HTTPException
+
+    token = _access.token()
+    given = urlencode({name: value for name, value in query.items() if value is not None})
+    connection = _connection(address, PATIENCE)
+    try:
+        connection.request(
+            "GET", f"{path}?{given}" if given else path, headers={"authorization": f"Bearer {token}"} if token else {}
+        )
+        answer = connection.getresponse()
+        if answer.status in (401, 403):
+            raise NotAllowed(f"the proxy on {address} refuses: {_message(answer.read())}")
+        if answer.status != 200:
+            raise ValueError(_message(answer.read()))
+        while line := answer.readline():
+            yield line.rstrip(b"\n")
+    except ssl.SSLCertVerificationError as error:
+        raise NotAllowed(f"the proxy on {address} is not known: {error.verify_message or error}") from error
+    except (OSError, HTTPException) as error:
+        raise NotRunning(f"no proxy answers on {address}: {error}") from error
+    finally:
+        connection.close()
+
+
+def _message(text: bytes) -> str:
+    with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError):
+        return str(orjson.loads(text)["message"])
+    return text[:200].decode(errors="replace")
 
 
 def ask(address: str, path: str) -> Any:

@@ -20,6 +20,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "drain": ("live", "drain"),
     "ready": ("live", "ready"),
     "log-level": ("live", "log_level"),
+    "tail": ("watching", "tail"),
+    "top": ("watching", "top"),
     "register": ("register", "register"),
     "check": ("documents", "check"),
     "lint": ("lint", "lint"),

@@ -25,6 +25,10 @@ class TooManyViews(Exception):
     """There are as many as workers look for."""
 
 
+ANY: Final = (0, 999)
+"""Statuses."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """Which requests; None: any. status: lowest and highest; 499 for clients that went away."""
@@ -32,7 +36,7 @@ class Wanted:
     service: str | None = None
     version: str | None = None
     rule: str | None = None
-    status: tuple[int, int] = (0, 999)
+    status: tuple[int, int] = ANY
 
     def holds(self, line: dict[str, Any]) -> bool:
         named = (self.service, line.get("service")), (self.version, line.get("version")), (self.rule, line.get("rule"))
@@ -77,10 +81,15 @@ class Views:
         self._rests[fd] = b""
         asyncio.get_running_loop().add_reader(fd, self._read, fd)
 
+    @property
+    def full(self) -> bool:
+        """Whether `watch` would raise TooManyViews."""
+        return len(self._views) >= MAX_VIEWS
+
     @contextlib.contextmanager
     def watch(self, wanted: Wanted) -> Iterator[View]:
         """Lines come in as long as it is open. Raises TooManyViews."""
-        if len(self._views) >= MAX_VIEWS:
+        if self.full:
             raise TooManyViews(f"{MAX_VIEWS} others look on already")
         view = View(wanted)
         self._views.append(view)

@@ -16,6 +16,7 @@ from fastapi.security import HTTPBearer
 from graylb.control.api.failures import BadRevision
 from graylb.control.config_store import ConfigStore
 from graylb.control.health import Health
+from graylb.control.live_view import Views
 from graylb.control.plane import Plane
 from graylb.model.values import near
 
@@ -35,6 +36,8 @@ class Tree(Protocol):
     def drain(self, seconds: float | None = None) -> float: ...
     def status(self) -> dict[str, Any]: ...
     async def stats(self) -> list[dict[str, Any]]: ...
+    @property
+    def views(self) -> Views: ...
     @property
     def health(self) -> Health: ...
 

@@ -148,9 +148,20 @@ def extension(name: str) -> Extension:
 extensions = [
     extension(name)
     for name in (
-        *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_faults", "_slab", "_live", "_accesslog"),
-        *("_sockets", "_logs", "_pools", "_clients", "_streams", "_exchanges", "_attempts", "_tunnels", "_detours"),
-        "_engine",
+        *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_faults", "_mirrors", "_slab", "_live"),
+        *(
+            "_accesslog",
+            "_sockets",
+            "_logs",
+            "_pools",
+            "_clients",
+            "_streams",
+            "_exchanges",
+            "_attempts",
+            "_tunnels",
+            "_detours",
+        ),
+        *("_detours", "_engine"),
     )
 ]
 extensions += [made for name, library in OPTIONAL.items() if (made := optional(name, library))]

@@ -87,7 +87,6 @@ cdef class Engine(Detours):
     cdef dict counters
     cdef dict series               # (service, version) -> Series
     cdef dict fallbacks
-    cdef dict services             # name -> ServiceLive
     cdef set down                  # (service, address) of instances that health checks find ill
     cdef Gate gate
     cdef Context context
@@ -281,6 +280,8 @@ cdef class Engine(Detours):
             "errors": {kind.reason: self.errors[kind.code] for kind in KINDS if self.errors[kind.code]},
             "fallbacks": [{"service": s, "wanted": w, "got": g, "count": n} for (s, w, g), n in self.fallbacks.items()],
             "faults": [each for live in self.services.values() for each in (<ServiceLive>live).fault_figures()],
+            "mirrors": [(<ServiceLive>live).mirror.figures() for live in self.services.values()
+                        if (<ServiceLive>live).mirror is not None],
             "instances": [u.figures() for u in self.upstreams.values()],
             "versions": [each.figures() for each in self.series.values()],
         }
@@ -398,7 +399,7 @@ cdef class Engine(Detours):
                 if x.upstream != NULL and x.upstream.out_len:      # it is the upstream that does not read
                     self._set_deadline(c, self.now + self.state.body_ms)
                 else: self._fail(c, E_BODY_TIMEOUT)
-            elif c.state == S_WAIT and x != NULL and x.response_begun: self._place(c)
+            elif c.state == S_WAIT and x != NULL and x.response_begun and not c.sink: self._place(c)
             else: self._abort(c)
         elif c.state == U_IDLE: self._expired_idle(c)
         elif c.state == S_TUNNEL and x.cut_ms and x.cut_ms <= self.now: self._cut(x)
@@ -422,7 +423,7 @@ cdef class Engine(Detours):
             if moved >= self.slice:
                 self._again(c)
                 return
-            if c.state == S_BODY and c.x.request.kind == BODY_LENGTH and self._can_splice(c, c.x.upstream, c.x.request.left):
+            if c.state == S_BODY and c.x.request.kind == BODY_LENGTH and c.x.copy == NULL and self._can_splice(c, c.x.upstream, c.x.request.left):
                 n = self._splice_request(c)
                 if n == 0: return
                 if n > 0:
@@ -604,8 +605,11 @@ cdef class Engine(Detours):
             self._undecided(c, p, have)
             return
         live = <ServiceLive>state.services[x.d.service]
-        if live.faults is not None and self._injects(x, live): self._refuse(c, p, have, E_INJECTED)
-        else: self._begin(c, p, have)
+        if live.faults is not None and self._injects(x, live):
+            self._refuse(c, p, have, E_INJECTED)
+            return
+        if live.mirror is not None: self._mirrors(x, live.mirror)
+        self._begin(c, p, have)
 
     cdef bint _goes_by_h2(self, Exchange* x, Head* h) noexcept:
         cdef Upstream up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
@@ -695,6 +699,7 @@ cdef class Engine(Detours):
                           state.table.base + r.rewrite.off, r.rewrite.n if r.has_rewrite else 0)
         if us >= 0: e = self._limit(x, e, us)
         size = e - self.heads
+        if x.copy != NULL: self._copy_head(x, size)
         x.connect_ms = <uint64_t>(s.connect_timeout * 1000)
         x.response_ms = <uint64_t>(s.response_timeout * 1000)
         x.idle_ms = <uint64_t>(s.idle_timeout * 1000)
@@ -752,6 +757,7 @@ cdef class Engine(Detours):
             self._abort(c)
             return False
         x.bytes_in += piece.length
+        if x.copy != NULL: self._copy_body(x, piece.data, piece.length)
         if not x.h2: _encode(x.request_kind, piece)
         return True
 
@@ -789,7 +795,7 @@ cdef class Engine(Detours):
             if moved >= self.slice:
                 self._again(u)
                 return
-            if u.state == U_BODY and x.response.kind == BODY_LENGTH and self._can_splice(u, x.client, x.response.left):
+            if u.state == U_BODY and x.response.kind == BODY_LENGTH and x.copy == NULL and self._can_splice(u, x.client, x.response.left):
                 n = self._splice_response(u)
                 if n == 0: return
                 if n > 0:
@@ -932,7 +938,7 @@ cdef class Engine(Detours):
         x.status = h.status
         if x.captured: x.head_us = gl_now_us()
         (<Upstream>u.upstream).large = x.response.kind == BODY_LENGTH and x.response.left >= SPLICE_FROM
-        self.statuses[h.status // 100] += 1
+        if not c.sink: self.statuses[h.status // 100] += 1
         c.deadline = 0
         self._set_deadline(u, self.now + x.idle_ms)
         if decode_body(&x.response, body, n, &piece) < 0:
@@ -942,6 +948,7 @@ cdef class Engine(Detours):
         x.bytes_out += piece.length
         if piece.used < n: u.no_reuse = 1   # bytes behind the answer: this connection is never used again
         if piece.done: x.response.kind = BODY_NONE
+        if x.copy != NULL: self._note_answer(x, piece.data, piece.length)
         _encode(x.response_kind, &piece)
         if (self._send_two(c, self.heads, e - self.heads, piece.data, piece.length) if c.fd >= 0
                 else self._respond(c, e - self.heads, piece.data, piece.length, piece.done)) < 0:
@@ -954,6 +961,7 @@ cdef class Engine(Detours):
 
     cdef int _respond(self, Conn* c, size_t head, char* body, size_t n, bint done) noexcept:
         """The head in `heads` and first body bytes to a client's stream."""
+        if c.sink: return 0
         c.eof = done
         if c.stream == 0 or (n and self._keep(c, body, n) < 0): return -1
         return self.h2.respond(c, self.heads, head, done and n == 0)
@@ -990,6 +998,7 @@ cdef class Engine(Detours):
             return False
         x.bytes_out += piece.length
         if piece.used < n: u.no_reuse = 1
+        if x.copy != NULL: self._note_bytes(x, piece.data, piece.length)
         _encode(x.response_kind, &piece)
         self._set_deadline(u, self.now + x.idle_ms)
         if piece.length and self._send(c, piece.data, piece.length) < 0:
@@ -1009,10 +1018,14 @@ cdef class Engine(Detours):
         cdef bint close_client = x.close_client or not whole
         cdef bint reuse = open_ and u.fd >= 0 and whole and not u.no_reuse and not u.shut and u.out_len == 0 and not up.retired \
             and up.n_idle < up.max_idle and (up.max == 0 or up.n_open <= up.max)
+        if x.copy != NULL: self._note_end(x)
         self._drop_exchange(x)
         if reuse: self._pool(u)
         elif u.fd >= 0: self._kill(u)
         else: self._end_stream(u, whole)
+        if c.sink:
+            self._kill(c)
+            return
         if c.fd < 0:
             if not c.eof:
                 c.eof = 1
@@ -1116,6 +1129,7 @@ cdef class Engine(Detours):
             if x.waiting or x.upstream == NULL or c.held_len: c.readable = 1
             else: self._end_request(x)
             return
+        if n and x.copy != NULL: self._note_trailers(x, trailers, n)
         if n and x.client.fd < 0: _set_trailers(x.client, trailers, n)
         if x.response.kind == BODY_CLOSE: self._closed_answer(x)
         else: self._upstream_failed(c, E_UPSTREAM_INVALID)   # shorter than its Content-Length
@@ -1185,6 +1199,7 @@ cdef class Engine(Detours):
             piece.length = k
             piece.done = False
             x.bytes_in += k
+            if x.copy != NULL: self._copy_body(x, piece.data, k)
             if not x.h2: _encode(x.request_kind, &piece)
             if self._keep_on(x, piece.data, piece.length) < 0 or self._send(x.upstream, piece.data, piece.length) < 0:
                 self._broken(x.upstream)
@@ -1201,6 +1216,7 @@ cdef class Engine(Detours):
         x.request.kind = BODY_NONE
         c.state = S_WAIT
         c.deadline = 0
+        if x.copy != NULL: self._send_copy(x)
         if not x.h2 and x.request_kind == BODY_CHUNKED and self._send(x.upstream, b"0\r\n\r\n", 5) < 0: self._broken(x.upstream)
         else: self._await(x)
 

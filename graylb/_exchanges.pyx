@@ -75,7 +75,7 @@ cdef class Exchanges(Streams):
     cdef void _drop_exchange(self, Exchange* x) noexcept:
         """Unties both sides; connections are dealt with by the caller."""
         cdef Upstream up
-        if x.detour != NULL: self._end_detour(x)
+        if x.detour != NULL or x.copy != NULL: self._end_detour(x)
         if x.waiting and x.waiting < DELAYED:
             up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
             self._leave_queue(up, x)
@@ -84,7 +84,7 @@ cdef class Exchanges(Streams):
             x.client.x = NULL
             x.client.limit = 0
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
-        if x.status and x.upstream != NULL: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
+        if x.status and x.upstream != NULL and not x.is_copy: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
         if x.captured: self.logs.ended(x, gl_now_us())
         if x.upstream != NULL: self._detach(x)
         if x.state != NULL: Py_DECREF(<object>x.state)
@@ -110,7 +110,7 @@ cdef class Exchanges(Streams):
         if x != NULL:
             u = x.upstream
             d = x.client
-            self.aborted += 1
+            self.aborted += not x.is_copy
             x.cut = 1 if c == d else 2
             # an answer that its end delimits would look complete behind an orderly close
             if x.response_begun and x.response_kind == BODY_CLOSE and d != NULL and d.fd >= 0: reset_on_close(d.fd)
@@ -148,7 +148,11 @@ cdef class Exchanges(Streams):
         cdef bint wants_json = False, head_only = False, close_after = True, grpc = False
         cdef Conn* u = NULL
         cdef bytes answer
-        cdef int status = KINDS[code].status
+        cdef int status
+        if c.sink:                                   # nobody is there to be told
+            self._abort(c)
+            return
+        status = KINDS[code].status
         self.errors[code] += 1
         if x != NULL:
             wants_json = x.wants_json

@@ -295,5 +295,6 @@ cdef int add_certificate(Head* h, const char* p, uint32_t n) noexcept
 cdef bint make_context(Context* c, size_t head_bytes) noexcept
 cdef void free_context(Context* c) noexcept
 cdef void decide(Table t, Query* q, Context* c, Live* live, Decision* d) noexcept
+cdef int32_t pick_from(Table t, Live* live, int32_t service, uint32_t target) noexcept
 cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept
 cdef size_t write_decision(Table t, Decision* d, char* o, size_t room) noexcept

@@ -998,6 +998,14 @@ cdef void decide(Table t, Query* q, Context* c, Live* live, Decision* d) noexcep
     _resolve(t, s, target, fallback, c, live, d)
 
 
+cdef int32_t pick_from(Table t, Live* live, int32_t service, uint32_t target) noexcept:
+    """An instance of one of a service's subsets, whatever the decision was; -1: none is well."""
+    cdef Decision d
+    d.instance = -1
+    _pick(t, &t.services[service], target, live, &d)
+    return d.instance
+
+
 cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept:
     """Another instance of the same subset for one more attempt; False when there is no other."""
     cdef const Service* s = &t.services[d.service]

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+cdef uint64_t STEP_MIRRORS
+
 cdef struct Draw:
     uint64_t n             # the next one
     uint64_t step

@@ -14,8 +14,8 @@ from graylb.errors import BY_REASON
 
 cdef uint64_t DELAYS = 0x6a09e667f3bcc909      # the fraction of the square root of 2, times 2^64, made odd
 cdef uint64_t ABORTS = 0xbb67ae8584caa73b      # likewise of 3
-cdef uint64_t MIRRORS = 0x7311c2812425cfa1     # likewise of 6
-STEPS = {"delay": DELAYS, "abort": ABORTS, "mirror": MIRRORS}
+STEP_MIRRORS = 0x7311c2812425cfa1     # likewise of 6
+STEPS = {"delay": DELAYS, "abort": ABORTS, "mirror": STEP_MIRRORS}
 
 
 cdef void set_share(Draw* d, double percent) noexcept:

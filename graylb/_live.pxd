@@ -3,6 +3,7 @@
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._faults cimport Faults
+from graylb._mirrors cimport Mirror
 from graylb._fast cimport Context, Decision, Live, Query, Table
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
 from graylb._slab cimport HISTOGRAM_BUCKETS, Slab
@@ -103,6 +104,7 @@ cdef struct Conn:
     uint8_t listener       # client: which one it came by
     uint8_t preface        # upstream: this many of the pending bytes are its PROXY header
     uint8_t timed_out      # upstream: it could not be connected in time
+    uint8_t sink           # client: nobody; it swallows the answer to a copy of a request
     uint8_t eof            # stream: nothing follows what is pending
     uint8_t deferred       # stream: libnghttp2 waits to be told that there is more to send
     uint8_t phase          # stream: how far it has come; _h2.pyx's
@@ -145,6 +147,7 @@ cdef struct Exchange:
     Conn* upstream
     PyObject* state        # TableState, kept through retries
     PyObject* detour       # a _detours.Detour, or NULL
+    PyObject* copy         # a _mirrors.Copy of a request that is mirrored, or NULL
     Exchange* next         # free list, waiting requests of an instance, open tunnels
     Exchange* previous
     Decision d
@@ -167,6 +170,7 @@ cdef struct Exchange:
     uint8_t h2             # goes to its instance as a stream
     uint8_t health         # a call of grpc.health.v1, ours to answer: 1 Check, 2 another
     uint8_t grpc           # the client is to be told of errors as gRPC tells them
+    uint8_t is_copy        # it is the copy: 1; 2: and was answered
     uint8_t keeping        # what is sent is kept too, until it cannot be repeated any more
     uint16_t status
     uint64_t began_us
@@ -235,6 +239,7 @@ cdef class Upstream:
     cdef uint64_t credit_requests
     cdef uint64_t credit_us
     cdef uint32_t streams  # at once on one session, as far as the instance allows
+    cdef Upstream shadow   # the same instance for copies of requests, or None: they have connections of their own
     # connections
     cdef uint32_t n_open   # all of them
     cdef uint32_t n_idle
@@ -258,6 +263,7 @@ cdef class ServiceLive:
     cdef int worker
     cdef Faults faults     # None: nothing is injected
     cdef Slab slab         # for figures of this service; they go with it
+    cdef Mirror mirror     # None: nothing is mirrored
 
     cpdef configure(self, dict settings)
 

@@ -6,6 +6,7 @@ from libc.string cimport memcmp
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
 from graylb._faults cimport Faults
+from graylb._mirrors cimport Mirror
 from graylb._fast cimport Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
 from graylb._slab cimport HISTOGRAM_BUCKETS, Slab, bucket
@@ -124,6 +125,7 @@ cdef class Upstream:
         return {"service": self.service, "address": self.address, "version": self.version, "requests": self.requests,
                 "failures": self.failures, "connects": self.connects, "in_flight": self.in_flight, "idle": self.n_idle,
                 "open": self.n_open, "waiting": self.n_waiting + self.n_called, "down": bool(self.down),
+                **({"copies": self.shadow.in_flight, "copies_idle": self.shadow.n_idle} if self.shadow is not None else {}),
                 **({"tls_failed": self.tls_failed.decode() if self.tls_failed != NULL else None} if self.origin is not None else {})}
 
 
@@ -142,6 +144,10 @@ cdef class ServiceLive:
         else:
             if self.faults is None: self.faults = Faults(self.worker * 7919)
             self.faults.configure(self.name, settings["faults"])
+        if "mirror" not in settings: self.mirror = None
+        else:
+            if self.mirror is None: self.mirror = Mirror(self.name, self.worker * 7919)
+            self.mirror.configure(settings["mirror"])
 
     def fault_figures(self):
         """What was injected, as a list of dicts."""

@@ -181,6 +181,7 @@ cdef class Pools(Sockets):
         """No table names it any more: idle connections go now, busy ones when they are done."""
         up.retired = True
         while up.idle != NULL: self._kill(up.idle)
+        if up.shadow is not None: self._retire(up.shadow)
 
     cdef void _fit(self, Upstream up) noexcept:
         """Its settings are new: unused connections above the maximum go, who waits may have room now."""

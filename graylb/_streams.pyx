@@ -195,6 +195,7 @@ cdef class Streams(Clients):
 
     cdef int _push(self, Conn* c, const char* p, size_t n) noexcept:
         """What `_send` does for a stream."""
+        if c.sink: return 0
         if c.stream == 0 or self._keep(c, p, n) < 0: return -1
         self.h2.more(c)
         return 0

@@ -193,6 +193,7 @@ class _Members:
         arena.add(self.row.texts)
         self.weights = memoryview(records).cast("I")[WEIGHT :: INSTANCE.size // 4].tolist()
         self._targets()
+        mirrored = self._number(x.mirror.to) if x.mirror is not None else 0
         versions = b"".join(GROUP.pack(*arena.text(name)) for name in self.versions)
         digest = service_digest_of(settings_digest(x), rules.digest, self.digests)
         record = SERVICE.pack(
@@ -201,7 +202,7 @@ class _Members:
             len(self.versions), arena.add(versions), x.health.panic, 0,
             x.timeouts.connect, x.timeouts.response, x.timeouts.idle,
         )  # fmt: skip
-        told = self._settings() | {"digest": digest.hex(), "instances": len(x.instances)}
+        told = self._settings() | _mirror(x, mirrored) | {"digest": digest.hex(), "instances": len(x.instances)}
         return Block(
             x,
             rules.data + arena.data,
@@ -305,6 +306,15 @@ def _fault(fault: Fault) -> dict[str, Any]:
     if fault.abort is not None:
         told["abort"]["grpc_status"] = GRPC_STATUSES.index(fault.abort.grpc_status)
     return told
+
+
+def _mirror(x: Service, target: int) -> dict[str, Any]:
+    """target: the number of the subset that copies go to."""
+    mirror = x.mirror
+    if mirror is None:
+        return {}
+    told = {name: getattr(mirror, name) for name in ("percent", "max", "body", "methods", "timeout")}
+    return {"mirror": {**told, "target": target}}
 
 
 def _weighted(split: Split) -> list[str]:

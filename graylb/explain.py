@@ -7,7 +7,7 @@ from typing import Any
 
 from graylb import _fast
 from graylb.model.snapshot import Service, Snapshot
-from graylb.release.explain import describe_fault, describe_match, describe_subset, why_not
+from graylb.release.explain import describe_fault, describe_match, describe_mirror, describe_subset, why_not
 
 Header = tuple[str, str]
 
@@ -53,6 +53,7 @@ def explain(
         earlier.append({"rule": rule.name, "reason": why_not(rule.match, outcomes, groups, values)})
     fault = (service.rules[rule_number].fault if rule_number >= 0 else None) or service.fault
     told["fault"] = describe_fault(fault) if fault is not None else None
+    told["mirror"] = describe_mirror(service.mirror) if service.mirror is not None else None
     told["candidates"] = [] if subset_number is None else _shares(table.members(service_number, subset_number))
     return told | {"because": _because(service, told), "earlier_rules": earlier}
 

@@ -14,7 +14,7 @@ from graylb.explain import explain
 from graylb.model import snapshot as model
 from graylb.model.documents import load
 from graylb.model.problems import ConfigErrors
-from graylb.model.snapshot_faults import Abort, Delay, Fault
+from graylb.model.snapshot_faults import Abort, Delay, Fault, Mirror
 
 Kind = Literal["delay", "abort", "mirror"]
 KINDS: tuple[Kind, ...] = ("delay", "abort", "mirror")
@@ -77,21 +77,38 @@ def test_explain_says_what_may_be_injected() -> None:
     assert explain(snapshot, image, headers=[("x", "1")])["fault"] == "0.25% get status 429 (gRPC unavailable)"
 
 
+def test_explain_says_which_requests_are_copied() -> None:
+    instances = (model.Instance("127.0.0.1:1", "v1"), model.Instance("127.0.0.1:2", "v2"))
+    mirror = Mirror(model.Subset(semver=">=2"), 0.5, methods=("GET",))
+    service = model.Service("up", "v1", None, instances=instances, mirror=mirror)
+    snapshot = model.Snapshot(1, (), (model.Route("up", "*", "prefix", "/", service="up"),), (service,))
+    told = explain(snapshot, table.compile(snapshot))
+    assert (told["version"], told["mirror"]) == ("v1", '0.5% of GET are copied to semver ">=2"')
+
+
 @pytest.mark.parametrize(
-    ("fault", "where", "expected"),
+    ("setting", "where", "expected"),
     [
-        ("{delay: {time: 2h}}", "services.up.fault.delay.time", "at most an hour"),
-        ("{delay: {percent: 3}}", "services.up.fault.delay", "time"),
-        ("{delay: {time: 1s, percent: 0.001}}", "services.up.fault.delay.percent", "steps of 0.01"),
-        ("{delay: {time: 1s, percent: 101}}", "services.up.fault.delay.percent", "from 0 to 100"),
-        ("{abort: {status: 200}}", "services.up.fault.abort.status", "from 400 to 599"),
-        ("{abort: {grpc_status: ok}}", "services.up.fault.abort.grpc_status", "one of cancelled"),
-        ("{abort: {httpStatus: 500}}", "services.up.fault.abort.httpStatus", "unknown key"),
+        ("fault: {delay: {time: 2h}}", "fault.delay.time", "at most an hour"),
+        ("fault: {delay: {percent: 3}}", "fault.delay", "time"),
+        ("fault: {delay: {time: 1s, percent: 0.001}}", "fault.delay.percent", "steps of 0.01"),
+        ("fault: {delay: {time: 1s, percent: 101}}", "fault.delay.percent", "from 0 to 100"),
+        ("fault: {abort: {status: 200}}", "fault.abort.status", "from 400 to 599"),
+        ("fault: {abort: {grpc_status: ok}}", "fault.abort.grpc_status", "one of cancelled"),
+        ("fault: {abort: {httpStatus: 500}}", "fault.abort.httpStatus", "unknown key"),
+        ("mirror: {percent: 3}", "mirror", "a version, or a mapping"),
+        ("mirror: {to: {}}", "mirror.to", "version, semver or metadata"),
+        ("mirror: {to: v2, body: 2MiB}", "mirror.body", "from 0 to 1 MiB"),
+        ("mirror: {to: v2, body: 64 pages}", "mirror.body", "a text such as 64KiB"),
+        ("mirror: {to: v2, methods: GET}", "mirror.methods", "a list of methods"),
+        ("mirror: {to: v2, methods: [GET, post]}", "mirror.methods[1]", "a method in capitals"),
+        ("mirror: {to: v2, timeout: 0s}", "mirror.timeout", "a time over 0"),
+        ("mirror: {to: v2, max: 0}", "mirror.max", "from 1 to"),
     ],
 )
-def test_what_is_wrong_is_named(fault: str, where: str, expected: str) -> None:
+def test_what_is_wrong_is_named(setting: str, where: str, expected: str) -> None:
     with pytest.raises(ConfigErrors) as raised:
-        load(f"{DOCUMENT}    fault: {fault}", "a.yaml")
+        load(f"{DOCUMENT}    {setting}", "a.yaml")
     (error,) = raised.value.errors
-    assert where in str(error)
+    assert f"services.up.{where}" in str(error)
     assert expected in str(error)

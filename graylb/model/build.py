@@ -8,8 +8,9 @@ from operator import attrgetter
 
 from graylb.model import certificates, faults, matching, routes, snapshot
 from graylb.model.documents import Document
-from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart, Target
+from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart
 from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
+from graylb.model.targets import Target
 
 _priority = attrgetter("priority")
 
@@ -151,6 +152,7 @@ def service(
         tunnels=part.tunnels,
         health=part.health.build(),
         fault=faults.build(part.fault),
+        mirror=part.mirror.build() if part.mirror is not None else None,
     )
 
 

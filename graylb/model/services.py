@@ -24,8 +24,10 @@ from graylb.model.certificates import Origination
 from graylb.model.conditions import Match
 from graylb.model.faults import FaultPart
 from graylb.model.health import HealthPart
+from graylb.model.mirror import MirrorPart
 from graylb.model.problems import shown
 from graylb.model.snapshot import GRPC_STATUSES, Tunnels
+from graylb.model.targets import To
 from graylb.model.values import deeper, fault
 from graylb.release.slots import Slots
 
@@ -139,28 +141,6 @@ Split = Annotated[
 ]
 
 
-class Target(Part):
-    """The instances that a rule sends to; all parts that are given must agree."""
-
-    version: values.Version | None = Field(default=None, description="Instances of this version.")
-    semver: values.SemverRange | None = Field(
-        default=None, description="Instances whose version is a SemVer within the range, e.g. `>=2,<3`."
-    )
-    metadata: dict[values.FilledKey, values.Text] | None = Field(
-        default=None, description="Instances whose metadata has all of these values."
-    )
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Self:
-        if not (self.version or self.semver or self.metadata):
-            raise fault("version, semver or metadata")
-        return self
-
-
-def _version_target(value: Any) -> Any:
-    return value if isinstance(value, dict | Target) else {"version": value}
-
-
 class Rule(Part):
     """An exact decision: requests that match go to a subset, or to a split of the rule's own."""
 
@@ -169,7 +149,7 @@ class Rule(Part):
     name: values.Name = Field(description="Unique within the service.")
     priority: values.Priority = Field(default=0, description="Higher goes first; rules of one priority go as written.")
     match: Match = Field(description="Conditions that must all hold; `{}` holds for every request.")
-    to: Annotated[Target, BeforeValidator(_version_target, json_schema_input_type=str | Target)] | None = Field(
+    to: To | None = Field(
         default=None,
         description="A version, or a subset of the instances. Either this or `split`.",
     )
@@ -453,6 +433,9 @@ class ServicePart(Part):
     tls: Origination = Field(default=None, description="`true`: instances are called over TLS. Default: `false`.")
     health: HealthPart = Field(default=HealthPart(), description="Which instances are well.")
     fault: FaultPart | None = Field(default=None, description="Failures made on purpose. Default: none.")
+    mirror: MirrorPart | None = Field(
+        default=None, description="Copies of requests to another version, whose answers nobody sees. Default: none."
+    )
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),
         description="Open WebSockets when their version is given no more traffic or their instance goes: `keep`, "

@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 import orjson
 
-from graylb.model.snapshot_faults import Fault
+from graylb.model.snapshot_faults import Fault, Mirror
 from graylb.model.snapshot_observe import AccessLog
 
 SLOTS = 10_000
@@ -256,6 +256,7 @@ class Service:
     tunnels: Tunnels = Tunnels()
     health: Health = Health()
     fault: Fault | None = None
+    mirror: Mirror | None = None
 
 
 @dataclass(frozen=True, slots=True)

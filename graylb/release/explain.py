@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from graylb.model.snapshot import Condition, Match, Subset
-from graylb.model.snapshot_faults import Fault
+from graylb.model.snapshot_faults import Fault, Mirror
 
 MAX_SHOWN = 80
 """Characters of one value; longer ones are cut."""
@@ -48,6 +48,12 @@ def describe_fault(fault: Fault) -> str:
         answer = f"status {fault.abort.status} (gRPC {fault.abort.grpc_status})"
         parts.append(f"{fault.abort.percent:g}% get {answer}")
     return ", ".join(parts)
+
+
+def describe_mirror(mirror: Mirror) -> str:
+    """`10% of GET, HEAD are copied to version v2`"""
+    which = f"{mirror.percent:g}% of {', '.join(mirror.methods)}" if mirror.methods else f"{mirror.percent:g}%"
+    return f"{which} are copied to {describe_subset(mirror.to)}"
 
 
 def why_not(match: Match, outcomes: Sequence[bool], groups: Sequence[Sequence[bool]], values: Values) -> str:

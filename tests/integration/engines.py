@@ -532,13 +532,15 @@ class Rig:
         await until(self._only_pooled, lambda: self.stats)
         stats = self.stats
         assert stats["tunnels"] == 0, stats
+        assert all(each["active"] == 0 for each in stats["mirrors"]), stats
         for each in stats["instances"]:
             assert (each["in_flight"], each["waiting"]) == (0, 0), each
             assert each["open"] == each["idle"], each
 
     def _only_pooled(self) -> bool:
         stats = self.stats
-        return bool(sum(each["idle"] for each in stats["instances"]) == stats["upstream_connections"])
+        idle = sum(each["idle"] + each.get("copies_idle", 0) for each in stats["instances"])
+        return bool(idle == stats["upstream_connections"])
 
     async def leave(self) -> None:
         """Every caller goes."""

@@ -126,6 +126,7 @@ class ServiceAnswer(_Open):
     tunnels: dict[str, Any]
     health: dict[str, Any]
     fault: dict[str, Any] | None
+    mirror: dict[str, Any] | None
 
 
 class WorkerStats(BaseModel):
@@ -258,6 +259,7 @@ class Decision(_Open):
     version: str | None = None
     instance: str | None = None
     fault: str | None = Field(None, description="What may be injected into such requests.")
+    mirror: str | None = Field(None, description="Which requests of the service are copied, and where to.")
     earlier_rules: list[Earlier]
 
 

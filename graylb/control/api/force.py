@@ -101,5 +101,6 @@ def _told(service: Service) -> dict[str, Any]:
         "connections": asdict(service.connections),
         "tunnels": asdict(service.tunnels),
         "health": asdict(service.health),
+        "mirror": asdict(service.mirror) if service.mirror is not None else None,
         "fault": asdict(service.fault) if service.fault is not None else None,
     }

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from graylb import listeners, systemd
-from graylb.control import certificates, logs
+from graylb.control import alarms, certificates, logs
 from graylb.control.health import Health
 from graylb.control.live_view import Views
 from graylb.control.logs import log
@@ -28,6 +28,8 @@ from graylb.control.prepare import Applied
 from graylb.control.reports import LogRefused, Reports
 from graylb.control.spawning import Spawned
 from graylb.control.store import Store, state_path
+from graylb.control.told_file import ToldFile, replace_file
+from graylb.control.watchdog import Watchdog, enduring
 from graylb.control.workers import Nursery, Worker, WorkerFailed
 from graylb.handover import HandoverFailed, Predecessor, Successor
 from graylb.listeners import Bound, Given, ListenError
@@ -114,6 +116,7 @@ class Supervisor:
         self.rolling = False
         self.roll_failed: str | None = None  # why the last one did
         self._drain_seconds = options.drain
+        self._ports_file = ToldFile(options.ports_file) if options.ports_file is not None else None
         self._admin: Bound | None = None
         self._unwanted: list[Given] = []
         self._announced = False
@@ -144,9 +147,11 @@ class Supervisor:
             self._announce(applied)
             self.health.follow(applied.snapshot)
             if self._admin is not None:
-                self._run(self._serve_admin(self._admin.sockets[0], access, applied))
-            self._run(self.plane.run(self.publish))
-            self._run(self._renew_tickets())
+                listener = self._admin.sockets[0]
+                self._run(lambda: self._serve_admin(listener, access, applied))
+            self._run(lambda: self.plane.run(self.publish))
+            self._run(self._renew_tickets)
+            self._run(Watchdog(lambda: self.workers, self._watchdog).run)
             await self._until_told()
             return await self._drain()
         except (StartRefused, ListenError, HandoverFailed, LogRefused) as error:
@@ -167,6 +172,9 @@ class Supervisor:
         self._write_ports_file()
         self._manager.status(self._summary(settled.revision))
         return refusals
+
+    def _watchdog(self) -> float:
+        return self.plane.applied.snapshot.watchdog if self.plane.applied is not None else 0.0
 
     async def _renew_tickets(self) -> None:
         while True:
@@ -216,10 +224,12 @@ class Supervisor:
                     "ready": worker.ready.is_set(),
                     "revision": worker.acknowledged,
                     "restarts": worker.restarts,
+                    "hung": worker.hung,
                     "recovered": worker.recovered,
                 }
                 for worker in self.workers
             ],
+            "alarms": alarms.told(),
         }
 
     def _health_changed(self) -> None:
@@ -256,8 +266,8 @@ class Supervisor:
         else:
             self._stops.put_nowait(number)
 
-    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
-        self._background.append(asyncio.create_task(work))
+    def _run(self, begin: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self._background.append(asyncio.create_task(enduring(begin)))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -362,7 +372,7 @@ class Supervisor:
         self._nursery.prepare()
         self._write_ports_file()
         if self.options.pid_file:
-            _replace(self.options.pid_file, b"%d\n" % os.getpid())
+            replace_file(self.options.pid_file, b"%d\n" % os.getpid())
         for bound in self.listeners:
             log.info("listening on %s (revision %d)", _shown(bound.address), applied.revision)
         if self.admin_address:
@@ -370,7 +380,7 @@ class Supervisor:
         self._tell_ready()
         with contextlib.suppress(ValueError):
             if seconds := systemd.watchdog_seconds():
-                self._run(self._keep_alive(seconds))
+                self._run(lambda: self._keep_alive(seconds))
         if self.settle is not None:
             self.settle()
         if self.on_ready is not None:
@@ -536,8 +546,8 @@ class Supervisor:
 
     def _write_ports_file(self) -> None:
         """{"listeners": [address], "admin": address, "pid": int, "workers": [pid], "revision": int}."""
-        path = self.options.ports_file
-        if path is None or self.plane.applied is None or not self._announced or self.draining:
+        file = self._ports_file
+        if file is None or self.plane.applied is None or not self._announced or self.draining:
             return  # the file tells that all serve
         found = {
             "listeners": [bound.address for bound in self.listeners],
@@ -546,7 +556,10 @@ class Supervisor:
             "workers": [worker.pid for worker in self.workers],
             "revision": self.plane.applied.revision,
         }
-        _replace(path, orjson.dumps(found))
+        try:
+            file.write(orjson.dumps(found), self._write_ports_file)
+        except OSError as error:
+            raise StartError(f"{file.path} cannot be written: {error.strerror}") from error
 
     def _remove_files(self) -> None:
         if self.options.ports_file:
@@ -584,10 +597,3 @@ def _named(told: Told) -> str:
 
 def _shown(address: str, *, tls: bool = False) -> str:
     return address if address.startswith(listeners.UNIX) else f"http{'s' if tls else ''}://{address}"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """In one step: whoever reads finds the old or the new."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.rename(path)

@@ -412,15 +412,20 @@ class EtcdSide:
                     await (each.heard if heard else each.known).wait()
 
     async def _save(self) -> None:
+        told = ""
         while True:
             await self._to_save.wait()
             self._to_save.clear()
             stamp = self.layers.stamp
             if self._applied is not None and stamp != self._stamp:
                 await asyncio.to_thread(self.last_good.write, self.layers.kept(self._applied.at))
-                self._saved, self._stamp = self.layers.fragments.revision, stamp
                 if self.last_good.problem:
-                    log.warning("%s", self.last_good.problem)
+                    if self.last_good.problem != told:
+                        log.warning("%s", self.last_good.problem)
+                    self._to_save.set()  # there may be room the next time
+                else:
+                    self._saved, self._stamp = self.layers.fragments.revision, stamp
+                told = self.last_good.problem
                 await asyncio.sleep(SAVE_EVERY)
 
 

@@ -16,6 +16,7 @@ from typing import Final, Self
 
 from watchfiles import awatch
 
+from graylb.control import alarms
 from graylb.control.logs import log
 from graylb.control.sources import Fragment, Health, Update
 
@@ -91,7 +92,9 @@ class FileSource:
                             yield
                         if self._directories() != directories:
                             break
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # watchfiles has errors of its own for what inotify refuses
+                if isinstance(error, OSError):
+                    alarms.note(error)
                 log.warning("cannot watch %s: %s", ", ".join(map(str, sorted(directories))), error)
                 await asyncio.sleep(LOOK_EVERY)
                 if self._moved():

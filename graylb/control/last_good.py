@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
+from graylb.control import alarms
 from graylb.control.sources import Fragment
 
 FORMAT: Final = "graylb-last-good-1"
@@ -79,7 +81,9 @@ class LastGood:
             temporary.rename(self.path)
             self.problem = ""
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            alarms.note(error)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self.problem = f"{self.path} cannot be written: {error.strerror}"
 
 

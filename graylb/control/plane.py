@@ -27,6 +27,8 @@ from graylb.model.problems import ConfigError, ConfigErrors
 if TYPE_CHECKING:
     from graylb.control.etcd_side import EtcdSide
 
+AGAIN: Final = 0.5
+"""Seconds until a look that failed for want of space or descriptors is taken again: no file may change meanwhile."""
 TRIES: Final = 5
 """How often a revision is made anew because a command wrote to the store at the same time."""
 LOGGED: Final = 20
@@ -69,6 +71,7 @@ class Plane:
         self._refused_digest = ""
         self._wake = asyncio.Event()
         self._asked: list[asyncio.Future[None]] = []
+        self._later: asyncio.TimerHandle | None = None
 
     async def start(self) -> Applied:
         """The first revision. Raises StartRefused."""
@@ -85,6 +88,8 @@ class Plane:
 
     async def close(self) -> None:
         """Takes leave of etcd, if there is one."""
+        if self._later is not None:
+            self._later.cancel()
         if self.side is not None:
             await self.side.close()
 
@@ -127,6 +132,8 @@ class Plane:
         try:
             new, errors = await self._newest()
         except (ConfigErrors, StoreError) as error:
+            if isinstance(error, StoreError):
+                self._look_again()
             self._refuse(errors_of(error))
             return
         if new.digest == self._refused_digest:
@@ -192,6 +199,14 @@ class Plane:
             self.side.look_at_files = True
         self._wake.set()
 
+    def _look_again(self) -> None:
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(AGAIN, self._due)
+
+    def _due(self) -> None:
+        self._later = None
+        self._files_changed()
+
     async def _newest(self) -> tuple[Applied, list[dict[str, Any]]]:
         """What the sources say now, and what is wrong where something last good stands in for it.
 
@@ -213,7 +228,11 @@ class Plane:
 
     async def _read(self) -> Document:
         """The document as it is. Raises ConfigErrors."""
-        document = await asyncio.to_thread(prepare.read, self.path, self.preset)
+        try:
+            document = await asyncio.to_thread(prepare.read, self.path, self.preset)
+        except prepare.Passing:
+            self._look_again()
+            raise
         self.source.watch_also([self.path, self.store.path, *prepare.list_files(self.path, document)])
         return document
 

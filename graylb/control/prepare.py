@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from errno import EIO, EMFILE, ENFILE, ENOMEM
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from graylb import table
+from graylb.control import alarms
 from graylb.control import state as states
 from graylb.control.assembly import Assembly, base_of
 from graylb.control.fragments import Fragments
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from graylb.model import presets
     from graylb.model.documents import Document
     from graylb.model.snapshot import Snapshot
+
+
+SHORT: Final = (EMFILE, ENFILE, ENOMEM, EIO)
+"""Errors of the system that pass without a change of the files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +51,40 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+class Passing(ConfigErrors):
+    """Files that could not be read for a reason that may be gone in a moment: no descriptors, no memory."""
+
+
 def read(path: Path, preset: presets.Name | None = None) -> Document:
     """The document in a file with the list files that it names, and with what its preset fills in.
 
-    preset: one that the command line asks for. Raises ConfigErrors, also when the file cannot be read.
+    preset: one that the command line asks for. Raises ConfigErrors, also when the file cannot be read; then Passing
+    where it is worth another try.
     """
+    passing = False
     try:
         text = path.read_bytes()
     except OSError as error:
+        alarms.note(error)
         why = f"the document cannot be read: {error.strerror}"
-        raise ConfigErrors([ConfigError(str(path), 1, 1, "", message=why, expected="a readable file")]) from error
+        kind = Passing if error.errno in SHORT else ConfigErrors
+        raise kind([ConfigError(str(path), 1, 1, "", message=why, expected="a readable file")]) from error
 
     def read_file(name: str) -> str:
-        return (path.parent / name).read_text(encoding="utf-8")
+        nonlocal passing
+        try:
+            return (path.parent / name).read_text(encoding="utf-8")
+        except OSError as error:
+            alarms.note(error)
+            passing = passing or error.errno in SHORT
+            raise
 
-    return documents.load(text, str(path), read_file, preset, now=int(time.time()))
+    try:
+        return documents.load(text, str(path), read_file, preset, now=int(time.time()))
+    except ConfigErrors as error:
+        if passing:
+            raise Passing(error.errors) from error
+        raise
 
 
 def list_files(path: Path, document: Document) -> list[Path]:

@@ -10,14 +10,14 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from graylb.control import config_store
+from graylb.control import alarms, config_store
 from graylb.control.state import FORMAT, Change, State, changes_since
 
 LOCK_PATIENCE: Final = 5.0
@@ -72,6 +72,7 @@ class Store:
         except FileNotFoundError:
             return State()
         except OSError as error:
+            alarms.note(error)
             raise StoreError(f"state file {self.path} cannot be read: {error.strerror}") from error
         try:
             raw = orjson.loads(text)
@@ -148,10 +149,12 @@ class Store:
             finally:
                 os.close(directory)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> StoreError:
+        alarms.note(error)
         return StoreError(
             f"state file {self.path} cannot be written: {error.strerror}. It keeps the revision and the slots of "
             "sticky callers; make the directory writable or choose another place with --state"

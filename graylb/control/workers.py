@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
+from graylb.control import alarms
 from graylb.control.logs import log
 from graylb.control.spawning import MODULE, Spawned, spawn
 from graylb.proxy import channel
@@ -17,6 +18,7 @@ ACK_PATIENCE: Final = 30.0
 """Seconds that a worker may take to load a table; then it counts as refused."""
 STATS_PATIENCE: Final = 2.0
 PING_PATIENCE: Final = 2.0
+ENDED_EVERY: Final = 0.05
 EARLY_DEATH: Final = 1.0
 BACKOFF: Final = (0.1, 5.0)
 """Seconds before a worker that died within EARLY_DEATH starts again, or a spare one that died: first and most."""
@@ -80,7 +82,13 @@ class Process:
         """Its exit status, once it is gone."""
         if self.alive:
             loop, gone = asyncio.get_running_loop(), asyncio.Event()
-            fd = os.pidfd_open(self.pid)
+            try:
+                fd = os.pidfd_open(self.pid)
+            except OSError as error:  # out of descriptors: ask instead
+                alarms.note(error)
+                while (status := self._process.poll()) is None:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(ENDED_EVERY)
+                return status
             loop.add_reader(fd, gone.set)
             try:
                 await gone.wait()
@@ -156,6 +164,7 @@ class Nursery:
                 spare = self.spare = self._next()
             except OSError as error:
                 delay = min(max(BACKOFF[0], delay * 2), BACKOFF[1])
+                alarms.note(error)
                 log.warning("no spare worker can be started: %s", error.strerror)
                 await asyncio.sleep(delay)
                 continue
@@ -210,6 +219,8 @@ class Worker:
         self.ready = asyncio.Event()
         self.acknowledged: int | None = None
         self.restarts = 0
+        self.hung = 0  # times that it was ended because it did nothing any more
+        self.said = 0  # frames that came from it, in all its lives
         self.recovered: float | None = None  # seconds that the last restart took, from death to serving
         self._died = 0.0
         self._listening = False
@@ -246,6 +257,7 @@ class Worker:
             delay = min(max(BACKOFF[0], delay * 2), BACKOFF[1]) if loop.time() - started < EARLY_DEATH else 0.0
             log.warning("worker %d %s; starting it again", self.number, why)
             self.restarts += 1
+            alarms.count("worker_respawns")
             await asyncio.sleep(delay)
 
     def listen(self) -> None:
@@ -318,6 +330,27 @@ class Worker:
             return False
         return True
 
+    @property
+    def loading(self) -> bool:
+        """Whether it has a table that it has not acknowledged yet."""
+        return bool(self._acks)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to end, and is not started again."""
+        return self._stopping.is_set()
+
+    def ping(self) -> None:
+        """Asks for a sign of life, which `said` counts."""
+        self._pings.append(asyncio.get_running_loop().create_future())
+        self._send(channel.encode(channel.PING))
+
+    def replace(self) -> None:
+        """Ends the process, which hangs; another one takes its place."""
+        self.hung += 1
+        if self._process is not None:
+            self._process.kill()
+
     def drain(self, seconds: float, *, keep_idle: bool = False) -> None:
         """Tells the worker to finish what it has and exit; it is not started again.
 
@@ -335,7 +368,8 @@ class Worker:
         """A process from start to end. Returns in words why it ended."""
         try:
             process = self.nursery.take()
-        except OSError as error:  # out of processes, or the interpreter was removed from the disk
+        except OSError as error:  # out of processes or descriptors, or the interpreter was removed from the disk
+            alarms.note(error)
             return f"cannot be started: {error.strerror}"
         refusal = await self._live(process)
         status = await process.ended()
@@ -401,6 +435,7 @@ class Worker:
             pass  # it died; its exit status tells more
 
     async def _take(self, frame: channel.Frame) -> None:
+        self.said += 1
         if frame.type == channel.READY:
             if self.restarts:
                 self.recovered = asyncio.get_running_loop().time() - self._died

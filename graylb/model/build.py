@@ -57,6 +57,7 @@ def build(
         access=_access(document.admin),
         workers=document.workers,
         pin_workers=document.pin_workers,
+        watchdog=document.watchdog,
         decision_headers=document.decision_headers,
         forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
         limits=_limits(document.limits),

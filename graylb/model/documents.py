@@ -15,7 +15,15 @@ from graylb.model.discovery import RegistryPart
 from graylb.model.problems import ConfigError, ConfigErrors, Path
 from graylb.model.routes import RoutePart
 from graylb.model.services import ReadFile, ServicePart
-from graylb.model.settings import AdminPart, EtcdPart, ForwardingPart, LimitsPart, ListenerPart, SidecarPart
+from graylb.model.settings import (
+    AdminPart,
+    EtcdPart,
+    ForwardingPart,
+    LimitsPart,
+    ListenerPart,
+    SidecarPart,
+    Watchdog,
+)
 from graylb.model.snapshot import Pem
 
 PartType = TypeVar("PartType", bound=Part)
@@ -49,6 +57,10 @@ class Document(Part):
     admin: AdminPart | None = Field(default=None, description="The administration interface. Default: none.")
     workers: values.Workers = Field(default=1, description="Worker processes; `auto`: one for each CPU.")
     pin_workers: values.Bool = Field(default=False, description="Each worker on a CPU of its own.")
+    watchdog: Watchdog = Field(
+        default=10.0,
+        description="A worker that gives no sign of life for so long is ended and replaced; `off`: never.",
+    )
     decision_headers: values.Bool = Field(
         default=False,
         description="Answers carry `x-graylb-service`, `-version`, `-rule` or `-slot`, and `-revision`.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
@@ -24,6 +24,31 @@ Telling = Annotated[
     Literal["append", "replace", "off"],
     PlainValidator(values.choice(*_TELLING)),
     WithJsonSchema({"enum": list(_TELLING)}),
+]
+
+
+MIN_WATCHDOG: Final = 0.5
+
+
+def _watchdog(value: Any) -> float:
+    """Seconds; 0 for off, which plain YAML reads as false."""
+    if value is False or value == "off":
+        return 0.0
+    with_unit = "off, or a time from 500ms up to 7 days"
+    try:
+        seconds = values.duration(value)
+    except ValueError:
+        raise fault(with_unit) from None
+    if seconds < MIN_WATCHDOG:
+        raise fault(with_unit)
+    return seconds
+
+
+Watchdog = Annotated[
+    float,
+    PlainValidator(_watchdog),
+    PlainSerializer(lambda seconds: seconds or "off"),
+    WithJsonSchema({"type": ["number", "string", "boolean"]}),
 ]
 
 

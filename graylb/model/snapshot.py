@@ -357,6 +357,7 @@ class Snapshot:
     access: Access = Access()
     workers: int = 1
     pin_workers: bool = False  # each to a CPU of its own
+    watchdog: float = 10.0  # seconds; a worker that gives no sign of life for so long is replaced; 0: none is
     decision_headers: bool = False
     forwarding: Forwarding = field(default_factory=Forwarding)
     limits: Limits = field(default_factory=Limits)

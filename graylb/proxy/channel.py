@@ -5,6 +5,7 @@ The length counts the payload only. Both sides feed whatever bytes arrive and ge
 
 from __future__ import annotations
 
+import signal
 import struct
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +25,8 @@ READY: Final = "R"  # ← worker: JSON {"pid": int}, when it accepts
 ACK: Final = "A"  # ← worker: JSON {"revision": int, "digest": hex} or {"revision": int, "error": text}
 TYPES: Final = frozenset((SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, VIEWS, DRAIN, READY, ACK))
 
+STACK_SIGNAL: Final = signal.SIGRTMIN + 7
+"""On which a worker writes its Python stack to stderr, whatever it is doing."""
 SOCKETS_AT_ONCE: Final = 250  # the kernel takes 253 with one message
 MAX_PAYLOAD: Final = 1 << 30
 """Bytes. An image larger than this is a mistake; without a bound a corrupt length would eat all memory."""

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import os
 import resource
@@ -247,6 +248,8 @@ def main() -> None:
     # signals to the group or the service are the supervisor's business: it tells us what they mean for us
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(ValueError, RuntimeError, AttributeError):  # without a stderr there is nowhere to write to
+        faulthandler.register(channel.STACK_SIGNAL)
     parser = argparse.ArgumentParser(prog="graylb worker")
     parser.add_argument("--channel", type=int, required=True)
     options = parser.parse_args()

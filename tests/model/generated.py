@@ -171,6 +171,7 @@ DOCUMENTS = optional(
     ),
     workers=st.sampled_from([1, 4, "auto"]),
     pin_workers=st.booleans(),
+    watchdog=st.sampled_from(["500ms", 10, "off", False]),
     decision_headers=st.booleans(),
     forwarding=optional({}, via=st.booleans(), x_forwarded=st.sampled_from(["append", "replace", "off"])),
     limits=optional(

@@ -376,6 +376,15 @@ class Worker:
         self._process = None
         return refusal or f"(pid {process.pid}) ended with status {status}"
 
+    def _its_pipes(self) -> Sequence[int]:
+        """None when there are no descriptors for them: a worker without a log is better than no worker."""
+        try:
+            return self.pipes()
+        except OSError as error:
+            alarms.note(error)
+            log.error("worker %d has no access log: %s", self.number, error.strerror)
+            return ()
+
     async def _live(self, process: Process) -> str | None:
         """One process from its role to its end. Returns why it refused its first table, if it did."""
         self._process = process
@@ -385,7 +394,7 @@ class Worker:
             return None
         first: asyncio.Task[str | None] | None = None
         try:
-            pipes = self.pipes()
+            pipes = self._its_pipes()
             try:
                 reader = await process.begin(self.role, pipes)
             finally:

@@ -3,7 +3,8 @@
 from libc.stdint cimport uint64_t
 from graylb._exchanges cimport Exchanges
 from graylb._http1 cimport Head
-from graylb._live cimport Conn, Exchange
+from graylb._live cimport Conn, Exchange, Upstream
+from graylb._outliers cimport Outliers
 
 cdef enum:
     MAX_ATTEMPTS = 4
@@ -11,6 +12,8 @@ cdef enum:
 cdef class Attempts(Exchanges):
     cdef Head head                 # the one that was scanned last
     cdef readonly uint64_t retries
+    cdef Outliers outliers
+    cdef public object on_ejections        # called when an instance is ejected or back; None: nobody asks
 
     cdef bint _acquire(self, Exchange* x, bint fresh, int failed=*) noexcept
     cdef void _serve(self, Exchange* x) noexcept
@@ -26,3 +29,8 @@ cdef class Attempts(Exchanges):
     cdef void _repeat(self, Exchange* x, Conn* u, bint stale, int code) noexcept
     cdef bint _asks_another(self, Exchange* x, Conn* u) noexcept
     cdef void _leave(self, Exchange* x) noexcept
+    cdef void _saw(self, Upstream up, int status, uint64_t us) noexcept
+    cdef void _saw_head(self, Exchange* x, Conn* u) noexcept
+    cdef void _saw_end(self, Exchange* x, Conn* u, const char* trailers, size_t n) noexcept
+    cdef void _saw_status(self, Exchange* x, Upstream up, int grpc) noexcept
+    cdef void _remark(self) noexcept

@@ -8,8 +8,9 @@ from libc.string cimport memcpy
 from graylb._clients cimport Clients
 from graylb._exchanges cimport Exchanges
 from graylb._fast cimport pick_other
-from graylb._grpc cimport read_status, renew_timeout
-from graylb._live cimport CALLED, SAVED_MAX, S_BODY, U_HEAD, Conn, Exchange, TableState, Upstream
+from graylb._grpc cimport STATUS_NONE, http_of, read_status, renew_timeout, status_in
+from graylb._live cimport CALLED, SAVED_MAX, S_BODY, TIMES, U_HEAD, Conn, Exchange, TableState, Upstream
+from graylb._outliers cimport NO_ANSWER, due
 from graylb._pools cimport may_repeat
 from graylb._sockets cimport gl_now_us, socket_error
 
@@ -23,7 +24,11 @@ cdef extern from * nogil:
 
 cdef int E_OVERLOADED = BY_REASON["overloaded"].code
 cdef int E_CONNECT_FAILED = BY_REASON["connect-failed"].code
+cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
+
+cdef enum:
+    DEADLINE_EXCEEDED = 4  # of gRPC
 
 
 cdef class Attempts(Exchanges):
@@ -59,12 +64,14 @@ cdef class Attempts(Exchanges):
                     x.upstream = u
                     up.in_flight += 1
                     up.requests += 1
+                    if up.conduct.watched & TIMES: x.tried_us = gl_now_us()
                     return True
                 if called: self._call_all(up)
                 if self.exhausted:                   # not the instance is to blame, and no other could be reached
                     self._fail(x.client, E_OVERLOADED)
                     return False
                 up.failures += 1
+                self._saw(up, NO_ANSWER + E_CONNECT_FAILED, 0)
                 self.retries += 1
             if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first): break
         if full >= 0:
@@ -191,10 +198,13 @@ cdef class Attempts(Exchanges):
             return
         c = x.client
         if x.response_begun:
+            if x.grpc: self._saw(up, NO_ANSWER + code, 0)    # what it answers stands at the end
             self._abort(u)
             return
         # A pooled connection that the instance closed meanwhile: the request met nobody, or its method may be repeated.
         stale = u.reused and code == E_UPSTREAM_RESET and u.held_len == 0
+        # who waits for the rest of a request is not late himself
+        if not stale and (code != E_RESPONSE_TIMEOUT or x.request_done): self._saw(up, NO_ANSWER + code, 0)
         if x.attempts < MAX_ATTEMPTS and (self.retriable[code] or (stale and x.safe)) and self._can_repeat(x, u):
             self._repeat(x, u, stale, code)
             return
@@ -238,3 +248,48 @@ cdef class Attempts(Exchanges):
         (<Upstream>u.upstream).failures += 1
         self._detach(x)
         self._kill(u)
+
+    # ---- what comes of how instances answer, see _outliers -----------------------------------------------------------
+
+    cdef void _saw(self, Upstream up, int status, uint64_t us) noexcept:
+        """An answer of an instance, or that there was none: NO_ANSWER and the error's code."""
+        if not up.conduct.watched: return
+        self.outliers.saw(up, status, us, self.now)
+        if self.outliers.changed: self._remark()
+
+    cdef void _saw_head(self, Exchange* x, Conn* u) noexcept:
+        """The head of an answer is in `head`. A gRPC call's status is in its trailers, unless it ends here."""
+        cdef Upstream up = <Upstream>u.upstream
+        cdef int status = self.head.status
+        if not up.conduct.watched: return
+        if up.conduct.watched & TIMES and x.tried_us: x.took_us = gl_now_us() - x.tried_us + 1
+        if x.grpc and u.fd < 0 and status == 200:
+            if u.ended: self._saw_status(x, up, read_status(&self.head))
+        else: self._saw(up, status, x.took_us)
+
+    cdef void _saw_end(self, Exchange* x, Conn* u, const char* trailers, size_t n) noexcept:
+        """The end of a gRPC call's answer."""
+        if x.grpc and (<Upstream>u.upstream).conduct.watched: self._saw_status(x, <Upstream>u.upstream, status_in(trailers, n))
+
+    cdef void _saw_status(self, Exchange* x, Upstream up, int grpc) noexcept:
+        # a deadline that the caller himself has set says nothing of the instance
+        if grpc == DEADLINE_EXCEEDED and x.until_us: return
+        self._saw(up, http_of(grpc) if grpc != STATUS_NONE else 200, x.took_us)
+
+    cdef void _ticked(self) noexcept:
+        """Ejections end, new instances get more."""
+        Exchanges._ticked(self)
+        if not due(self.outliers, self.now): return
+        self.outliers.look(self.now)
+        if self.outliers.changed or self.outliers.news: self._remark()
+
+    cdef void _remark(self) noexcept:
+        """Marks of instances have changed."""
+        if self.outliers.changed and self.state is not None: self.state.count_down()
+        self.outliers.changed = False
+        if self.outliers.news and self.on_ejections is not None: self.loop.call_soon(self.on_ejections)
+        self.outliers.news = False
+
+    def ejected(self):
+        """The instances that are ejected: a list of dicts, with why, how often in a row and the seconds that are left."""
+        return self.outliers.told(self.now)

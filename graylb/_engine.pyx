@@ -15,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._attempts cimport MAX_ATTEMPTS
 from graylb._detours cimport Detours
-from graylb._fast cimport (DECIDED, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
+from graylb._fast cimport (DECIDED, ILL, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
                            add_certificate, decide, free_context, make_context, write_decision)
 from graylb._gate cimport Gate
 from graylb._grpc cimport put_timeout, take_timeout
@@ -27,6 +27,7 @@ from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, 
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
                            Tls, Upstream)
 from graylb._logs cimport Logs, Settings
+from graylb._outliers cimport NO_ANSWER, Outliers
 from graylb._pools cimport WARM_EVERY_MS
 from graylb._slab cimport Memory, Slab
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
@@ -109,6 +110,7 @@ cdef class Engine(Detours):
         self.members = {}
         self.gate = Gate()
         self.logs = Logs(worker)
+        self.outliers = Outliers()
         self._open_doors()
         self._open_books()
         self._find_h2()
@@ -128,7 +130,9 @@ cdef class Engine(Detours):
         for service in table.meta["services"]:
             known = before.pop(service["name"], None)
             services.append(self._service_of(service, known is None or known[0] != service["digest"]))
-            if known is None or known[0] != service["digest"]: own = self._instances_of(service, table, len(instances), known, retired)
+            if known is None or known[0] != service["digest"]:
+                own = self._instances_of(service, table, len(instances), known, retired)
+                self.outliers.follow(service, own, table.weights(len(instances), len(own)), former is None, self.now)
             else: own = known[1]
             self.members[service["name"]] = service["digest"], own, len(instances), service["connections"]
             instances += own
@@ -136,6 +140,7 @@ cdef class Engine(Detours):
             retired += gone
             self.series = {key: found for key, found in self.series.items() if key[0] != name}
             self.services.pop(name, None)
+            self.outliers.gone(name)
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
         self.state = TableState(table, services, instances, counters, pick)
@@ -145,6 +150,7 @@ cdef class Engine(Detours):
         self._limit_streams(table.meta["limits"])
         self._name_listeners()
         for u in retired: self._retire_instance(u)
+        self._remark()
         if former is not None: self._judge_tunnels(former)
         self._warm_up()
         self._reap()
@@ -175,7 +181,8 @@ cdef class Engine(Detours):
         u = self.upstreams.get((name, address))
         if u is None or u.version != version:
             u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
-            u.down = (name, address) in self.down
+            u.down = ILL if (name, address) in self.down else 0
+            u.conduct.fresh = 1
             if not is_ip(address): self.named[name, address] = u
         u.configure(service["connections"], service["retries"])
         u.origin = self._origin_of(service["connections"].get("tls"), address)
@@ -191,6 +198,7 @@ cdef class Engine(Detours):
             del self.upstreams[u.service, u.address]
             self.named.pop((u.service, u.address), None)
         self.warm.discard(u)
+        self.outliers.forget(u)
         self._retire(u)
 
     def _series(self, str service, str version):
@@ -244,7 +252,11 @@ cdef class Engine(Detours):
         former, self.down = self.down, {(service, address) for service, address in down}
         for key in former ^ self.down:
             u = self.upstreams.get(key)
-            if u is not None: u.down = key in self.down
+            if u is None: continue
+            if key in self.down: u.down |= ILL
+            else:
+                u.down &= ~ILL
+                self.outliers.well(u, self.now)
         if self.state is not None: self.state.count_down()
 
     def open_logs(self, int access, int events):
@@ -284,6 +296,8 @@ cdef class Engine(Detours):
                         if (<ServiceLive>live).mirror is not None],
             "instances": [u.figures() for u in self.upstreams.values()],
             "versions": [each.figures() for each in self.series.values()],
+            "outliers": self.outliers.counted(), "ejected": self.ejected(),
+            "panics": {name: (<ServiceLive>each).panics for name, each in self.services.items() if (<ServiceLive>each).panics},
         }
 
     # ---- what happens to connections -------------------------------------------------------------------------------
@@ -600,6 +614,7 @@ cdef class Engine(Detours):
         decide(state.table, &q, &self.context, &state.live, &x.d)
         if secure != NULL and secure.identity_len: h.count -= 1
         if x.d.fell_back: self._count_fallback(x)
+        if x.d.panic: (<ServiceLive>state.services[x.d.service]).panics += 1
         if x.d.outcome == DECIDED: x.h2 = self._goes_by_h2(x, h)
         if x.d.outcome != DECIDED:
             self._undecided(c, p, have)
@@ -886,6 +901,7 @@ cdef class Engine(Detours):
         if r < 0 or (h.status == 101 and not (h.websocket and x.websocket)):
             self._upstream_failed(u, E_UPSTREAM_INVALID)
             return False
+        self._saw_head(x, u)
         if h.status == 101:
             self._open_tunnel(x, <char*>h.end, e - <char*>h.end)
             return False
@@ -1098,8 +1114,9 @@ cdef class Engine(Detours):
         if self.head.status < 200:
             self._interim(x)
             return
-        if end and x.grpc and self._asks_another(x, u): return
         u.ended = end                                        # gRPC tells a bare status by a head that ends its stream
+        self._saw_head(x, u)
+        if end and x.grpc and self._asks_another(x, u): return
         self._final(u, self.piece + HEADROOM, 0)
 
     cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept:
@@ -1130,6 +1147,7 @@ cdef class Engine(Detours):
             else: self._end_request(x)
             return
         if n and x.copy != NULL: self._note_trailers(x, trailers, n)
+        self._saw_end(x, c, trailers, n)
         if n and x.client.fd < 0: _set_trailers(x.client, trailers, n)
         if x.response.kind == BODY_CLOSE: self._closed_answer(x)
         else: self._upstream_failed(c, E_UPSTREAM_INVALID)   # shorter than its Content-Length
@@ -1146,7 +1164,9 @@ cdef class Engine(Detours):
         if c.connecting: self._upstream_failed(c, E_CONNECT_TIMEOUT if c.session.conn.timed_out else E_CONNECT_FAILED)
         elif not seen and not x.response_begun and x.attempts < MAX_ATTEMPTS and x.saved_len:
             self._repeat(x, c, True, E_UPSTREAM_RESET)       # nobody has looked at it
-        elif x.grpc and x.response_begun and c.session.conn.dead: self._break_off(x, self.grpc_ends[E_UPSTREAM_RESET])
+        elif x.grpc and x.response_begun and c.session.conn.dead:
+            self._saw(<Upstream>c.upstream, NO_ANSWER + E_UPSTREAM_RESET, 0)
+            self._break_off(x, self.grpc_ends[E_UPSTREAM_RESET])
         else: self._upstream_failed(c, E_UPSTREAM_RESET)
 
     cdef void _break_off(self, Exchange* x, bytes trailers) noexcept:

@@ -250,11 +250,21 @@ cdef struct Query:         # what is asked: a head and who sent it
     bint v4
     uint32_t listener      # the bit of where it came in (meta's listener_bits); 0: of no route's listeners
 
+cdef enum Mark:            # what speaks against an instance; any of OUT: it gets nothing
+    ILL = 1                # health checks say so
+    EJECTED = 2            # its answers say so: _outliers.pyx
+    OUT = 3
+    WARMING = 4            # slow start: it gets a part of its weight
+
+cdef enum:
+    FULL = 65536
+
 cdef struct Live:          # counters that outlive tables; filled by who owns them
     uint64_t** draws       # by split_id
     uint32_t** in_flight   # by instance, or NULL
-    uint8_t** down         # by instance: 1 where it is known to be ill; or NULL
-    uint32_t n_down        # how many of them are; 0: nobody looks
+    uint8_t** down         # by instance: bits of Mark; or NULL
+    uint32_t** warmth      # by instance: which part of its weight it gets, of FULL, where it is WARMING
+    uint32_t n_down        # how many have a bit; 0: nobody looks
     uint64_t pick
 
 cdef struct Decision:
@@ -270,6 +280,7 @@ cdef struct Decision:
     uint8_t drew
     uint8_t fell_back
     uint8_t outcome
+    uint8_t panic          # what is out was not left out: 1 too much of the subset is, 2 all of the service
 
 cdef class Table:
     cdef readonly bytes image
@@ -285,6 +296,8 @@ cdef class Table:
     cdef Context* own
     cdef Live mine
     cdef uint64_t shared_draw
+    cdef bytes marks       # live state of its own, for `mine`: see `mark`
+    cdef bytes parts
     cdef str _str(self, Str s)
     cdef str _version(self, const Service* s, uint32_t i)
     cdef str _rule_name(self, int service, int rule)

@@ -913,33 +913,78 @@ cdef bint _pick(Table t, const Service* s, uint32_t target, Live* live, Decision
             if b != a: break
         if _load(t, x, b, live) * t.instances[_item(t, x, a)].weight < _load(t, x, a, live) * t.instances[_item(t, x, b)].weight:
             a = b
-    if live.n_down and live.down[_item(t, x, a)][0] and not _well(t, s, x, cells, live, seed, &a): return False
+    if live.n_down and live.down[_item(t, x, a)][0] and not _instead(t, s, x, live, seed, d, &a): return False
     d.subset = target
     d.instance = _item(t, x, a)
     d.version = x.version
     return True
 
 
-cdef bint _well(Table t, const Service* s, const Target* x, const Cell* cells, Live* live, uint64_t seed,
-                uint32_t* a) noexcept:
-    """Another member than the ill one that was drawn, by the same weights. False: all are ill, and the subset is as good as empty.
+cdef inline uint32_t _part(uint8_t marks, const uint32_t* warmth, bint panic) noexcept:
+    """Which part of its weight an instance with these marks gets, of FULL."""
+    if marks & OUT and not panic: return 0
+    return warmth[0] if marks & WARMING else FULL
 
-    Where fewer than the panic threshold are well, the ill one stays: the few would only be the next to fall.
+
+cdef bint _instead(Table t, const Service* s, const Target* x, Live* live, uint64_t seed, Decision* d, uint32_t* a) noexcept:
+    """The drawn member a is marked: it stays, or another one takes its place. False: all are out, and the subset is as good as empty.
+
+    Members get requests in proportion to weight x part (`_part`): the drawn one, which came by its weight, stays with the
+    probability part / largest part, and else one is drawn by the products. Together that is exact, and unmarked ones, which
+    are the largest there can be, need no look. Where fewer than the panic threshold are not out, nothing is out: the few would
+    only be the next to fall.
     """
-    cdef uint32_t i, k, well = 0
+    cdef uint32_t i, k, part, most = 0, out = 0
     cdef uint64_t low
-    for i in range(x.n): well += not live.down[_item(t, x, i)][0]
-    if well == 0: return False
-    if <uint64_t>well * 100 < <uint64_t>x.n * s.panic: return True
-    for i in range(8):
-        seed = gl_mix(seed)
-        k = _alias(cells, x.n, seed) if x.cells else <uint32_t>gl_mulhi(seed, x.n, &low)
-        if not live.down[_item(t, x, k)][0]:
-            a[0] = k
+    for i in range(x.n): out += (live.down[_item(t, x, i)][0] & OUT) != 0
+    if out == x.n: return False
+    cdef bint panic = <uint64_t>(x.n - out) * 100 < <uint64_t>x.n * s.panic
+    if panic: d.panic = 1
+    for i in range(x.n):
+        k = _item(t, x, i)
+        part = _part(live.down[k][0], live.warmth[k], panic)
+        if part > most: most = part
+    k = _item(t, x, a[0])
+    seed = gl_mix(seed)
+    if gl_mulhi(seed, most, &low) < _part(live.down[k][0], live.warmth[k], panic): return True
+    return _draw(t, x, live, gl_mix(seed), panic, -1, a)
+
+
+cdef bint _draw(Table t, const Target* x, Live* live, uint64_t seed, bint panic, int32_t avoid, uint32_t* a) noexcept:
+    """A member by weight x part, but for the instance to avoid; False when there is none."""
+    cdef uint32_t i
+    cdef int32_t k
+    cdef uint64_t total = 0, low, one
+    for i in range(x.n):
+        k = _item(t, x, i)
+        if k != avoid: total += <uint64_t>t.instances[k].weight * _part(live.down[k][0], live.warmth[k], panic)
+    if total == 0: return False
+    seed = gl_mulhi(seed, total, &low)
+    for i in range(x.n):
+        k = _item(t, x, i)
+        if k == avoid: continue
+        one = <uint64_t>t.instances[k].weight * _part(live.down[k][0], live.warmth[k], panic)
+        if seed < one:
+            a[0] = i
             return True
-    k = <uint32_t>gl_mulhi(gl_mix(seed), x.n, &low)
-    while live.down[_item(t, x, k)][0]: k = k + 1 if k + 1 < x.n else 0
-    a[0] = k
+        seed -= one
+    return False
+
+
+cdef bint _ladder(Table t, const Service* s, uint32_t target, uint32_t fallback, Live* live, Decision* d) noexcept:
+    """An instance of the subset, or of those that the fallback names. False: there is none."""
+    d.fell_back = False
+    if _pick(t, s, target, live, d): return True
+    d.fell_back = True
+    return (fallback >= 1 and _pick(t, s, s.stable_target, live, d)) or (fallback == 2 and _pick(t, s, s.any_target, live, d))
+
+
+cdef bint _all_out(Table t, const Service* s, Live* live) noexcept:
+    """Every instance of the service, of whatever version, is out."""
+    cdef const Target* x = &(<const Target*>(t.base + s.targets))[s.any_target]
+    cdef uint32_t i
+    for i in range(x.n):
+        if not live.down[_item(t, x, i)][0] & OUT: return False
     return True
 
 
@@ -947,22 +992,23 @@ cdef void _resolve(Table t, const Service* s, uint32_t target, uint32_t fallback
                    Decision* d) noexcept:
     """Target -> instance, through the split if it is one and down the fallback ladder if the subset is empty."""
     cdef const Target* x = &(<const Target*>(t.base + s.targets))[target]
-    cdef uint32_t well
+    cdef uint32_t marked
+    cdef bint found
     if x.is_split:
         target = (<const SplitItem*>(t.base + x.items))[_split(t, s, x, c, live, d)].target
         x = &(<const Target*>(t.base + s.targets))[target]
     d.wanted = x.version
-    if _pick(t, s, target, live, d): return
-    d.fell_back = True
-    if fallback >= 1 and _pick(t, s, s.stable_target, live, d): return
-    if fallback == 2 and _pick(t, s, s.any_target, live, d): return
-    if live.n_down and s.panic:
-        # nobody is well anywhere: then it is more likely that those who look are wrong, and to refuse all would be the worst
-        well = live.n_down
+    if _ladder(t, s, target, fallback, live, d): return
+    if live.n_down and s.panic and _all_out(t, s, live):
+        # nobody is well anywhere: then it is more likely that those who look are wrong, and to refuse all would be the worst.
+        # The same ladder as ever, with nobody out
+        marked = live.n_down
         live.n_down = 0
-        d.fell_back = _pick(t, s, s.any_target, live, d) if not _pick(t, s, target, live, d) else False
-        live.n_down = well
-        if d.instance >= 0: return
+        found = _ladder(t, s, target, fallback, live, d)
+        live.n_down = marked
+        if found:
+            d.panic = 2
+            return
     d.outcome = NO_INSTANCE
 
 
@@ -974,6 +1020,7 @@ cdef void decide(Table t, Query* q, Context* c, Live* live, Decision* d) noexcep
     d.service = d.rule = d.slot = d.instance = -1
     d.wanted = d.version = NONE32
     d.drew = d.fell_back = False
+    d.panic = 0
     d.outcome = DECIDED
     d.route = _route(t, q, c)
     if d.route < 0:
@@ -1007,20 +1054,34 @@ cdef int32_t pick_from(Table t, Live* live, int32_t service, uint32_t target) no
 
 
 cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept:
-    """Another instance of the same subset for one more attempt; False when there is no other."""
+    """Another instance of the same subset for one more attempt; False when there is no other that is not out."""
     cdef const Service* s = &t.services[d.service]
     cdef const Target* x = &(<const Target*>(t.base + s.targets))[d.subset]
-    cdef uint32_t i, n
-    cdef int ill
+    cdef uint32_t i, marked = live.n_down
+    cdef bint found
     if x.n < 2: return False
+    if d.panic == 2: live.n_down = 0                 # as when it was decided: nothing is out
+    found = _pick_other(t, s, x, live, d, avoid)
+    live.n_down = marked
+    return found
+
+
+cdef bint _pick_other(Table t, const Service* s, const Target* x, Live* live, Decision* d, int32_t avoid) noexcept:
+    cdef uint32_t i, n, out = 0
     for i in range(8):
-        if _pick(t, s, d.subset, live, d) and d.instance != avoid: return True
-    n = <uint32_t>(gl_mix(live.pick) % x.n)
-    for ill in range(2):                             # the ill ones are the last resort
+        if not _pick(t, s, d.subset, live, d): break
+        if d.instance != avoid: return True
+    if live.n_down == 0:                             # of few members the same comes up often, of very unequal ones too
+        n = <uint32_t>(gl_mix(live.pick) % x.n)
         for i in range(x.n):
             d.instance = _item(t, x, (n + i) % x.n)
-            if d.instance != avoid and (ill or not live.n_down or not live.down[d.instance][0]): return True
-    return False
+            if d.instance != avoid: return True
+        return False
+    for i in range(x.n): out += (live.down[_item(t, x, i)][0] & OUT) != 0
+    if out == x.n or not _draw(t, x, live, gl_mix(live.pick), <uint64_t>(x.n - out) * 100 < <uint64_t>x.n * s.panic, avoid, &n):
+        return False
+    d.instance = _item(t, x, n)
+    return True
 
 
 # ---- the decision, told ----------------------------------------------------------------------------------------------
@@ -1094,6 +1155,30 @@ cdef class Table:
         self.patterns = [_compiled(PyBytes_FromStringAndSize(self.base + p[i].off, p[i].n))
                          for i in range(self.header.n_patterns)]
 
+    def mark(self, bytes marks, list warmth=None):
+        """Live state for what this table decides outside a worker, until the next call: a byte of bits for each instance, in the
+        order of `instance_list` (1 ill, 2 ejected, 4 warming), and of warming ones which part of their weight they get, of 65536.
+        Empty: nobody is marked. ValueError when it is not as many as there are instances.
+        """
+        cdef uint32_t i, n = self.header.n_instances
+        cdef uint8_t* m
+        cdef uint32_t* w
+        if marks and len(marks) != n: raise ValueError(f"{len(marks)} marks for {n} instances")
+        if self.mine.down == NULL:
+            self.mine.down = <uint8_t**>calloc(n + 1, sizeof(void*))
+            self.mine.warmth = <uint32_t**>calloc(n + 1, sizeof(void*))
+            if self.mine.down == NULL or self.mine.warmth == NULL: raise MemoryError
+        self.marks = marks
+        self.parts = b"".join([each.to_bytes(4, "little") for each in warmth or [FULL] * n])
+        if len(self.parts) != 4 * n: raise ValueError(f"{len(self.parts) // 4} parts for {n} instances")
+        m = <uint8_t*>PyBytes_AS_STRING(self.marks)
+        w = <uint32_t*>PyBytes_AS_STRING(self.parts)
+        self.mine.n_down = 0
+        for i in range(n if marks else 0):
+            self.mine.down[i] = &m[i]
+            self.mine.warmth[i] = &w[i]
+            self.mine.n_down += m[i] != 0
+
     def _own_scratch(self):
         """Counters of its own, so that a table can decide outside a worker."""
         cdef uint32_t i
@@ -1106,6 +1191,8 @@ cdef class Table:
         if self.own != NULL: free_context(self.own)
         free(self.own)
         free(self.mine.draws)
+        free(self.mine.down)
+        free(self.mine.warmth)
 
     cdef str _str(self, Str s):
         return self.base[s.off:s.off + s.n].decode("utf-8", "surrogateescape")
@@ -1135,6 +1222,10 @@ cdef class Table:
                  self._version(&self.services[self.instances[i].service], self.instances[i].version),
                  self.instances[i].weight) for i in range(first, first + n)]
 
+    def weights(self, int first, int n):
+        """Of n instances from the first on, as `instance_list` has them."""
+        return [self.instances[i].weight for i in range(first, first + n)]
+
     def decide(self, bytes head, str client_ip="127.0.0.1", uint64_t draw=0, uint64_t pick=0, uint32_t listener=0):
         """The decision for one request head as a dict; ValueError when the head is not a whole valid one.
 
@@ -1151,6 +1242,21 @@ cdef class Table:
         self.mine.pick = pick
         decide(self, &q, self.own, &self.mine, &d)
         return self._told(&d)
+
+    def decide_again(self, bytes head, uint64_t draw=0, uint64_t pick=0):
+        """The decision for a head and, for one more attempt, the address of another instance (None: there is none)."""
+        cdef Head h
+        cdef Query q
+        cdef Decision d
+        cdef dict told
+        asked = _ask(head, b"127.0.0.1", &h, &q)
+        q.listener = 0
+        self.shared_draw = draw
+        self.mine.pick = pick
+        decide(self, &q, self.own, &self.mine, &d)
+        told = self._told(&d)
+        if d.instance < 0 or not pick_other(self, &self.mine, &d, d.instance): return told, None
+        return told, self._str(self.instances[d.instance].address)
 
     def decide_many(self, list heads, list addresses, list listeners):
         """Decisions for many requests, without what a draw or a pick would add: for each of them (outcome, route, service,
@@ -1209,7 +1315,7 @@ cdef class Table:
             "outcome": ("decided", "no-route", "no-instance", "redirect", "too-large")[d.outcome],
             "route": self._str(self.routes[d.route].name) if d.route >= 0 else None,
             "service": None, "rule": None, "slot": d.slot if d.slot >= 0 else None, "draw": d.draw if d.drew else None,
-            "wanted": None, "version": None, "instance": None, "fallback": bool(d.fell_back), "revision": self.revision,
+            "wanted": None, "version": None, "instance": None, "fallback": bool(d.fell_back), "panic": bool(d.panic), "revision": self.revision,
             "service_number": d.service, "rule_number": d.rule, "subset_number": d.subset if d.instance >= 0 else None,
         }
         if d.service >= 0:

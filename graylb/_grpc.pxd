@@ -14,3 +14,5 @@ cdef void write_timeout(char* o, int64_t us) noexcept nogil
 cdef char* put_timeout(char* e, int64_t us) noexcept nogil
 cdef void renew_timeout(char* e, int64_t us) noexcept nogil
 cdef int read_status(Head* h) noexcept nogil
+cdef int status_in(const char* p, size_t n) noexcept nogil
+cdef int http_of(int status) noexcept nogil

@@ -3,7 +3,7 @@
 After "gRPC over HTTP2" (PROTOCOL-HTTP2.md of github.com/grpc/grpc). Times are microseconds; a time of less counts as one.
 """
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 from graylb._http1 cimport (BODY_NONE, DROP, H_GRPC_STATUS, H_GRPC_TIMEOUT, MAX_HEADERS, Client, ForwardingPolicy, Head, scan_request,
                             scan_response, write_request)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -12,6 +12,8 @@ cdef enum:
     DIGITS = 8             # of a TimeoutValue, at most
     LONGEST = 99999999
     NAME = 14              # of "grpc-timeout: "
+
+cdef int[17] HTTP = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401]
 
 
 cdef int64_t parse_timeout(const char* p, size_t n) noexcept nogil:
@@ -97,6 +99,29 @@ cdef int read_status(Head* h) noexcept nogil:
     return STATUS_NONE
 
 
+cdef int http_of(int status) noexcept nogil:
+    """The HTTP status that comes nearest to a grpc-status, as Envoy maps them; one that does not exist is as UNKNOWN."""
+    return HTTP[status] if 0 <= status <= 16 else 500
+
+
+cdef int status_in(const char* p, size_t n) noexcept nogil:
+    """The grpc-status of trailers, as the text of their lines; STATUS_NONE: there is none."""
+    cdef const char* e = p + n
+    cdef const char* q
+    while e - p > 13:
+        q = <const char*>memchr(p, 10, e - p)
+        if q == NULL: q = e - 1
+        if q - p > 12 and memcmp(p, b"grpc-status:", 12) == 0:
+            p += 12
+            while p < q and p[0] == 32: p += 1
+            if q > p and (q - 1)[0] == 13: q -= 1
+            if q - p == 1 and 48 <= p[0] <= 57: return p[0] - 48
+            if q - p == 2 and p[0] == 49 and 48 <= p[1] <= 54: return 10 + p[1] - 48
+            return STATUS_ODD
+        p = q + 1
+    return STATUS_NONE
+
+
 # ---- faces for tests and fuzzing -----------------------------------------------------------------------------------
 
 def timeout_us(bytes value):
@@ -139,3 +164,9 @@ def status_of(bytes head):
     cdef const char* p = PyBytes_AS_STRING(head)
     if scan_response(&h, p, p + PyBytes_GET_SIZE(head), MAX_HEADERS) != 1: raise ValueError("not a response's head")
     return read_status(&h)
+
+
+def http_status_of(bytes trailers):
+    """http_of what status_in finds; None where it finds none."""
+    cdef int found = status_in(PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
+    return http_of(found) if found != STATUS_NONE else None

@@ -174,6 +174,8 @@ cdef struct Exchange:
     uint8_t keeping        # what is sent is kept too, until it cannot be repeated any more
     uint16_t status
     uint64_t began_us
+    uint64_t tried_us      # when its attempt began, where the times of its instance are watched
+    uint64_t took_us       # from then to the head of the answer
     uint64_t until_us      # gRPC: the caller's deadline; 0: none
     uint64_t bytes_in      # of the request's body
     uint64_t bytes_out     # of the answer's
@@ -210,6 +212,26 @@ cdef enum Protocol:
     HTTP1
     HTTP2
 
+cdef struct Conduct:
+    # how an instance has answered, for _outliers.pyx. Times in ms
+    uint8_t watched        # see Watched
+    uint8_t fresh          # it was not there before: slow start begins when its version is watched
+    uint32_t gateway_run   # answers in a row that were none, or 502, 503, 504
+    uint32_t error_run     # likewise, or any other 5xx
+    uint32_t times         # ejections in a row, as of when the last one ended
+    uint64_t until         # of the present ejection, or when the last one ended
+    uint64_t warm_since
+    # of the interval
+    uint64_t answers
+    uint64_t errors
+    uint64_t timed         # answers whose time was taken
+    uint64_t us            # what they took, together
+
+cdef enum Watched:
+    RUNS = 1
+    RATES = 2              # answers and errors of an interval are counted
+    TIMES = 4              # likewise what they take
+
 cdef class Upstream:
     # one instance of one service, while a table names it or a connection to it lives
     cdef readonly str service
@@ -219,7 +241,10 @@ cdef class Upstream:
     cdef sockaddr_storage sa
     cdef uint32_t sa_len   # 0: the name is not resolved (yet)
     cdef uint32_t in_flight
-    cdef uint8_t down      # health checks say so
+    cdef uint8_t down      # what speaks against it: bits of Mark
+    cdef uint32_t warmth   # slow start: which part of its weight it gets, of FULL, while it is WARMING
+    cdef Conduct conduct
+    cdef object watch      # _outliers.Watch of its version
     cdef bint retired
     cdef bint large        # its last answer was: of the next one little is read with the head, the rest goes uncopied
     # settings, see snapshot.Connections
@@ -264,6 +289,7 @@ cdef class ServiceLive:
     cdef Faults faults     # None: nothing is injected
     cdef Slab slab         # for figures of this service; they go with it
     cdef Mirror mirror     # None: nothing is mirrored
+    cdef uint64_t panics   # requests that were given to instances that are out, see Decision.panic
 
     cpdef configure(self, dict settings)
 

@@ -7,7 +7,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
 from graylb._faults cimport Faults
 from graylb._mirrors cimport Mirror
-from graylb._fast cimport Instance, Str, Table
+from graylb._fast cimport EJECTED, FULL, ILL, WARMING, Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
 from graylb._slab cimport HISTOGRAM_BUCKETS, Slab, bucket
 
@@ -86,6 +86,7 @@ cdef class Upstream:
         self.address = address
         self.version = version
         self.series = series
+        self.warmth = FULL
         if address.startswith("unix:"):
             raw = address[5:].encode()
             self.sa_len = gl_unix(&self.sa, PyBytes_AS_STRING(raw), len(raw))
@@ -124,8 +125,9 @@ cdef class Upstream:
         """Counters as a dict."""
         return {"service": self.service, "address": self.address, "version": self.version, "requests": self.requests,
                 "failures": self.failures, "connects": self.connects, "in_flight": self.in_flight, "idle": self.n_idle,
-                "open": self.n_open, "waiting": self.n_waiting + self.n_called, "down": bool(self.down),
                 **({"copies": self.shadow.in_flight, "copies_idle": self.shadow.n_idle} if self.shadow is not None else {}),
+                "open": self.n_open, "waiting": self.n_waiting + self.n_called, "down": bool(self.down & ILL),
+                "ejected": bool(self.down & EJECTED), "warming": bool(self.down & WARMING),
                 **({"tls_failed": self.tls_failed.decode() if self.tls_failed != NULL else None} if self.origin is not None else {})}
 
 
@@ -173,9 +175,10 @@ cdef class TableState:
         self.live.draws = <uint64_t**>calloc(table.header.n_splits + 1, sizeof(void*))
         self.live.in_flight = <uint32_t**>calloc(instances + 1, sizeof(void*))
         self.live.down = <uint8_t**>calloc(instances + 1, sizeof(void*))
+        self.live.warmth = <uint32_t**>calloc(instances + 1, sizeof(void*))
         self.upstreams = <PyObject**>calloc(instances + 1, sizeof(void*))
         self.services = <PyObject**>calloc(len(services) + 1, sizeof(void*))
-        if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL \
+        if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL or self.live.warmth == NULL \
                 or self.services == NULL: raise MemoryError
         self.live.pick = pick
         if len(upstreams) != instances: raise ValueError(f"{len(upstreams)} upstreams for {instances} instances")
@@ -183,7 +186,8 @@ cdef class TableState:
         for i, u in enumerate(upstreams):
             self.live.in_flight[i] = &u.in_flight
             self.live.down[i] = &u.down
-            self.live.n_down += u.down
+            self.live.warmth[i] = &u.warmth
+            self.live.n_down += u.down != 0
             self.upstreams[i] = <PyObject*>u
         for i, name in enumerate(table.meta["splits"]):
             n = counters[name]
@@ -209,15 +213,16 @@ cdef class TableState:
         self.client_connections = limits["client_connections"]
 
     def count_down(self):
-        """To be called when instances have fallen ill or got well."""
+        """To be called when marks of instances have changed."""
         cdef Upstream u
         self.live.n_down = 0
-        for u in self.boxes: self.live.n_down += u.down
+        for u in self.boxes: self.live.n_down += u.down != 0
 
     def __dealloc__(self):
         free(self.live.draws)
         free(self.live.in_flight)
         free(self.live.down)
+        free(self.live.warmth)
         free(self.upstreams)
         free(self.services)
 

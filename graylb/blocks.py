@@ -282,6 +282,8 @@ class _Members:
         faults = [(-1, "", x.fault)] if x.fault is not None else []
         if faults or self.rules.faults:
             found["faults"] = [(n, name, _fault(fault)) for n, name, fault in (*faults, *self.rules.faults)]
+        found["outliers"] = asdict(x.health.outliers)
+        found["slow_start"] = asdict(x.slow_start) if x.slow_start is not None else None
         if x.tunnels.policy != "keep":
             found["traffic"] = {
                 "split": _weighted(x.split) if x.split is not None else [x.stable],

@@ -154,6 +154,7 @@ def service(
         health=part.health.build(),
         fault=faults.build(part.fault),
         mirror=part.mirror.build() if part.mirror is not None else None,
+        slow_start=part.slow_start.build() if part.slow_start is not None else None,
     )
 
 

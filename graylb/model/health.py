@@ -8,6 +8,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, mod
 
 from graylb.model import snapshot, values
 from graylb.model.base import Part
+from graylb.model.outliers import OutliersPart
 from graylb.model.values import deeper, fault
 
 _STATUS = "a status such as 200, or a range such as 200-399"
@@ -123,6 +124,10 @@ class HealthPart(Part):
         description="When fewer than so many percent of a version's instances are well, all of them get requests "
         "again, for the few would not bear it; likewise when no instance of the service is well. 0: never.",
     )
+    outliers: OutliersPart = Field(
+        default=OutliersPart(), description="Which ones are ejected for a time, for how they answer."
+    )
 
     def build(self) -> snapshot.Health:
-        return snapshot.Health(self.check.build() if self.check is not None else None, self.panic)
+        check = self.check.build() if self.check is not None else None
+        return snapshot.Health(check, self.panic, self.outliers.build())

@@ -25,6 +25,7 @@ from graylb.model.conditions import Match
 from graylb.model.faults import FaultPart
 from graylb.model.health import HealthPart
 from graylb.model.mirror import MirrorPart
+from graylb.model.outliers import SlowStart
 from graylb.model.problems import shown
 from graylb.model.snapshot import GRPC_STATUSES, Tunnels
 from graylb.model.targets import To
@@ -435,6 +436,11 @@ class ServicePart(Part):
     fault: FaultPart | None = Field(default=None, description="Failures made on purpose. Default: none.")
     mirror: MirrorPart | None = Field(
         default=None, description="Copies of requests to another version, whose answers nobody sees. Default: none."
+    )
+    slow_start: SlowStart | None = Field(
+        default=None,
+        description="Spares instances that are new, or back from illness or ejection. A bare time is its window. "
+        "Default: off.",
     )
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),

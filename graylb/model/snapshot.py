@@ -14,6 +14,7 @@ from typing import Literal, Self
 import orjson
 
 from graylb.model.snapshot_faults import Fault, Mirror
+from graylb.model.snapshot_health import Outliers, SlowStart
 from graylb.model.snapshot_observe import AccessLog
 
 SLOTS = 10_000
@@ -229,6 +230,7 @@ class Check:
 class Health:
     check: Check | None = None
     panic: int = 50  # percent of a version's instances that must be well for health to count; 0: it always counts
+    outliers: Outliers = field(default_factory=Outliers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +259,7 @@ class Service:
     health: Health = Health()
     fault: Fault | None = None
     mirror: Mirror | None = None
+    slow_start: SlowStart | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import orjson
 
 from graylb import listeners, systemd
 from graylb.control import alarms, certificates, logs
+from graylb.control.comparisons import Comparisons
 from graylb.control.health import Health
 from graylb.control.live_view import Views
 from graylb.control.logs import log
@@ -108,6 +109,7 @@ class Supervisor:
         self.plane = Plane(options.document, store, options.preset)
         self.workers: list[Worker] = []
         self.health = Health(self._health_changed)
+        self.comparisons = Comparisons(lambda: self.workers)
         self.reports = Reports(options.document.parent, self._views_changed)
         self.listeners: list[Bound] = []
         self.slabs: Slabs | None = None
@@ -217,18 +219,7 @@ class Supervisor:
             "admin": self.admin_address,
             **self.reports.figures(),
             "restart_needed": self._restart_needed(),
-            "workers": [
-                {
-                    "worker": worker.number,
-                    "pid": worker.pid,
-                    "ready": worker.ready.is_set(),
-                    "revision": worker.acknowledged,
-                    "restarts": worker.restarts,
-                    "hung": worker.hung,
-                    "recovered": worker.recovered,
-                }
-                for worker in self.workers
-            ],
+            "workers": [worker.figures() for worker in self.workers],
             "alarms": alarms.told(),
         }
 
@@ -309,6 +300,7 @@ class Supervisor:
                 on_ready=self._worker_ready,
                 secrets=lambda table: certificates.told(table.snapshot, self._tickets),
                 pipes=self.reports.pipes,
+                on_pair=self.comparisons.take,
             )
             for number in range(count)
         ]

@@ -137,7 +137,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb.builds",
         "graylb._tls",
     ),
-    "graylb.control.api": ("graylb.control", "graylb.model", "graylb.explain"),
+    "graylb.control.api": ("graylb.control", "graylb.model", "graylb.release", "graylb.explain"),
     "graylb.control.etcd": ("graylb.control.etcd",),
     "graylb.proxy": ("graylb.proxy", "graylb._fast", "graylb._engine", "graylb._tls"),
     "graylb.observe": ("graylb.observe", "graylb._slab"),

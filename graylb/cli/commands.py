@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "log-level": ("live", "log_level"),
     "tail": ("watching", "tail"),
     "top": ("watching", "top"),
+    "mirror": ("mirror", "mirror"),
     "register": ("register", "register"),
     "check": ("documents", "check"),
     "lint": ("lint", "lint"),

@@ -193,7 +193,7 @@ class Worker:
     listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
     cpu: the only one that it may run on. slab: the descriptor of what it counts in, which outlives it. secrets: what a
     worker needs besides a table, the payload of a frame. pipes: ends for each process that is started, of the access
-    log and of live views; they are closed here.
+    log and of live views; they are closed here. on_pair: takes both answers to a mirrored request, see `tell_mirror`.
     """
 
     def __init__(
@@ -207,7 +207,9 @@ class Worker:
         on_ready: Callable[[], None] = lambda: None,
         secrets: Callable[[Any], bytes] = lambda table: b"",
         pipes: Callable[[], Sequence[int]] = tuple,
+        on_pair: Callable[[dict[str, Any]], None] = lambda told: None,
     ) -> None:
+        self.on_pair = on_pair
         self.pipes = pipes
         self.number = number
         self.secrets = secrets
@@ -238,6 +240,18 @@ class Worker:
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
+
+    def figures(self) -> dict[str, Any]:
+        """What the status tells of it."""
+        return {
+            "worker": self.number,
+            "pid": self.pid,
+            "ready": self.ready.is_set(),
+            "revision": self.acknowledged,
+            "restarts": self.restarts,
+            "hung": self.hung,
+            "recovered": self.recovered,
+        }
 
     async def keep(self, table: Table) -> None:
         """Runs the worker with `table`, and again whenever it dies, until `drain` or `kill`. It listens after `listen`.
@@ -304,6 +318,10 @@ class Worker:
         """Which requests live views want, see `live_view.Wanted`; also after a restart."""
         self._views = channel.encode_json(channel.VIEWS, list(wanted))
         self._send(self._views)
+
+    def tell_mirror(self, told: dict[str, Any]) -> None:
+        """Both answers to mirrored requests of a service are wanted: service, seconds, requests."""
+        self._send(channel.encode_json(channel.MIRROR, told))
 
     async def stats(self) -> dict[str, Any] | None:
         """The worker's counters; None when it is not up or does not answer."""
@@ -458,6 +476,8 @@ class Worker:
                 self.acknowledged = answer["revision"]
             if self._acks:
                 self._acks.popleft().set_result(error)
+        elif frame.type == channel.MIRROR:
+            self.on_pair(frame.json())
         elif frame.type == channel.STATS and self._stats:
             self._stats.popleft().set_result(frame.json())
         elif frame.type == channel.PING and self._pings:

@@ -20,10 +20,15 @@ PING: Final = "P"  # → worker: empty; ← worker: empty
 STATS: Final = "S"  # → worker: empty; ← worker: JSON of counters
 HEALTH: Final = "H"  # → worker: JSON [[service, address]] of the instances that are ill; all others are well
 VIEWS: Final = "V"  # → worker: JSON [{"service", "version", "rule": str | null, "status": [low, high]}] of live views
+# → worker: JSON {"service", "seconds", "requests"}: both answers to so many mirrored requests are wanted;
+# ← worker: JSON {"service", "line", "dropped", "answers": [answer of the primary, of the mirror]}, see worker.answer
+MIRROR: Final = "M"
 DRAIN: Final = "D"  # → worker: JSON {"seconds": float, "keep_idle": bool}
 READY: Final = "R"  # ← worker: JSON {"pid": int}, when it accepts
 ACK: Final = "A"  # ← worker: JSON {"revision": int, "digest": hex} or {"revision": int, "error": text}
-TYPES: Final = frozenset((SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, VIEWS, DRAIN, READY, ACK))
+TYPES: Final = frozenset(
+    (SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, VIEWS, MIRROR, DRAIN, READY, ACK)
+)
 
 STACK_SIGNAL: Final = signal.SIGRTMIN + 7
 """On which a worker writes its Python stack to stderr, whatever it is doing."""

@@ -29,6 +29,8 @@ from graylb.proxy import channel
 RESOLVE_EVERY: Final = 30.0
 RESOLVE_PATIENCE: Final = 2.0
 """Seconds that a new table waits for host names; an instance whose name is not known by then fails until it is."""
+MAX_PENDING: Final = 4 << 20
+"""Bytes to the control process beyond which it does not get answers for comparison."""
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -56,6 +58,7 @@ class Worker(asyncio.Protocol):
         self._loaded = False
         self._wanted = False
         self._serving = False
+        self._dropped = 0  # pairs of answers that the control process did not take
 
     @property
     def engine(self) -> _engine.Engine:
@@ -92,9 +95,22 @@ class Worker(asyncio.Protocol):
                 self.engine.set_down(frame.json())
             elif frame.type == channel.VIEWS:
                 self.engine.watch(frame.json())
+            elif frame.type == channel.MIRROR:
+                told = frame.json()
+                self.engine.watch_mirror(told["service"], told["seconds"], told["requests"], self._tell_pair)
             elif frame.type == channel.DRAIN:
                 told = frame.json()
                 self._drain(float(told["seconds"]), keep_idle=bool(told["keep_idle"]))
+
+    def _tell_pair(self, service: str, pair: tuple[Any, ...]) -> None:
+        """Both answers to a mirrored request, unless the control process does not keep up."""
+        if self._transport is None or self._transport.get_write_buffer_size() > MAX_PENDING:
+            self._dropped += 1
+            return
+        line, _, _, *answers = pair
+        told = {"service": service, "line": line.decode("latin-1"), "dropped": self._dropped}
+        self._dropped = 0
+        self._send(channel.encode_json(channel.MIRROR, {**told, "answers": [answer(*each) for each in answers]}))
 
     def close(self) -> None:
         if self._engine is not None:
@@ -204,6 +220,13 @@ class Worker(asyncio.Protocol):
             os.close(fd)  # while any process holds one open, the kernel goes on taking connections for it
         self.sockets.clear()
         asyncio.get_running_loop().call_later(seconds, self.done.set)
+
+
+def answer(status: int, head: bytes, body: bytes, size: int, trailers: bytes, complete: bool) -> dict[str, Any]:
+    """An answer as the channel has it: its texts in base64."""
+    texts = {"head": head, "body": body, "trailers": trailers}
+    coded = {name: base64.b64encode(text).decode() for name, text in texts.items()}
+    return {"status": status, "size": size, "complete": complete, **coded}
 
 
 def _certificates(tls: Any, told: dict[str, Any], files: dict[str, bytes]) -> Any:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graylb import __version__
-from graylb.control.api import changes, config, force, live, process
+from graylb.control.api import changes, config, force, live, mirror, process
 from graylb.control.api.context import NEEDS_WHO, Context
 from graylb.control.api.failures import COMMON, install
 from graylb.control.api.guard import Guard, Tokens
@@ -35,6 +35,7 @@ def create_app(context: Context, tokens: Tokens | None = None, certificates: boo
         (force.health, False),
         (force.router, True),
         (live.router, True),
+        (mirror.router, True),
         (changes.router, True),
         (config.router, True),
         (process.router, True),

@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from graylb.control.api.failures import BadRevision
+from graylb.control.comparisons import Comparisons
 from graylb.control.config_store import ConfigStore
 from graylb.control.health import Health
 from graylb.control.live_view import Views
@@ -40,6 +41,8 @@ class Tree(Protocol):
     def views(self) -> Views: ...
     @property
     def health(self) -> Health: ...
+    @property
+    def comparisons(self) -> Comparisons: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ PARTS := $(LOAD) etcd=etcd-server
 HEADERS := $(if $(filter off,$(GRAYLB_H2)),,nghttp2/nghttp2.h=libnghttp2-dev) \
 	$(if $(filter off,$(GRAYLB_TLS)),,openssl/ssl.h=libssl-dev)
 
-.PHONY: help run test test-all lint build debug asan fuzz cov bench bench-control bench-h2 h2spec soak clean distclean
+.PHONY: help run test test-all lint build debug asan fuzz cov bench bench-control bench-h2 h2spec soak faults clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -147,6 +147,10 @@ bench-control: build ## the control plane under load on a real etcd, 15 minutes 
 soak: build ## a long mixed load: memory, descriptors, WebSockets, changes (ARGS='--requests 10000000')
 	@bash scripts/need $(LOAD)
 	$(PY) -m benchmarks.soak $(ARGS)
+
+faults: build $(VENV)/.peers ## the fault suite beside nginx, HAProxy and Envoy, ten minutes (ARGS='--only 7', ARGS=--quick: graylb alone, short)
+	@bash scripts/need $(LOAD)
+	$(PY) -m benchmarks.faults $(ARGS)
 
 # what cannot be had for this machine is left out of the benchmark, which says so
 $(VENV)/.peers: pyproject.toml $(VENV)/.made

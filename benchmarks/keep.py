@@ -9,6 +9,7 @@ import orjson
 
 from benchmarks import report
 from benchmarks.control import verdict as control
+from benchmarks.faults import verdict as faults
 from benchmarks.h2 import run as h2
 from benchmarks.h2 import spec, streams, tls
 from benchmarks.load import attribute, bodies, idle, pace, slow, workers
@@ -33,6 +34,7 @@ PAGES: dict[str, report.Page] = {
     "h2spec": spec.page,
     "control": control.page,
     "soak": verdict.page,
+    "faults": faults.page,
 }
 """What is measured, in the order of the page."""
 

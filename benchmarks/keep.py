@@ -12,7 +12,7 @@ from benchmarks.control import verdict as control
 from benchmarks.faults import verdict as faults
 from benchmarks.h2 import run as h2
 from benchmarks.h2 import spec, streams, tls
-from benchmarks.load import attribute, bodies, idle, pace, slow, workers
+from benchmarks.load import attribute, bodies, idle, overload, pace, slow, workers
 from benchmarks.load.cases import CASES
 from benchmarks.load.peers import KINDS
 from benchmarks.soak import verdict
@@ -25,6 +25,7 @@ PAGES: dict[str, report.Page] = {
     "pace": pace.page,
     "workers": workers.page,
     "slow": slow.page,
+    "overload": overload.page,
     "idle": idle.page,
     "attribute": attribute.page,
     "micro": report.micro_page,

@@ -1,7 +1,7 @@
 """Attempts: see _attempts.pyx."""
 
 from libc.stdint cimport uint64_t
-from graylb._exchanges cimport Exchanges
+from graylb._admission cimport Admission
 from graylb._http1 cimport Head
 from graylb._live cimport Conn, Exchange, Upstream
 from graylb._outliers cimport Outliers
@@ -9,7 +9,7 @@ from graylb._outliers cimport Outliers
 cdef enum:
     MAX_ATTEMPTS = 4
 
-cdef class Attempts(Exchanges):
+cdef class Attempts(Admission):
     cdef Head head                 # the one that was scanned last
     cdef readonly uint64_t retries
     cdef Outliers outliers

@@ -5,8 +5,8 @@ failed and the request may be sent again.
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy
+from graylb._admission cimport Admission
 from graylb._clients cimport Clients
-from graylb._exchanges cimport Exchanges
 from graylb._fast cimport pick_other
 from graylb._grpc cimport STATUS_NONE, http_of, read_status, renew_timeout, status_in
 from graylb._live cimport CALLED, SAVED_MAX, S_BODY, TIMES, U_HEAD, Conn, Exchange, TableState, Upstream
@@ -22,6 +22,7 @@ cdef extern from * nogil:
     """
     void* memmem(const void*, size_t, const void*, size_t)
 
+cdef int E_CIRCUIT_OPEN = BY_REASON["circuit-open"].code
 cdef int E_OVERLOADED = BY_REASON["overloaded"].code
 cdef int E_CONNECT_FAILED = BY_REASON["connect-failed"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
@@ -31,7 +32,7 @@ cdef enum:
     DEADLINE_EXCEEDED = 4  # of gRPC
 
 
-cdef class Attempts(Exchanges):
+cdef class Attempts(Admission):
     """The attempts of one worker."""
 
     cdef bint _acquire(self, Exchange* x, bint fresh, int failed=-1) noexcept:
@@ -41,12 +42,17 @@ cdef class Attempts(Exchanges):
         cdef TableState state = <TableState>x.state
         cdef Upstream up
         cdef Conn* u
-        cdef int tries, full = -1, first = x.d.instance
+        cdef int tries, barred = 0, full = -1, first = x.d.instance
         cdef bint called
         for tries in range(MAX_ATTEMPTS):
             up = <Upstream>state.upstreams[x.d.instance]
             called = x.waiting == CALLED
-            if not called and up.max and not (self._room_for_stream(up) if x.h2 else Clients._has_room(self, up)):
+            if x.of_service != NULL and self._bars(x, up):
+                barred = 1
+                if called:
+                    self._leave_queue(up, x)
+                    self._call_all(up)
+            elif not called and up.max and not (self._room_for_stream(up) if x.h2 else Clients._has_room(self, up)):
                 if full < 0: full = x.d.instance
             elif x.d.instance != failed:
                 x.attempts += 1
@@ -77,11 +83,12 @@ cdef class Attempts(Exchanges):
         if full >= 0:
             x.d.instance = full
             up = <Upstream>state.upstreams[full]
-            if up.n_waiting < up.queue:
+            if x.of_service != NULL and self._bars_waiting(up): barred = 1
+            elif up.n_waiting < up.queue:
                 self._wait(up, x)
                 self._set_deadline(x.client, self.now + up.queue_ms)
                 return False
-        self._fail(x.client, E_OVERLOADED if full >= 0 else E_CONNECT_FAILED)
+        self._fail(x.client, E_CIRCUIT_OPEN if barred else E_OVERLOADED if full >= 0 else E_CONNECT_FAILED)
         return False
 
     cdef void _serve(self, Exchange* x) noexcept:
@@ -278,7 +285,7 @@ cdef class Attempts(Exchanges):
 
     cdef void _ticked(self) noexcept:
         """Ejections end, new instances get more."""
-        Exchanges._ticked(self)
+        Admission._ticked(self)
         if not due(self.outliers, self.now): return
         self.outliers.look(self.now)
         if self.outliers.changed or self.outliers.news: self._remark()

@@ -4,22 +4,45 @@ from libc.errno cimport ECONNABORTED, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from graylb._live cimport CLIENT, S_HEAD, S_PROXY, S_SESSION, Conn, Peer, TableState
+from graylb._limits cimport FULL, HIGH, weigh
+from graylb._live cimport CLIENT, S_HEAD, S_PROXY, S_SESSION, Conn, Peer, TableState, Upstream
 from graylb._pools cimport Pools
 from graylb._proxy cimport ProxyInfo, read_proxy
 from graylb._sockets cimport MSG_NOSIGNAL, WHEEL, accept_from, close, exhausted, gl_now_ms, send
 
 import ipaddress
+import os
 import resource
 
 from graylb.errors import BY_REASON, KINDS
 
+cdef extern from * nogil:
+    """
+    #include <malloc.h>
+    #include <stdio.h>
+    #include <sys/resource.h>
+    #include <unistd.h>
+    static uint64_t gl_resident(const char *statm) {   /* proc(5): pages, in all and resident */
+      unsigned long long all, resident;
+      return sscanf(statm, "%llu %llu", &all, &resident) == 2 ? resident * (uint64_t)sysconf(_SC_PAGESIZE) : 0; }
+    """
+    uint64_t gl_resident(const char*)
+    ssize_t pread(int, void*, size_t, long)
+    int malloc_trim(size_t)
+    struct rlimit:
+        unsigned long rlim_cur
+    int getrlimit(int, rlimit*)
+    int RLIMIT_NOFILE
+
 cdef enum:
+    FEW_DESCRIPTORS = 1024 # of fewer it is not worth to keep some free
+    CLOSED_AT_ONCE = 4096
     ACCEPT_BATCH = 256
     ACCEPT_PAUSE_MS = 100
     SHED_LOOKS = 64        # connections that are looked at for an idle one when there is no room for another
 
 cdef int E_OVERLOADED = BY_REASON["overloaded"].code
+cdef int E_SHEDDING = BY_REASON["shedding"].code
 cdef int E_BAD_PROXY = BY_REASON["bad-proxy-header"].code
 
 cdef const uint8_t* MAPPED = b"\0\0\0\0\0\0\0\0\0\0\xff\xff"
@@ -34,6 +57,9 @@ cdef class Clients(Pools):
         self.files = {}
         self.originations = {}
         self.full = KINDS[E_OVERLOADED].response(json=False, close=True)
+        self.shedding = KINDS[E_SHEDDING].response(json=False, close=True)
+        self.statm = -1
+        self.most_sockets = <uint64_t>-1
         # half of the descriptors for clients and half for instances, after what the process itself needs
         self.max_clients = max(64, (min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 30) - 128) // 2)
 
@@ -106,7 +132,11 @@ cdef class Clients(Pools):
                 if errno == EINTR or errno == ECONNABORTED: continue
                 break
             if self.clients >= limit and not self._shed():
-                self._turn_away(fd, l.secure)
+                self._turn_away(fd, l.secure, False)
+                continue
+            while self._sockets() > self.most_sockets and self._shed(): pass
+            if self.level >= HIGH or self._sockets() > self.most_sockets:
+                self._turn_away(fd, l.secure, True)
                 continue
             c = self._new(fd, CLIENT)
             if c == NULL: continue
@@ -161,12 +191,68 @@ cdef class Clients(Pools):
         first.earlier.later = slot
         first.earlier = slot
 
-    cdef void _turn_away(self, int fd, bint secure) noexcept:
+    cdef void _turn_away(self, int fd, bint secure, bint shedding) noexcept:
         """One connection too many: a quick answer instead of a queue that only grows; none where it would cost a handshake."""
-        self.errors[E_OVERLOADED] += 1
+        cdef bytes answer = self.shedding if shedding else self.full
+        self.errors[E_SHEDDING if shedding else E_OVERLOADED] += 1
         self.statuses[5] += 1
-        if not secure: send(fd, PyBytes_AS_STRING(self.full), PyBytes_GET_SIZE(self.full), MSG_NOSIGNAL)
+        if not secure: send(fd, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer), MSG_NOSIGNAL)
         close(fd)
+
+    # ---- watermarks ------------------------------------------------------------------------------------------------
+
+    cdef uint64_t _sockets(self) noexcept:
+        return self.clients + self.upstream_connections + 2 * self.n_pipes
+
+    cdef _set_marks(self, dict limits):
+        """Takes the marks of a new table, as `snapshot.Limits` has them."""
+        memory = limits["memory"]
+        self.marks.soft = memory["soft"]
+        self.marks.hard = memory["hard"]
+        self.descriptors = limits["descriptors"]
+        self.lag_us = <uint64_t>(limits["lag"] * 1e6)
+        if self.statm < 0 and (self.marks.soft or self.marks.hard):
+            try: self.statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError: pass                     # no descriptor to be had: the next table tries again
+        self._look()
+
+    cdef void _look(self) noexcept:
+        """Once in LOOK_EVERY_MS: how much there is of what may run out."""
+        cdef rlimit most
+        cdef char text[128]
+        cdef ssize_t n
+        self.looked = self.now
+        if self.marks.soft or self.marks.hard:
+            n = pread(self.statm, text, sizeof(text) - 1, 0)
+            if n > 0:
+                text[n] = 0
+                self.resident = gl_resident(text)
+        else: self.resident = 0
+        weigh(&self.marks, self.resident)
+        self.level = self.marks.level
+        self.most_sockets = <uint64_t>-1
+        if self.descriptors and getrlimit(RLIMIT_NOFILE, &most) == 0 and most.rlim_cur >= FEW_DESCRIPTORS:
+            self.most_sockets = <uint64_t>most.rlim_cur // 100 * self.descriptors
+        if self.level >= HIGH or self._sockets() > self.most_sockets: self._close_unused()
+
+    cdef void _close_unused(self) noexcept:
+        """Idle clients and unused connections to instances make room for those that are in use."""
+        cdef Upstream up
+        cdef int i
+        for i in range(CLOSED_AT_ONCE):
+            if not self._shed(): break
+        for up in self.upstreams.values():
+            while up.idle != NULL: self._kill(up.idle)
+        malloc_trim(0)
+
+    cdef bint _is_too_much(self, uint64_t now_us) noexcept:
+        """Whether a request that has just come is to be refused for the sake of those that are under way."""
+        return self.level == FULL or self.behind_us + now_us - self.batch_began > self.lag_us
+
+    cdef _shut(self):
+        if self.statm >= 0: close(self.statm)
+        self.statm = -1
+        Pools._shut(self)
 
     cdef bint _is_trusted(self, Conn* c):
         address = ipaddress.ip_address(c.peer.text[:c.peer.text_len].decode()) if c.peer.text_len else None

@@ -7,7 +7,9 @@ from typing import Any
 from graylb._fast import Table
 
 class Engine:
-    def __init__(self, loop: asyncio.AbstractEventLoop, worker: int = 0, slab: int = -1) -> None: ...
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, worker: int = 0, slab: int = -1, *, workers: int = 1
+    ) -> None: ...
     @property
     def clients(self) -> int: ...
     @property

@@ -15,6 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._attempts cimport MAX_ATTEMPTS
 from graylb._detours cimport Detours
+from graylb._clients cimport LOOK_EVERY_MS
 from graylb._fast cimport (DECIDED, ILL, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
                            add_certificate, decide, free_context, make_context, write_decision)
 from graylb._gate cimport Gate
@@ -23,6 +24,8 @@ from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, GRPC, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
                             scan_request, scan_response, start_body, write_request, write_response)
+from graylb._limits cimport FULL
+from graylb._limits cimport configure as configure_breaker
 from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
                            Tls, Upstream)
@@ -32,6 +35,8 @@ from graylb._pools cimport WARM_EVERY_MS
 from graylb._slab cimport Memory, Slab
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
 from graylb._streams cimport Streams
+
+import os
 
 from graylb._live import carried, is_ip
 from graylb.errors import BY_REASON, KINDS
@@ -66,8 +71,11 @@ cdef int E_MISDIRECTED = BY_REASON["misdirected"].code
 cdef int E_UPSTREAM_TLS = BY_REASON["upstream-tls"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 cdef int E_INJECTED = BY_REASON["injected-fault"].code
+cdef int E_SHEDDING = BY_REASON["shedding"].code
 cdef int E_DEADLINE = BY_REASON["deadline-exceeded"].code
 
+
+cdef dict UNBOUNDED = {"requests": 0, "pending": 0, "connections": 0, "adaptive": None}
 
 cdef const char* HEALTH = b"/grpc.health.v1.Health/"
 cdef size_t HEALTH_LEN = 23
@@ -79,10 +87,12 @@ cdef class Engine(Detours):
 
     loop: a running uvloop (or asyncio) loop. worker: number of this worker, sets its counters apart from its siblings'.
     slab: the descriptor of where it counts, which may be closed afterwards; -1: in memory of its own.
+    workers: how many there are, each with its share of what limits the whole proxy.
     """
 
     cdef object on_quiet           # called once when draining and no client is left
     cdef int worker
+    cdef int workers
     cdef char* piece               # room to encode a stream's body bytes in
     cdef dict members              # service -> (its digest, its instances in the table's order)
     cdef dict counters
@@ -90,12 +100,14 @@ cdef class Engine(Detours):
     cdef dict fallbacks
     cdef set down                  # (service, address) of instances that health checks find ill
     cdef Gate gate
+    cdef uint64_t seed             # of the hashes of rates' keys
     cdef Context context
     cdef readonly uint64_t requests
     cdef readonly uint64_t disagreements
 
-    def __init__(self, loop, int worker=0, int slab=-1):
+    def __init__(self, loop, int worker=0, int slab=-1, *, int workers=1):
         self.worker = worker
+        self.workers = workers
         self.slab = Slab(Memory(slab, worker))
         self.piece = <char*>malloc(HEADROOM + PIECE + HEADROOM)
         if self.piece == NULL or not make_context(&self.context, MAX_HEAD): raise MemoryError
@@ -111,6 +123,7 @@ cdef class Engine(Detours):
         self.gate = Gate()
         self.logs = Logs(worker)
         self.outliers = Outliers()
+        self.seed = int.from_bytes(os.urandom(8), "little")
         self._open_doors()
         self._open_books()
         self._find_h2()
@@ -148,6 +161,7 @@ cdef class Engine(Detours):
         if (<Settings>self.state.log).buffer: self.logs.access.resize((<Settings>self.state.log).buffer)
         self.counters = counters
         self._limit_streams(table.meta["limits"])
+        self._set_marks(table.meta["limits"])
         self._name_listeners()
         for u in retired: self._retire_instance(u)
         self._remark()
@@ -158,8 +172,22 @@ cdef class Engine(Detours):
     cdef ServiceLive _service_of(self, dict service, bint changed):
         cdef ServiceLive found = self.services.get(service["name"])
         if found is None: found = self.services[service["name"]] = ServiceLive(service["name"], self.worker, self.slab.part())
-        if changed: found.configure(service)
+        if changed:
+            found.configure(service)
+            if service["limits"] is not None or found.limits.any: self._limit_service(found)
         return found
+
+    cdef _limit_service(self, ServiceLive service):
+        """Its limits are new, or the numbers of the fields and rules that they are about."""
+        cdef Series each
+        cdef dict told = service.settings["limits"]
+        service.limits.configure(told, self.workers, self.seed, gl_now_us())
+        for each in self.series.values():
+            if each.service == service.name: self._limit_version(each, service)
+
+    cdef _limit_version(self, Series series, ServiceLive service):
+        bounds = service.limits.told["version"] if service.limits.told is not None else UNBOUNDED
+        configure_breaker(&series.breaker, bounds, self.workers, gl_now_us())
 
     cdef list _instances_of(self, dict service, Table table, int first, tuple known, list retired):
         """The instances of a service that is new or changed; former ones that it has no more are added to `retired`."""
@@ -180,11 +208,12 @@ cdef class Engine(Detours):
         name, address, version, weight = instance
         u = self.upstreams.get((name, address))
         if u is None or u.version != version:
-            u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version))
+            u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version),
+                                                             (<ServiceLive>self.services[name]).limits)
             u.down = ILL if (name, address) in self.down else 0
             u.conduct.fresh = 1
             if not is_ip(address): self.named[name, address] = u
-        u.configure(service["connections"], service["retries"])
+        u.configure(service["connections"], service["retries"], self.workers)
         u.origin = self._origin_of(service["connections"].get("tls"), address)
         if weight == 0: u.warm = 0
         if u.warm: self.warm.add(u)
@@ -203,7 +232,9 @@ cdef class Engine(Detours):
 
     def _series(self, str service, str version):
         found = self.series.get((service, version))
-        if found is None: found = self.series[service, version] = Series(service, version)
+        if found is None:
+            found = self.series[service, version] = Series(service, version)
+            self._limit_version(found, self.services[service])
         return found
 
     def drain(self, on_quiet, *, bint keep_idle=False):
@@ -298,6 +329,9 @@ cdef class Engine(Detours):
             "versions": [each.figures() for each in self.series.values()],
             "outliers": self.outliers.counted(), "ejected": self.ejected(),
             "panics": {name: (<ServiceLive>each).panics for name, each in self.services.items() if (<ServiceLive>each).panics},
+            "limits": {name: (<ServiceLive>each).limits.figures() for name, each in self.services.items()
+                       if (<ServiceLive>each).limits.any},
+            "pressure": {"level": ("calm", "high", "full")[self.level], "resident": self.resident},
         }
 
     # ---- what happens to connections -------------------------------------------------------------------------------
@@ -348,6 +382,7 @@ cdef class Engine(Detours):
         elif c.side != CLIENT: self._lost(c)
 
     cdef void _batch_done(self) noexcept:
+        if self.now >= self.looked + LOOK_EVERY_MS and not self.closed: self._look()
         if self.warm and self.now >= self.warmed + WARM_EVERY_MS and not self.closed: self._warm_up()
         if self.draining: self._quiet()
 
@@ -566,6 +601,7 @@ cdef class Engine(Detours):
         cdef ServiceLive live
         cdef Tls* secure = self._tls_of(c)
         cdef Query q
+        cdef int refused
         if x == NULL:
             self._kill(c)
             return
@@ -592,6 +628,10 @@ cdef class Engine(Detours):
         c.state = S_WAIT if x.request_done else S_BODY
         x.began_us = gl_now_us()
         self._log_request(x, c, h)
+        if (self.level == FULL or self.lag_us) and self._is_too_much(x.began_us):
+            x.d.service = x.d.instance = -1
+            self._refuse(c, p, have, E_SHEDDING)
+            return
         if secure != NULL and secure.mixed and not self.secure.admits(secure, h.host, h.host_len):
             x.d.service = x.d.instance = -1          # client certificates asked for are not those of this host
             self._refuse(c, p, have, E_MISDIRECTED)
@@ -623,6 +663,11 @@ cdef class Engine(Detours):
         if live.faults is not None and self._injects(x, live):
             self._refuse(c, p, have, E_INJECTED)
             return
+        if live.limits.any:
+            refused = self._admit(x, self.context.values)
+            if refused >= 0:
+                self._refuse(c, p, have, refused)
+                return
         if live.mirror is not None: self._mirrors(x, live.mirror)
         self._begin(c, p, have)
 
@@ -952,7 +997,7 @@ cdef class Engine(Detours):
         x.keeping = 0
         u.state = U_BODY
         x.status = h.status
-        if x.captured: x.head_us = gl_now_us()
+        if x.captured or x.of_service != NULL: x.head_us = gl_now_us()
         (<Upstream>u.upstream).large = x.response.kind == BODY_LENGTH and x.response.left >= SPLICE_FROM
         if not c.sink: self.statuses[h.status // 100] += 1
         c.deadline = 0

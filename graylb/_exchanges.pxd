@@ -15,12 +15,14 @@ cdef class Exchanges(Streams):
     cdef list grpc_answers
     cdef list grpc_ends
     cdef bint retriable[N_CODES]
+    cdef uint64_t retry_after      # seconds to be told with the next answer of ours; 0: nothing is
     cdef readonly int exchanges
     cdef readonly uint64_t aborted
 
     cdef _open_books(self)
     cdef Exchange* _exchange(self) noexcept
     cdef void _drop_exchange(self, Exchange* x) noexcept
+    cdef void _count_out(self, Exchange* x) noexcept
     cdef void _detach(self, Exchange* x) noexcept
     cdef void _abort(self, Conn* c) noexcept
     cdef void _linger(self, Conn* c) noexcept

@@ -1,6 +1,7 @@
 """Exchanges and how they end: in order, by an answer of ours, or cut short."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -8,6 +9,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from graylb._clients cimport Listening
 from graylb._fast cimport write_decision
 from graylb._http1 cimport BODY_CLOSE, Head
+from graylb._limits cimport end, late
 from graylb._live cimport (DELAYED, MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
 from graylb._logs cimport Logs, Settings
 from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
@@ -84,6 +86,7 @@ cdef class Exchanges(Streams):
             x.client.x = NULL
             x.client.limit = 0
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
+        if x.of_service != NULL: self._count_out(x)
         if x.status and x.upstream != NULL and not x.is_copy: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
         if x.captured: self.logs.ended(x, gl_now_us())
         if x.upstream != NULL: self._detach(x)
@@ -96,6 +99,17 @@ cdef class Exchanges(Streams):
         x.next = self.spare
         self.spare = x
         self.exchanges -= 1
+
+    cdef void _count_out(self, Exchange* x) noexcept:
+        """It is not one of its service's requests at once any more. An answer's time tells of instances when it is a good one;
+        the lack of an answer does when it has taken longer than one would have."""
+        cdef uint64_t now = gl_now_us()
+        cdef uint64_t us = 0
+        if x.head_us: us = x.head_us - x.began_us if x.status < 500 else 0
+        elif x.upstream != NULL and not x.upstream.connecting: us = now - x.began_us
+        end(x.of_service, us if x.head_us else late(x.of_service, us), now)
+        end(x.of_version, us if x.head_us else late(x.of_version, us), now)
+        x.of_service = x.of_version = NULL
 
     cdef void _detach(self, Exchange* x) noexcept:
         (<Upstream>x.upstream.upstream).in_flight -= 1
@@ -225,6 +239,9 @@ cdef class Exchanges(Streams):
         cdef TableState state
         cdef size_t at = head
         memcpy(self.heads, p, head)
+        if self.retry_after:
+            at += snprintf(self.heads + at, 40, b"retry-after: %llu\r\n", <unsigned long long>self.retry_after)
+            self.retry_after = 0
         if x != NULL and x.d.service >= 0:
             state = <TableState>x.state
             if state.decision_headers: at += write_decision(state.table, &x.d, self.heads + at, 2048)

@@ -810,6 +810,11 @@ cdef size_t _plain_host(Head* h, char* out) noexcept:
     return n
 
 
+cdef uint64_t hash64(const char* p, size_t n, uint64_t seed) noexcept:
+    """XXH64."""
+    return gl_xxh64(p, n, seed)
+
+
 # ---- step 2: rules -------------------------------------------------------------------------------------------------
 
 cdef int _match(Table t, const Service* s, Query* q, Context* c) noexcept:

@@ -6,6 +6,7 @@ from graylb._faults cimport Faults
 from graylb._mirrors cimport Mirror
 from graylb._fast cimport Context, Decision, Live, Query, Table
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
+from graylb._limits cimport Breaker, Limits
 from graylb._slab cimport HISTOGRAM_BUCKETS, Slab
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -197,6 +198,8 @@ cdef struct Exchange:
     uint32_t log_len
     uint32_t log_cap
     uint32_t full_at       # where in it that for views and spans begins
+    Breaker* of_service    # where it counts; NULL: its service has no limits
+    Breaker* of_version
 
 cdef class Series:
     # what one version of one service has answered
@@ -206,6 +209,7 @@ cdef class Series:
     cdef uint64_t bytes_in
     cdef uint64_t bytes_out
     cdef uint64_t times[HISTOGRAM_BUCKETS]
+    cdef Breaker breaker
 
 cdef enum Protocol:
     AUTO = 0               # HTTP/2 for gRPC requests, HTTP/1.1 for others
@@ -253,6 +257,11 @@ cdef class Upstream:
     cdef uint32_t warm
     cdef uint32_t max_idle
     cdef uint64_t queue_ms
+    cdef uint32_t max_requests     # at once; 0: no limit
+    cdef uint32_t max_pending      # that wait, beside `queue`
+    cdef Limits limits     # of its service; a shadow has its own
+    cdef Breaker* whole    # where its connections and waiting requests count: of its service
+    cdef Breaker* own      # and of its version
     cdef uint64_t idle_ms
     cdef int proxy         # version of the PROXY header; 0: none
     cdef public object origin      # _tls.Origin where it is called over TLS, else None
@@ -290,6 +299,7 @@ cdef class ServiceLive:
     cdef Slab slab         # for figures of this service; they go with it
     cdef Mirror mirror     # None: nothing is mirrored
     cdef uint64_t panics   # requests that were given to instances that are out, see Decision.panic
+    cdef Limits limits
 
     cpdef configure(self, dict settings)
 

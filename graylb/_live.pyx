@@ -2,13 +2,15 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memset
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
 from graylb._faults cimport Faults
 from graylb._mirrors cimport Mirror
 from graylb._fast cimport EJECTED, FULL, ILL, WARMING, Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
+from graylb._limits cimport Breaker, Limits, share
+from graylb._limits cimport figures as limit_figures
 from graylb._slab cimport HISTOGRAM_BUCKETS, Slab, bucket
 
 from graylb._slab import bucket_end
@@ -66,13 +68,19 @@ cdef void record(Series s, Exchange* x, uint64_t now_us) noexcept:
 cdef class Series:
     """What one version of one service has answered, for as long as tables name the service."""
 
+    def __cinit__(self):
+        memset(&self.breaker, 0, sizeof(Breaker))
+
     def __init__(self, str service, str version):
         self.service = service
         self.version = version
 
+    def __dealloc__(self):
+        free(self.breaker.gradient)
+
     def figures(self):
         """Counters as a dict; times: microseconds, as [end of bucket, count] for those that have any."""
-        return {"service": self.service, "version": self.version,
+        return {"service": self.service, "version": self.version, "limits": limit_figures(&self.breaker),
                 "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
                 "bytes_in": self.bytes_in, "bytes_out": self.bytes_out,
                 "times": [[bucket_end(k), self.times[k]] for k in range(HISTOGRAM_BUCKETS) if self.times[k]]}
@@ -81,7 +89,10 @@ cdef class Series:
 cdef class Upstream:
     """One instance of one service, while a table names it or a connection to it lives."""
 
-    def __init__(self, str service, str address, str version, Series series):
+    def __init__(self, str service, str address, str version, Series series, Limits limits=None):
+        self.limits = limits if limits is not None else Limits()
+        self.whole = &self.limits.breaker
+        self.own = &series.breaker if limits is not None else self.whole
         self.service = service
         self.address = address
         self.version = version
@@ -97,11 +108,17 @@ cdef class Upstream:
         raw = ip.encode()
         self.sa_len = gl_sockaddr(&self.sa, PyBytes_AS_STRING(raw), int(self.address.rpartition(":")[2]))
 
-    def configure(self, dict connections, dict retries):
-        """Takes the service's settings, as `snapshot.Connections` has them; retries: {"statuses": their bits, "attempts"}."""
+    def configure(self, dict connections, dict retries, int workers):
+        """Takes the service's settings, as `snapshot.Connections` has them; retries: {"statuses": their bits, "attempts"}.
+
+        connections["bounds"]: `snapshot_limits.Bounds` of each instance, for so many workers.
+        """
+        cdef uint32_t most = share(connections["bounds"]["connections"], workers)
         self.retry_on = retries["statuses"]
         self.attempts = retries["attempts"]
-        self.max = connections["max"]
+        self.max = min(connections["max"] or most, most or connections["max"])
+        self.max_requests = share(connections["bounds"]["requests"], workers)
+        self.max_pending = share(connections["bounds"]["pending"], workers)
         self.queue = connections["queue"]
         self.queue_ms = round(connections["queue_timeout"] * 1000)
         self.proxy = ("off", "v1", "v2").index(connections["proxy_protocol"])
@@ -138,6 +155,7 @@ cdef class ServiceLive:
         self.name = name
         self.worker = worker
         self.slab = slab
+        self.limits = Limits()
 
     cpdef configure(self, dict settings):
         """Takes its entry of meta["services"], whenever that is new."""

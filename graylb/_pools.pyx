@@ -75,6 +75,8 @@ cdef class Pools(Sockets):
         u.connecting = 1
         up.connects += 1
         up.n_open += 1
+        up.whole.connections += 1
+        up.own.connections += 1
         if up.origin is not None and not self._connect_tls(u, up.origin, alpn):
             self._kill(u)
             return NULL
@@ -140,9 +142,13 @@ cdef class Pools(Sockets):
         else: up.first = x
         up.last = x
         up.n_waiting += 1
+        up.whole.pending += 1
+        up.own.pending += 1
 
     cdef void _leave_queue(self, Upstream up, Exchange* x) noexcept:
         """It need not wait any more, for whatever reason. Room that was kept for it is its own, or `_call_all` gives it on."""
+        up.whole.pending -= 1
+        up.own.pending -= 1
         if x.waiting == CALLED:
             up.n_called -= 1
             x.waiting = 0
@@ -161,6 +167,8 @@ cdef class Pools(Sockets):
         self._leave_queue(up, x)
         x.waiting = CALLED
         up.n_called += 1
+        up.whole.pending += 1
+        up.own.pending += 1
         self._again(x.client)
 
     cdef void _call_all(self, Upstream up) noexcept:
@@ -173,6 +181,8 @@ cdef class Pools(Sockets):
         if up is None: return
         if u.state == U_IDLE: self._unpool(u)
         up.n_open -= 1
+        up.whole.connections -= 1
+        up.own.connections -= 1
         self._call_all(up)
 
     # ---- tables ----------------------------------------------------------------------------------------------------

@@ -83,6 +83,12 @@ cdef class Sockets:
     cdef Conn* dead
     cdef Conn wheel[WHEEL]         # list heads
     cdef uint64_t now              # ms
+    cdef uint64_t lag_us           # who has waited for longer is refused; 0: nobody is, and it is not measured
+    cdef uint64_t behind_us        # for which what this batch brought may have waited before it
+    cdef uint64_t batch_began      # us; like the next two only where lag is measured
+    cdef uint64_t batch_ended
+    cdef bint cut_short            # the last batch was full: what it left behind is in this one
+    cdef void _measure(self, int n) noexcept
     cdef uint64_t ticked
     cdef size_t slice              # bytes that one connection may move in its turn, in this batch
     cdef size_t gulp               # bytes to receive at once

@@ -92,6 +92,7 @@ cdef extern from * nogil:
 
 cdef enum:
     EVENTS = 512
+    IDLE_US = 1000
     SPARE_BLOCKS = 16
     SMALL_OUT = 1024         # bytes pending of a stream, as a rule
     SPARE_OUTS = 1024        # streams come and go many at a time: more than malloc keeps at hand
@@ -215,6 +216,7 @@ cdef class Sockets:
         self.now = gl_now_ms()
         self.shaken = 0
         n = epoll_wait(self.ep, self.events, EVENTS, 0)
+        if self.lag_us: self._measure(n)
         self._share(n + self.n_again)
         for i in range(n):
             # what the next events need comes into the cache while this one is in the kernel
@@ -239,7 +241,16 @@ cdef class Sockets:
             else: self._readable(c)
         self._reap()
         self.in_batch = False
+        if self.lag_us: self.batch_ended = gl_now_us()
         if self.again != NULL: self._kick()
+
+    cdef void _measure(self, int n) noexcept:
+        """How long what has come may have waited: as long as the batch before took, or those before that did not get to it."""
+        cdef uint64_t now = gl_now_us()
+        if now > self.batch_ended + IDLE_US: self.behind_us = 0     # the loop was waiting, not they
+        else: self.behind_us = (self.behind_us if self.cut_short else 0) + self.batch_ended - self.batch_began
+        self.cut_short = n == EVENTS
+        self.batch_began = now
 
     cdef void _share(self, int n) noexcept:
         """What each of n connections may move in this batch."""

@@ -41,3 +41,5 @@ cdef class Streams(Clients):
     cdef void _stream_end(self, Conn* c, char* trailers, size_t n) noexcept
     # seen: its request may have been processed, as far as that can be told
     cdef void _stream_closed(self, Conn* c, uint32_t error, bint seen) noexcept
+
+cdef Session* open_session(Upstream up) noexcept

@@ -257,17 +257,17 @@ cdef class Streams(Clients):
 
     cdef bint _room_for_stream(self, Upstream up) noexcept:
         """Whether one more request may have a stream now, on an open session or a new one."""
-        return Clients._has_room(self, up) or _open_session(up) != NULL
+        return Clients._has_room(self, up) or open_session(up) != NULL
 
     cdef bint _has_room(self, Upstream up) noexcept:
         cdef Session* s
         if Clients._has_room(self, up): return True
-        s = _open_session(up)
+        s = open_session(up)
         return s != NULL and min(s.max_streams, up.streams) - s.n_streams > up.n_called
 
     cdef Conn* _stream_to(self, Upstream up, Exchange* x) noexcept:
         """A stream on a session to this instance that takes one more, else on a new one; NULL: it failed at once."""
-        cdef Session* s = _open_session(up)
+        cdef Session* s = open_session(up)
         cdef Conn* u
         if s == NULL: s = self._connect_session(up, x.connect_ms)
         if s == NULL: return NULL
@@ -351,7 +351,7 @@ cdef class Streams(Clients):
         """It is over for the peer. seen: the peer may have acted on its request."""
 
 
-cdef Session* _open_session(Upstream up) noexcept:
+cdef Session* open_session(Upstream up) noexcept:
     """The first that takes one more stream: sessions fill up one by one, and those that are not needed end."""
     cdef Session* s = up.sessions
     while s != NULL:

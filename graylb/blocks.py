@@ -29,6 +29,7 @@ from graylb.model.snapshot import (
     settings_digest,
 )
 from graylb.model.snapshot_faults import Fault
+from graylb.model.snapshot_limits import NO_LIMITS
 from graylb.release.columns import columns
 from graylb.release.selectors import picks
 from graylb.release.slots import Slots
@@ -284,6 +285,8 @@ class _Members:
             found["faults"] = [(n, name, _fault(fault)) for n, name, fault in (*faults, *self.rules.faults)]
         found["outliers"] = asdict(x.health.outliers)
         found["slow_start"] = asdict(x.slow_start) if x.slow_start is not None else None
+        found["connections"]["bounds"] = asdict(x.limits.instance)
+        found["limits"] = self._limits() if x.limits != NO_LIMITS else None
         if x.tunnels.policy != "keep":
             found["traffic"] = {
                 "split": _weighted(x.split) if x.split is not None else [x.stable],
@@ -293,6 +296,16 @@ class _Members:
                 },
             }
         return found
+
+    def _limits(self) -> dict[str, Any]:
+        """With numbers in the place of names: of rules, and of the fields of keys."""
+        limits, rules = self.service.limits, [rule.name for rule in self.service.rules]
+        rates = [
+            asdict(rate) | {"fields": fields, "rule": rules.index(rate.rule) if rate.rule in rules else -1}
+            for rate, fields in zip(limits.rates, self.rules.rates, strict=True)
+            if rate.rule is None or rate.rule in rules
+        ]
+        return asdict(limits) | {"rates": rates}
 
     def _found(self, subset: Subset | None) -> list[str]:
         """The versions of the instances that a subset picks, be it without weight."""

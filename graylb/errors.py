@@ -33,6 +33,7 @@ class ErrorKind:
     grpc: int  # of GRPC
     text: str
     retriable: bool = False
+    retry_after: int = 0  # seconds, told with the answer; 0: nothing is, or what is known when it is refused
 
     def response(self, *, json: bool, close: bool, head: bool = False) -> bytes:
         """The whole HTTP/1.1 message, body left out for HEAD."""
@@ -47,6 +48,8 @@ class ErrorKind:
             f"content-length: {len(body)}",
             f"x-graylb-error: {self.reason}",
         ]
+        if self.retry_after:
+            lines.append(f"retry-after: {self.retry_after}")
         if close:
             lines.append("connection: close")
         return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else body)
@@ -104,8 +107,10 @@ KINDS: tuple[ErrorKind, ...] = (
     ErrorKind(22, "misdirected", "client", 421, 9, "this host is to be asked over a TLS connection of its own"),
     ErrorKind(23, "upstream-tls", "upstream", 502, 14, "the TLS handshake with the instance failed", True),
     ErrorKind(24, "rate-limited", "graylb", 429, 8, "too many requests: a rate limit is reached"),
-    ErrorKind(25, "circuit-open", "graylb", 503, 8, "too many requests are under way to this version"),
-    ErrorKind(26, "shedding", "graylb", 503, 8, "too many requests are under way"),
+    ErrorKind(
+        25, "circuit-open", "graylb", 503, 8, "too many requests are under way: a limit is reached", retry_after=1
+    ),
+    ErrorKind(26, "shedding", "graylb", 503, 8, "the proxy has more to do than it can", retry_after=1),
     ErrorKind(27, "injected-fault", "graylb", 503, 14, "a fault was injected on purpose"),
     ErrorKind(28, "try-timeout", "upstream", 504, 4, "the instance did not answer this attempt in time"),
     ErrorKind(29, "request-timeout", "graylb", 504, 4, "the request was not answered in the time it has"),

@@ -209,6 +209,7 @@ class Rulebook:
     data: bytes
     record: tuple[int, ...]
     sticky: int
+    rates: tuple[tuple[int, ...], ...]  # the fields of each rate's key
     targets: tuple[Target, ...]
     default: int
     patterns: tuple[str, ...]
@@ -222,6 +223,7 @@ class Rulebook:
             own.rules == x.rules
             and own.lists == x.lists
             and own.sticky == x.sticky
+            and own.limits.rates == x.limits.rates
             and (own.name, own.stable, own.fallback) == (x.name, x.stable, x.fallback)
             and (own.split is None) == (x.split is None)
         )
@@ -235,6 +237,7 @@ class _Writer:
         self.targets: list[Target] = [Subset(version=x.stable)]
         self.subsets: dict[Subset, int] = {self.targets[0]: 0}  # type: ignore[dict-item]
         keys = [key for rule in x.rules for key in field_keys(rule.match)] + [_sticky_field(key) for key in x.sticky]
+        keys += [key for rate in x.limits.rates for key in rate.key]
         self.fields = Fields(keys, f"service {x.name}")
         self.conditions = Conditions(self.arena, self.fields, self.patterns, dict(x.lists))
 
@@ -258,6 +261,7 @@ class _Writer:
             bytes(arena.data),
             record,
             sticky,
+            tuple(tuple(self.fields.number[key] for key in rate.key) for rate in x.limits.rates),
             tuple(self.targets),
             default,
             tuple(self.patterns.numbers),

@@ -295,6 +295,7 @@ class Supervisor:
                 number,
                 self._nursery,
                 [_told(bound.listener, each, wanted) for bound in self.listeners for each in bound.of(number, count)],
+                of=count,
                 cpu=cpus[number % len(cpus)] if snapshot.pin_workers else None,
                 slab=self.slabs.fds[number],
                 on_ready=self._worker_ready,

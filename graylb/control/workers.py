@@ -191,9 +191,10 @@ class Worker:
     """Keeps one worker running. Its sockets stay open here, so connections in their backlogs outlive a dead worker.
 
     listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
-    cpu: the only one that it may run on. slab: the descriptor of what it counts in, which outlives it. secrets: what a
-    worker needs besides a table, the payload of a frame. pipes: ends for each process that is started, of the access
-    log and of live views; they are closed here. on_pair: takes both answers to a mirrored request, see `tell_mirror`.
+    of: how many workers there are. cpu: the only one that it may run on. slab: the descriptor of what it counts in,
+    which outlives it. secrets: what a worker needs besides a table, the payload of a frame. pipes: ends for each
+    process that is started, of the access log and of live views; they are closed here.
+    on_pair: takes both answers to a mirrored request, see `tell_mirror`.
     """
 
     def __init__(
@@ -202,6 +203,7 @@ class Worker:
         nursery: Nursery,
         listeners: Iterable[dict[str, Any]],
         *,
+        of: int = 1,
         cpu: int | None = None,
         slab: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
@@ -214,7 +216,7 @@ class Worker:
         self.number = number
         self.secrets = secrets
         self.nursery = nursery
-        self.role = {"worker": number, "cpu": cpu, "slab": slab, "listeners": list(listeners)}
+        self.role = {"worker": number, "workers": of, "cpu": cpu, "slab": slab, "listeners": list(listeners)}
         self.on_ready = on_ready
         self.table: Table | None = None
         self.loaded = asyncio.Event()

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from graylb.model import certificates, faults, matching, routes, snapshot
+from graylb.model import certificates, faults, matching, routes, snapshot, snapshot_limits
 from graylb.model.documents import Document
-from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart, StickyPart
+from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart
 from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
 from graylb.model.targets import Target
 
@@ -120,6 +120,7 @@ def _limits(part: LimitsPart) -> snapshot.Limits:
     bounds = dict(part)
     del bounds["upstream_idle_timeout"], bounds["upstream_idle_connections"]  # of services
     bounds["h2"] = snapshot.H2Limits(**dict(part.h2))
+    bounds["memory"] = snapshot_limits.Memory(**dict(part.memory))
     return snapshot.Limits(**bounds)
 
 
@@ -140,7 +141,7 @@ def service(
         name=name,
         stable=_stable(part),
         split=_weighted(split) if split is not None else None,
-        sticky=tuple(_sticky(source) for source in part.sticky or ()),
+        sticky=tuple(source.build() for source in part.sticky or ()),
         fallback=part.fallback,
         policy=part.policy,
         # Python's sort is stable, also in reverse: rules of one priority stay as written.
@@ -155,6 +156,7 @@ def service(
         fault=faults.build(part.fault),
         mirror=part.mirror.build() if part.mirror is not None else None,
         slow_start=part.slow_start.build() if part.slow_start is not None else None,
+        limits=part.limits.build(),
     )
 
 
@@ -186,19 +188,6 @@ def build_rule(service: str, rule: Rule, splits: Mapping[SplitId, snapshot.Split
 
 def _subset(target: Target) -> snapshot.Subset:
     return snapshot.Subset(target.version, target.semver, tuple(sorted((target.metadata or {}).items())))
-
-
-def _sticky(source: StickyPart) -> snapshot.StickyKey:
-    if source.client_ip is not None:
-        return snapshot.StickyKey("client_ip")
-    if source.header is not None:
-        return snapshot.StickyKey("header", source.header)
-    if source.cookie is not None:
-        return snapshot.StickyKey("cookie", source.cookie)
-    if source.query is not None:
-        return snapshot.StickyKey("query", source.query)
-    assert source.metadata is not None
-    return snapshot.StickyKey("metadata", source.metadata)
 
 
 def build_instance(part: InstancePart) -> snapshot.Instance:

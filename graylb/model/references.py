@@ -67,6 +67,7 @@ def check_service(
 ) -> Iterator[ConfigError]:
     """What must hold within one service."""
     yield from _service_errors(source, ("services", name), service, partial)
+    yield from _rates(source, ("services", name), service, partial)
     yield from _connections(source, ("services", name, "connections"), service.connections, limits)
     yield from _origination(source, ("services", name), service)
 
@@ -243,6 +244,13 @@ def _service_errors(source: Source, path: Path, service: ServicePart, partial: b
         for at, name in _lists_of(rule):
             if name not in service.lists and not partial:
                 yield _unknown(source, (*path, "rules", index, *at), "list", name, service.lists)
+
+
+def _rates(source: Source, path: Path, service: ServicePart, partial: bool) -> Iterator[ConfigError]:
+    rules = [rule.name for rule in service.rules]
+    for index, rate in enumerate(service.limits.rates):
+        if rate.rule is not None and rate.rule not in rules and not partial:
+            yield _unknown(source, (*path, "limits", "rates", index, "rule"), "rule", rate.rule, rules)
 
 
 def _connections(source: Source, path: Path, part: ConnectionsPart, limits: LimitsPart | None) -> Iterator[ConfigError]:

@@ -24,10 +24,12 @@ from graylb.model.certificates import Origination
 from graylb.model.conditions import Match
 from graylb.model.faults import FaultPart
 from graylb.model.health import HealthPart
+from graylb.model.limits import ServiceLimitsPart
 from graylb.model.mirror import MirrorPart
 from graylb.model.outliers import SlowStart
 from graylb.model.problems import shown
 from graylb.model.snapshot import GRPC_STATUSES, Tunnels
+from graylb.model.sticky import StickyPart
 from graylb.model.targets import To
 from graylb.model.values import deeper, fault
 from graylb.release.slots import Slots
@@ -74,18 +76,6 @@ Paths = Annotated[
 ]
 Hosts = Annotated[tuple[values.HostPattern, ...], values.AT_LEAST_ONE]
 ListenerNames = Annotated[tuple[values.Name, ...], values.AT_LEAST_ONE]
-
-
-class StickyPart(OneKey):
-    """One source of the sticky key."""
-
-    noun: ClassVar[str] = "source"
-
-    header: values.HeaderName | None = Field(default=None, description="A request header.")
-    cookie: values.TokenName | None = Field(default=None, description="A cookie.")
-    query: values.Filled | None = Field(default=None, description="A query parameter, percent-decoded.")
-    metadata: values.HeaderName | None = Field(default=None, description="gRPC metadata; only on gRPC requests.")
-    client_ip: values.AlwaysTrue | None = Field(default=None, description="`true`: the client's address.")
 
 
 class SplitPart(Part):
@@ -441,6 +431,9 @@ class ServicePart(Part):
         default=None,
         description="Spares instances that are new, or back from illness or ejection. A bare time is its window. "
         "Default: off.",
+    )
+    limits: ServiceLimitsPart = Field(
+        default=ServiceLimitsPart(), description="How much it takes at once, and how often."
     )
     tunnels: TunnelPolicy = Field(
         default=Tunnels(),

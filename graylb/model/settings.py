@@ -333,6 +333,39 @@ class H2LimitsPart(Part):
     )
 
 
+_Resident = Annotated[
+    int,
+    PlainValidator(lambda value: 0 if value == 0 else values.size(32 * 2**20, 2**50)(value)),
+    WithJsonSchema({"type": ["integer", "string"]}),
+]
+_Percent = Annotated[
+    int, PlainValidator(values.integer(0, 100)), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 100})
+]
+
+
+def _no_time(value: Any) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else values.duration(value)
+
+
+_Lag = Annotated[float, PlainValidator(_no_time), WithJsonSchema({"type": ["number", "string"]})]
+
+
+class MemoryPart(Part):
+    """What each worker may use. Sizes in bytes or as `512MiB`, `2GiB`; 0: no limit."""
+
+    soft: _Resident = Field(
+        default=0, description="Above it idle clients are closed, and new connections are turned away with 503."
+    )
+    hard: _Resident = Field(default=0, description="Above it requests get 503, too.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.hard and self.hard < self.soft:
+            with deeper("hard"):
+                raise fault("a size from soft up")
+        return self
+
+
 class LimitsPart(Part):
     """Bounds of a connection. Sizes in bytes or as `64KiB`; times in seconds or as `250ms`, `5s`, `2m`."""
 
@@ -355,3 +388,15 @@ class LimitsPart(Part):
         default=1024, description="Unused connections kept for an instance, in each worker."
     )
     h2: H2LimitsPart = Field(default=H2LimitsPart(), description="Of HTTP/2 connections, beside all of the above.")
+    memory: MemoryPart = Field(default=MemoryPart(), description="Of each worker: load is shed before it runs out.")
+    descriptors: _Percent = Field(
+        default=90,
+        description="Percent of a worker's descriptors (`ulimit -n`). Above it idle clients and unused connections "
+        "are closed, and new clients turned away with 503. 0: not before they have run out.",
+    )
+    lag: _Lag = Field(
+        default=0.0,
+        description="Requests that have waited longer than this for their worker, which is busy with others, get 503. "
+        "0: none.",
+        json_schema_extra={"default": 0},
+    )

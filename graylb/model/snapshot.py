@@ -15,6 +15,7 @@ import orjson
 
 from graylb.model.snapshot_faults import Fault, Mirror
 from graylb.model.snapshot_health import Outliers, SlowStart
+from graylb.model.snapshot_limits import NO_LIMITS, NO_MARKS, Memory, ServiceLimits
 from graylb.model.snapshot_observe import AccessLog
 
 SLOTS = 10_000
@@ -260,6 +261,7 @@ class Service:
     fault: Fault | None = None
     mirror: Mirror | None = None
     slow_start: SlowStart | None = None
+    limits: ServiceLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +325,9 @@ class Limits:
     half_close_grace: float = 1.0  # a client that shut its write side waits this long for the answer to begin
     client_connections: int = 0  # of each worker; 0: as many as its descriptors allow
     h2: H2Limits = H2Limits()
+    memory: Memory = NO_MARKS
+    descriptors: int = 90  # percent of a worker's descriptors, above which it takes no more clients; 0: never
+    lag: float = 0.0  # requests that have waited longer than that for the worker's time are refused; 0: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 SOCKETS: Final = "F"  # → worker, before its role: empty; with it come descriptors, which the role counts as "fd"
-ROLE: Final = "W"  # → worker, first: JSON {"worker": int, "cpu": int | null, "listeners": [listener], "pipes": [int]}
+ROLE: Final = "W"  # → worker, first: JSON {"worker", "workers", "cpu": int | null, "listeners": [], "pipes": [int]}
 CERTIFICATES: Final = "C"  # → worker, before the table that needs them: JSON, see control.certificates.told
 TABLE: Final = "T"  # → worker: a table image
 LISTEN: Final = "L"  # → worker: empty; accept clients as soon as a table is loaded

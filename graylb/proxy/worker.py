@@ -125,7 +125,7 @@ class Worker(asyncio.Protocol):
         if role["cpu"] is not None:
             os.sched_setaffinity(0, {role["cpu"]})
         slab = -1 if role["slab"] is None else self.sockets.pop(role["slab"])  # behind those to listen on
-        self._engine = _engine.Engine(asyncio.get_running_loop(), number, slab)
+        self._engine = _engine.Engine(asyncio.get_running_loop(), number, slab, workers=role["workers"])
         if slab >= 0:
             os.close(slab)
         if role["pipes"]:

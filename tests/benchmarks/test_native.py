@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from benchmarks.failure import BenchError
 from benchmarks.load import peers, verify
+from benchmarks.load.process import running
 from benchmarks.load.stage import drive
 
 CORES = frozenset(os.sched_getaffinity(0))
@@ -108,3 +110,54 @@ def test_bodies_arrive_whole_both_ways(native: Path, upstream: int, size: int, c
     assert (up["transfers"], up["bytes"]) == (connections * times, connections * times * size)
     assert verify.count_at(upstream).since(before).bodies == up["bytes"]
     assert down["seconds"] > 0
+
+
+@contextmanager
+def queue(native: Path, slots: int, time_us: int) -> Iterator[int]:
+    command = [str(native / "queue"), "v1", str(slots), str(time_us)]
+    with running("queue", command, CORES, native / "queue.log", tells=True) as process:
+        yield peers.told_port(process, "queue")
+
+
+def test_a_queue_serves_so_many_at_once_and_clients_give_up(native: Path) -> None:
+    """Two at once, 50 ms each: 40 a second, whoever waits; a line of more than 300 ms is too long."""
+    peers.compile_native(native, ("queue", "surge"))
+    with queue(native, 2, 50_000) as port:
+        found = drive_native(native, "surge", port, "/", 4, 0, 1.5, 0.5, 10_000)
+        assert found["good"] == found["offered"]
+        assert 20 <= found["good"] <= 44
+        assert found["p50_us"] >= 95_000  # four clients: each waits for one before it
+    with queue(native, 2, 50_000) as port:
+        found = drive_native(native, "surge", port, "/", 200, 400, 1.5, 1.0, 300)
+        assert found["offered"] == found["late"] + found["good"] + found["unsent"]
+        assert found["good"] <= 22
+        assert found["late"] > 100
+        assert found["refused"] == 0
+
+
+def test_refusals_are_counted_apart(native: Path) -> None:
+    peers.compile_native(native, ("surge",))
+    with refusing_server(5) as port:
+        found = drive_native(native, "surge", port, "/", 1, 10, 1, 0, 5_000)
+    assert (found["offered"], found["good"], found["refused"], found["late"]) == (10, 5, 5, 0)
+    assert 0 < found["refused_p50_us"] <= found["refused_p99_us"]
+
+
+@contextmanager
+def refusing_server(good: int) -> Iterator[int]:
+    """One connection; so many answers of 200, then 503."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                for number in itertools.count():
+                    if not client.recv(4096):
+                        return
+                    status = "200 OK" if number < good else "503 Busy"
+                    client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode())
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(20)

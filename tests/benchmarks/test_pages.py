@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks import report, stamp
 from benchmarks.keep import PAGES, TITLES
-from benchmarks.load import attribute, drip, pace, slow, workers, wrk
+from benchmarks.load import attribute, drip, overload, pace, slow, workers, wrk
 from benchmarks.load.attribute import Frame, classify
 from benchmarks.soak import verdict
 
@@ -140,6 +140,19 @@ def test_bodies_and_idle_connections_stand_in_the_page() -> None:
     text = page("idle", {"settings": {"connections": 10_000, "peers": ["graylb", "haproxy"]}, "runs": idle})
     assert "| graylb | 300 | ≤ 2,048 | holds |" in text
     assert "| HAProxy | 3,000 |  |  |" in text
+
+
+@pytest.mark.parametrize(("goodput", "refused_ms", "holds"), [(1800.0, 20.0, 8), (1799.0, 20.0, 4), (1990.0, 51.0, 4)])
+def test_overload_is_judged(goodput: float, refused_ms: float, holds: int) -> None:
+    more = {"peer": "graylb", "peak": 2000.0, "p99_us": 40_000.0, "offered": 18_000, "refused": 12_000, "late": 9}
+    runs = [
+        {"round": 1, "case": case, "goodput": goodput, "refused_p99_us": refused_ms * 1000, **more}
+        for case in overload.CASES
+    ]
+    settings = {"rounds": 1, "seconds": 3, "cases": list(overload.CASES), "capacity": 2000.0}
+    text = page("overload", {"settings": settings, "runs": runs})
+    assert text.count("holds") == holds
+    assert f"| rate | 2,000 | {goodput:,.0f} | 40.0 | {refused_ms:.1f} | 66.7% | 0.1% |" in text
 
 
 @pytest.mark.parametrize(

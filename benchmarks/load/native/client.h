@@ -13,6 +13,7 @@ struct answer {
     uint64_t length;    /* of the body */
     uint64_t left;      /* of it, still to come */
     int in_body;
+    int status;
     char head[HEAD_MAX];
 };
 
@@ -39,14 +40,19 @@ static inline void refuse(const char *what, const char *data, size_t length) {
     exit(1);
 }
 
-/* Reads the head in answer->head; dies unless it is a 200 with a length. Returns its size, 0 when it is incomplete. */
+/* Reads the head in answer->head; dies unless it is a 200 (with ANY_STATUS: any answer) with a length. Returns its size,
+ * 0 when it is incomplete. */
 static inline size_t read_head(struct answer *a) {
     char *end = memmem(a->head, a->held, "\r\n\r\n", 4);
     if (!end) {
         if (a->held == HEAD_MAX) refuse("a head this long", a->head, a->held);
         return 0;
     }
-    if (a->held < 12 || memcmp(a->head, "HTTP/1.1 200", 12)) refuse("not a 200", a->head, a->held);
+    if (a->held < 12 || memcmp(a->head, "HTTP/1.1 ", 9)) refuse("not an answer", a->head, a->held);
+    a->status = atoi(a->head + 9);
+#ifndef ANY_STATUS
+    if (a->status != 200) refuse("not a 200", a->head, a->held);
+#endif
     *end = 0;
     char *length = strcasestr(a->head, "\r\ncontent-length:");
     if (!length) refuse("an answer without a length", a->head, a->held);

@@ -127,6 +127,7 @@ class ServiceAnswer(_Open):
     health: dict[str, Any]
     fault: dict[str, Any] | None
     mirror: dict[str, Any] | None
+    limits: dict[str, Any]
 
 
 class WorkerStats(BaseModel):

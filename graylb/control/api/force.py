@@ -102,5 +102,6 @@ def _told(service: Service) -> dict[str, Any]:
         "tunnels": asdict(service.tunnels),
         "health": asdict(service.health),
         "mirror": asdict(service.mirror) if service.mirror is not None else None,
+        "limits": asdict(service.limits),
         "fault": asdict(service.fault) if service.fault is not None else None,
     }

@@ -44,24 +44,23 @@ LIMITED = tuple(name for name in CASES if name != "none")
 
 
 @contextmanager
-def queue(version: str, on: Stage) -> Iterator[int]:
+def queue(version: str, name: str, on: Stage) -> Iterator[int]:
     """An upstream of limited capacity; yields its port."""
     command = on.native("queue", version, SLOTS[version], TIME_US)
-    with running(f"queue {version}", command, on.cores.load, on.work / f"queue-{version}.log", tells=True) as process:
+    with running(f"queue {version}", command, on.cores.load, on.work / f"{name}-{version}.log", tells=True) as process:
         yield peers.told_port(process, f"queue {version}")
 
 
 @contextmanager
-def proxies(on: Stage, cases: Sequence[str]) -> Iterator[dict[str, Peer]]:
-    """graylb with each of these limits."""
+def proxy(on: Stage, number: int, case: str, what: str = "") -> Iterator[Peer]:
+    """graylb with this limit, before upstreams of its own: those of another may still work off what was given up."""
+    name = f"{case}{what}-{number}"
     with ExitStack() as stack:
-        to = Upstreams(*(stack.enter_context(queue(version, on)) for version in SLOTS))
+        to = Upstreams(*(stack.enter_context(queue(version, name, on)) for version in SLOTS))
         setting = replace(on.setting, to=to)
-        up = {}
-        for case in cases:
-            up[case] = stack.enter_context(peers.graylb(setting, f"graylb-{case}", instances=CASES[case][1]))
-            check_pinned(tree(up[case].pid), setting.cores, case)
-        yield up
+        peer = stack.enter_context(peers.graylb(setting, f"graylb-{name}", instances=CASES[case][1]))
+        check_pinned(tree(peer.pid), setting.cores, name)
+        yield peer
 
 
 def surge(on: Stage, peer: Peer, connections: int, rate: float, seconds: float, what: str) -> dict[str, Any]:
@@ -78,15 +77,16 @@ def run(rounds: int, seconds: int, cases: Sequence[str] = tuple(CASES)) -> dict[
     runs: list[dict[str, Any]] = []
     with stage(my_cores(), connections=2 * CONNECTIONS) as on:
         peers.compile_native(on.work, ("queue", "surge"))
-        with proxies(on, cases) as up:
-            for number in range(1, rounds + 1):
-                for case, peer in up.items():
-                    what = f"round {number}, {case}"
-                    # twice as many clients as are served at once keep every slot busy, and nobody is refused for long
-                    peak = surge(on, peer, 2 * sum(SLOTS.values()), 0, seconds, f"{what}, the highest")
-                    found = surge(on, peer, CONNECTIONS, TIMES * CAPACITY, seconds, what)
-                    runs.append({"round": number, "case": case, "peer": "graylb", "peak": peak["goodput"], **found})
-                    tell(runs[-1])
+        for number in range(1, rounds + 1):
+            with proxy(on, number, "none", "-highest") as peer:
+                # twice as many clients as are served at once keep every slot busy
+                some = 2 * sum(SLOTS.values())
+                peak = surge(on, peer, some, 0, seconds, f"round {number}, the highest")
+            for case in cases:
+                with proxy(on, number, case) as peer:
+                    found = surge(on, peer, CONNECTIONS, TIMES * CAPACITY, seconds, f"round {number}, {case}")
+                runs.append({"round": number, "case": case, "peer": "graylb", "peak": peak["goodput"], **found})
+                tell(runs[-1])
     settings = {"rounds": rounds, "seconds": seconds, "cases": list(cases), "capacity": CAPACITY}
     return {"kind": "overload", "stamp": environment, "settings": settings, "runs": runs}
 

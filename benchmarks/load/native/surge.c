@@ -87,7 +87,7 @@ int main(int count, char **arguments) {
     signal(SIGPIPE, SIG_IGN);
     struct connection *all = calloc(connections, sizeof *all);
     idle = calloc(connections, sizeof *idle);
-    room = 64 * connections; /* entries of requests that are over stay until those before them are */
+    room = 1 << 20; /* entries of requests that are over stay until those before them are */
     waits = calloc(room, sizeof *waits);
     poller = epoll_create1(EPOLL_CLOEXEC);
     if (!all || !idle || !waits || poller < 0 || !connections) die("start");

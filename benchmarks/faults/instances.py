@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.faults.peers import START, Job
-from benchmarks.faults.scene import Callers, Origin, Program, Scene, Watch, after, doubled
+from benchmarks.faults.scene import Callers, Origin, Program, Scene, Watch, after, doubled, until
 
 GETTERS, POSTERS = 32, 8
+WARM = 20
+"""Requests that each instance has had before anything breaks: the callers take a moment to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def measure(scene: Scene, peer: str, fault: str, *, turns: int = 2) -> dict[str,
             Callers(scene, "GET", up.port, GETTERS, seconds) as gets,
             Callers(scene, "POST", up.port, POSTERS, seconds) as posts,
         ):
+            until(lambda: all(each.count() > WARM for each in origins), "requests come")
             began = time.monotonic()
             for turn in range(turns):
                 after(began, scene.pace * (2 * turn + 0.7))

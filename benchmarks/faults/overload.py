@@ -13,7 +13,7 @@ WORK = 10
 """Milliseconds of each request."""
 CAPACITY = WORKERS * 1000 / WORK
 """Requests a second that the one instance can do."""
-ROOM = 2 * WORKERS
+ROOM = 4 * WORKERS
 """Requests at once that a proxy lets through to it; more get 503, or wait as far as it has a queue."""
 CONNECTIONS = 400
 TIMES = 3

@@ -20,6 +20,7 @@ cdef struct Listening:
     uint8_t secure                 # over TLS, with its `certificates`
     const char* name
     uint32_t name_n
+    uint8_t edge                   # its role: marks that come by it are not believed as such
     uint32_t bit                   # of its name in the current table; 0: no route names it
 
 cdef class Clients(Pools):

@@ -84,6 +84,7 @@ cdef class Clients(Pools):
         l.h2 = "h2" in protocols
         l.health = grpc_health
         l.secure = tls is not None
+        l.edge = role == "edge"
         self.certificates.append(tls)
         self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted], text))
         self.n_listening += 1

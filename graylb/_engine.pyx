@@ -30,6 +30,8 @@ from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, 
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
                            Tls, Upstream)
 from graylb._logs cimport Logs, Settings
+from graylb._mark cimport Marks
+from graylb._marker cimport Marker
 from graylb._outliers cimport NO_ANSWER, Outliers
 from graylb._pools cimport WARM_EVERY_MS
 from graylb._slab cimport Memory, Slab
@@ -101,6 +103,7 @@ cdef class Engine(Detours):
     cdef set down                  # (service, address) of instances that health checks find ill
     cdef Gate gate
     cdef uint64_t seed             # of the hashes of rates' keys
+    cdef Marker marker
     cdef Context context
     cdef readonly uint64_t requests
     cdef readonly uint64_t disagreements
@@ -124,6 +127,7 @@ cdef class Engine(Detours):
         self.logs = Logs(worker)
         self.outliers = Outliers()
         self.seed = int.from_bytes(os.urandom(8), "little")
+        self.marker = Marker()
         self._open_doors()
         self._open_books()
         self._find_h2()
@@ -154,9 +158,10 @@ cdef class Engine(Detours):
             self.series = {key: found for key, found in self.series.items() if key[0] != name}
             self.services.pop(name, None)
             self.outliers.gone(name)
+        marks = table.meta.get("marks")
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
-        self.state = TableState(table, services, instances, counters, pick)
+        self.state = TableState(table, services, instances, counters, pick, Marks(marks, self.files) if marks is not None else None)
         self.state.log = Settings(table.meta["access_log"], former.log if former is not None else None)
         if (<Settings>self.state.log).buffer: self.logs.access.resize((<Settings>self.state.log).buffer)
         self.counters = counters
@@ -322,6 +327,7 @@ cdef class Engine(Detours):
             "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
             "errors": {kind.reason: self.errors[kind.code] for kind in KINDS if self.errors[kind.code]},
             "fallbacks": [{"service": s, "wanted": w, "got": g, "count": n} for (s, w, g), n in self.fallbacks.items()],
+            "marks": self.marker.figures(),
             "faults": [each for live in self.services.values() for each in (<ServiceLive>live).fault_figures()],
             "mirrors": [(<ServiceLive>live).mirror.figures() for live in self.services.values()
                         if (<ServiceLive>live).mirror is not None],
@@ -639,6 +645,10 @@ cdef class Engine(Detours):
         if x.grpc and self.listening[c.listener].health and h.path_len > HEALTH_LEN and memcmp(h.path, HEALTH, HEALTH_LEN) == 0:
             self._begin_health(c)
             return
+        if state.marks is not None and not self.marker.take(c, h, state, self.listening[c.listener].edge):
+            x.d.service = x.d.instance = -1
+            self._refuse(c, p, have, E_HEAD_TOO_LARGE)
+            return
         q.head = h
         q.ip = c.peer.text
         q.ip_len = c.peer.text_len
@@ -660,6 +670,9 @@ cdef class Engine(Detours):
             self._undecided(c, p, have)
             return
         live = <ServiceLive>state.services[x.d.service]
+        if state.marks is not None and not self.marker.give(x, h, state, live):
+            self._refuse(c, p, have, E_HEAD_TOO_LARGE)
+            return
         if live.faults is not None and self._injects(x, live):
             self._refuse(c, p, have, E_INJECTED)
             return

@@ -575,7 +575,8 @@ cdef char* _fields(Head* h, char* o, const uint8_t* dropped) noexcept nogil:
             if run == NULL: run = x.name
             continue
         if run != NULL:
-            o = _put(o, run, x.name - run)
+            # what stands outside of the message was added to it, behind all that arrived
+            o = _put(o, run, (x.name if h.start <= x.name < h.end else h.end - 2) - run)
             run = NULL
         if x.use == EMIT and not dropped[x.id]:
             o = _put(o, x.name, x.name_len)

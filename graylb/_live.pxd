@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._faults cimport Faults
 from graylb._mirrors cimport Mirror
 from graylb._fast cimport Context, Decision, Live, Query, Table
+from graylb._mark cimport Marks, ServiceMark
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
 from graylb._limits cimport Breaker, Limits
 from graylb._slab cimport HISTOGRAM_BUCKETS, Slab
@@ -300,6 +301,7 @@ cdef class ServiceLive:
     cdef Mirror mirror     # None: nothing is mirrored
     cdef uint64_t panics   # requests that were given to instances that are out, see Decision.panic
     cdef Limits limits
+    cdef ServiceMark mark  # None: there are no marks
 
     cpdef configure(self, dict settings)
 
@@ -315,6 +317,7 @@ cdef class TableState:
     cdef list boxes
     cdef list service_boxes
     cdef list counters
+    cdef Marks marks       # None: there are none
     cdef readonly dict service_settings    # name -> its entry of meta["services"]
     cdef object log                        # _logs.Settings
     cdef ForwardingPolicy policy

@@ -11,6 +11,7 @@ from graylb._fast cimport EJECTED, FULL, ILL, WARMING, Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
 from graylb._limits cimport Breaker, Limits, share
 from graylb._limits cimport figures as limit_figures
+from graylb._mark cimport Marks, ServiceMark
 from graylb._slab cimport HISTOGRAM_BUCKETS, Slab, bucket
 
 from graylb._slab import bucket_end
@@ -160,6 +161,7 @@ cdef class ServiceLive:
     cpdef configure(self, dict settings):
         """Takes its entry of meta["services"], whenever that is new."""
         self.settings = settings
+        self.mark = ServiceMark(settings["marks"]) if settings.get("marks") is not None else None
         if "faults" not in settings: self.faults = None
         else:
             if self.faults is None: self.faults = Faults(self.worker * 7919)
@@ -178,9 +180,10 @@ cdef class TableState:
     """A table bound to the live state of this worker; requests hold it from their head to their end.
 
     services, upstreams: one for each service and instance of the table, in its order. counters: those of its splits, by name.
+    marks: None where there are none.
     """
 
-    def __cinit__(self, Table table, list services, list upstreams, dict counters, uint64_t pick):
+    def __cinit__(self, Table table, list services, list upstreams, dict counters, uint64_t pick, Marks marks=None):
         cdef Upstream u
         cdef ServiceLive s
         cdef Counter n
@@ -213,6 +216,7 @@ cdef class TableState:
             self.live.draws[i] = &n.value
         self.service_settings = {each["name"]: each for each in table.meta["services"]}
         self._settings(table.meta)
+        self.marks = marks
 
     def _settings(self, dict meta):
         modes = {"off": 0, "append": 1, "replace": 2}

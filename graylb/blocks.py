@@ -287,6 +287,8 @@ class _Members:
         found["slow_start"] = asdict(x.slow_start) if x.slow_start is not None else None
         found["connections"]["bounds"] = asdict(x.limits.instance)
         found["limits"] = self._limits() if x.limits != NO_LIMITS else None
+        if x.marks is not None:
+            found["marks"] = {**asdict(x.marks), "stable": x.stable}
         if x.tunnels.policy != "keep":
             found["traffic"] = {
                 "split": _weighted(x.split) if x.split is not None else [x.stable],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from graylb import _fast
-from graylb.model.snapshot import Service, Snapshot
+from graylb.model.snapshot import MARK_RULE, Service, Snapshot
+from graylb.release import marks
 from graylb.release.explain import describe_fault, describe_match, describe_mirror, describe_subset, why_not
 
 Header = tuple[str, str]
@@ -34,9 +36,10 @@ def explain(
     """
     listener = choose_listener(snapshot, listener)
     table = _fast.Table(image)
+    mark, headers = _marked(snapshot, listener, client_ip, headers)
     head = request_head(method, path, headers)
     bit = table.meta["listener_bits"][listener] if listener is not None else 0
-    told = {"listener": listener, **table.decide(head, client_ip, draw=draw, pick=pick, listener=bit)}
+    told = {"listener": listener, "mark": mark, **table.decide(head, client_ip, draw=draw, pick=pick, listener=bit)}
     service_number, rule_number = told.pop("service_number"), told.pop("rule_number")
     subset_number = told.pop("subset_number")
     if service_number < 0:
@@ -56,6 +59,18 @@ def explain(
     told["mirror"] = describe_mirror(service.mirror) if service.mirror is not None else None
     told["candidates"] = [] if subset_number is None else _shares(table.members(service_number, subset_number))
     return told | {"because": _because(service, told), "earlier_rules": earlier}
+
+
+def _marked(
+    snapshot: Snapshot, listener: str | None, client_ip: str, headers: Sequence[Header]
+) -> tuple[str | None, Sequence[Header]]:
+    """The mark that the listener believes, and the headers as rules see them."""
+    if snapshot.marks is None:
+        return None, headers
+    roles = {each.role for each in snapshot.listeners if listener in (None, each.name)}
+    role = roles.pop() if len(roles) == 1 else "edge"
+    secret = snapshot.marks.key.text if snapshot.marks.key is not None else ""
+    return marks.arriving(snapshot.marks, role, client_ip, headers, secret, int(time.time()))
 
 
 def choose_listener(snapshot: Snapshot, name: str | None) -> str | None:
@@ -97,7 +112,10 @@ def _shares(members: Sequence[tuple[str, str, int]]) -> list[dict[str, Any]]:
 
 def _because(service: Service, told: dict[str, Any]) -> str:
     rule = next((each for each in service.rules if each.name == told["rule"]), None)
-    if rule is not None and rule.to is not None:
+    if rule is not None and rule.to is not None and rule.name.startswith(MARK_RULE):
+        what = "of no version here" if rule.name == f"{MARK_RULE}*" else "there"
+        reason = f"no rule holds, and the mark {told['mark']} is {what}: {describe_subset(rule.to)}"
+    elif rule is not None and rule.to is not None:
         reason = f"rule {rule.name} holds ({describe_match(rule.match)}) and asks for {describe_subset(rule.to)}"
     elif told["slot"] is not None:
         where = f"the split of rule {rule.name}" if rule is not None else "the split"

@@ -30,7 +30,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._slab": (),
     "graylb._limits": ("graylb._fast",),
     "graylb._mirrors": ("graylb._faults",),
+    "graylb._mark": ("graylb._http1",),
+    "graylb._marker": ("graylb._live", "graylb._mark", "graylb._fast", "graylb._http1"),
     "graylb._live": (
+        "graylb._mark",
         "graylb._slab",
         "graylb._fast",
         "graylb._faults",
@@ -88,6 +91,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._tunnels": ("graylb._attempts", "graylb._live", "graylb._fast"),
     "graylb._engine": (
         "graylb._detours",
+        "graylb._mark",
+        "graylb._marker",
         "graylb._tunnels",
         "graylb._attempts",
         "graylb._logs",

@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "register": ("register", "register"),
     "check": ("documents", "check"),
     "lint": ("lint", "lint"),
+    "mark": ("marks", "mark"),
     "schema": ("documents", "schema"),
     "explain": ("explain", "explain"),
     "split": ("releases", "split"),

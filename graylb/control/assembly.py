@@ -213,7 +213,15 @@ class Assembly:
         )
         if base.sidecar is not None and (settings is not None or file is None):
             part = presets.placed(name, part, base.sidecar, {route.service for route in base.document.routes})
-        service = build.service(name, part, splits, base.document.limits, rules=rules, instances=instances)
+        service = build.service(
+            name,
+            part,
+            splits,
+            base.document.limits,
+            rules=rules,
+            instances=instances,
+            marked=base.document.mark is not None,
+        )
         before = self._services.get(name)
         if before is not None and before.service == service:
             service = before.service  # the very same, so that nothing of it is compiled again

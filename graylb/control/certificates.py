@@ -45,11 +45,12 @@ def key_of(listener: Listener, among: Iterable[Listener]) -> str:
 
 
 def told(snapshot: Snapshot, tickets: Tickets) -> bytes:
-    """The payload of a frame: JSON {"listeners": {key: {"protocols", "certificates"}}, "files": {digest: PEM},
-    "tickets": [base64]}; certificates name their files by digest. Empty where nothing is over TLS."""
+    """The payload of a frame: JSON {"listeners": {key: {"protocols", "certificates"}}, "files": {digest: text},
+    "tickets": [base64]}; certificates, and the secret of marks, are named by digest. Empty where there is none."""
     listeners = {key_of(each, snapshot.listeners): each for each in snapshot.listeners if each.tls}
     originations = [each.connections.tls for each in snapshot.services if each.connections.tls is not None]
-    if not listeners and not originations:
+    secret = snapshot.marks.key if snapshot.marks is not None else None
+    if not listeners and not originations and secret is None:
         return b""
     parts: list[Certificate | Origination] = [*originations, *(own for each in listeners.values() for own in each.tls)]
     return orjson.dumps(
@@ -61,7 +62,8 @@ def told(snapshot: Snapshot, tickets: Tickets) -> bytes:
                 }
                 for key, each in listeners.items()
             },
-            "files": {str(pem): pem.text for part in parts for _, pem in pems_of(part)},
+            "files": {str(pem): pem.text for part in parts for _, pem in pems_of(part)}
+            | ({str(secret): secret.text} if secret is not None else {}),
             "tickets": [base64.b64encode(key).decode() for key in tickets.keys],
         }
     )

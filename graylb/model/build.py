@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from graylb.model import certificates, faults, matching, routes, snapshot, snapshot_limits
 from graylb.model.documents import Document
+from graylb.model.marks import rules as mark_rules
 from graylb.model.services import InstancePart, Rule, ServicePart, SplitPart
 from graylb.model.settings import AdminPart, LimitsPart, ListenerPart
 from graylb.model.targets import Target
@@ -62,6 +63,7 @@ def build(
         forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
         limits=_limits(document.limits),
         access_log=document.access_log.build() if document.access_log is not None else None,
+        marks=document.mark.build() if document.mark is not None else None,
     )
 
 
@@ -70,7 +72,10 @@ def _routes(document: Document) -> tuple[snapshot.Route, ...]:
 
 
 def _services(document: Document, splits: Mapping[SplitId, snapshot.Split]) -> tuple[snapshot.Service, ...]:
-    return tuple(service(name, part, splits, document.limits) for name, part in sorted(document.services.items()))
+    marked = document.mark is not None
+    return tuple(
+        service(name, part, splits, document.limits, marked=marked) for name, part in sorted(document.services.items())
+    )
 
 
 def _listener(part: ListenerPart) -> snapshot.Listener:
@@ -132,11 +137,17 @@ def service(
     *,
     rules: Sequence[snapshot.Rule] | None = None,
     instances: tuple[snapshot.Instance, ...] | None = None,
+    marked: bool = False,
 ) -> snapshot.Service:
-    """One service of a snapshot. rules, instances: those of the part, where somebody has built them already."""
+    """One service of a snapshot. rules, instances: those of the part, where somebody has built them already. marked:
+    the document has marks."""
     split = splits[name, None] if part.split is not None else splits.get((name, None))
     if rules is None:
         rules = [build_rule(name, rule, splits) for rule in part.rules]
+    if instances is None:
+        instances = tuple(map(build_instance, part.instances))
+    marks = part.mark.build() if marked else None
+    of_marks = mark_rules(marks, _stable(part), instances) if marks is not None else []
     return snapshot.Service(
         name=name,
         stable=_stable(part),
@@ -145,9 +156,9 @@ def service(
         fallback=part.fallback,
         policy=part.policy,
         # Python's sort is stable, also in reverse: rules of one priority stay as written.
-        rules=tuple(sorted(rules, key=_priority, reverse=True)),
+        rules=(*sorted(rules, key=_priority, reverse=True), *of_marks),
         lists=tuple((key, found.ids) for key, found in sorted(part.lists.items())),
-        instances=tuple(map(build_instance, part.instances)) if instances is None else instances,
+        instances=instances,
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
         connections=_connections(part, limits),
         retries=snapshot.Retries(**dict(part.retries)),
@@ -157,6 +168,7 @@ def service(
         mirror=part.mirror.build() if part.mirror is not None else None,
         slow_start=part.slow_start.build() if part.slow_start is not None else None,
         limits=part.limits.build(),
+        marks=marks,
     )
 
 

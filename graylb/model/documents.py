@@ -12,6 +12,7 @@ from graylb.model import presets, references, source_map, translate, values
 from graylb.model.access_log import AccessLogPart
 from graylb.model.base import Part
 from graylb.model.discovery import RegistryPart
+from graylb.model.marks import Mark
 from graylb.model.problems import ConfigError, ConfigErrors, Path
 from graylb.model.routes import RoutePart
 from graylb.model.services import ReadFile, ServicePart
@@ -70,6 +71,10 @@ class Document(Part):
     access_log: AccessLogPart | None = Field(
         default=None, description="One line for each request. Default: none is written."
     )
+    mark: Mark = Field(
+        default=None,
+        description="`true`, or settings: the version decision is carried along the call chain. Default: `false`.",
+    )
     etcd: EtcdPart | None = Field(
         default=None, description="Where more services, or parts of these, come from. Default: nowhere else."
     )
@@ -110,10 +115,12 @@ class Document(Part):
 
     @property
     def pems(self) -> tuple[Pem, ...]:
-        """Certificates and keys, of listeners and of services."""
+        """Certificates and keys, of listeners and of services; the secret of marks."""
         tls: list[Any] = [each.tls for each in self.listeners] + [each.tls for each in self.services.values()]
         tls += [each for part in tls for each in getattr(part, "certificates", ())]
         pems = [getattr(part, name, None) for part in tls for name in ("cert", "key", "client_ca", "ca")]
+        if self.mark is not None and self.mark.signed is not None:
+            pems.append(self.mark.signed.secret)
         return tuple(each for each in pems if each is not None)
 
     def to_data(self) -> dict[str, Any]:

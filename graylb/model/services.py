@@ -25,6 +25,7 @@ from graylb.model.conditions import Match
 from graylb.model.faults import FaultPart
 from graylb.model.health import HealthPart
 from graylb.model.limits import ServiceLimitsPart
+from graylb.model.marks import ServiceMarkPart
 from graylb.model.mirror import MirrorPart
 from graylb.model.outliers import SlowStart
 from graylb.model.problems import shown
@@ -422,6 +423,7 @@ class ServicePart(Part):
     connections: ConnectionsPart = Field(default=ConnectionsPart(), description="How many to have.")
     retries: RetriesPart = Field(default=RetriesPart(), description="When another instance is asked.")
     tls: Origination = Field(default=None, description="`true`: instances are called over TLS. Default: `false`.")
+    mark: ServiceMarkPart = Field(default=ServiceMarkPart(), description="What marks do here.")
     health: HealthPart = Field(default=HealthPart(), description="Which instances are well.")
     fault: FaultPart | None = Field(default=None, description="Failures made on purpose. Default: none.")
     mirror: MirrorPart | None = Field(

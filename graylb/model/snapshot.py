@@ -242,6 +242,33 @@ class Tunnels:
     seconds: float = 0.0  # of `drain`: then they are cut
 
 
+MARK_RULE = "mark:"
+"""What the names of rules begin with that marks are, and that nobody has written: no name has a colon."""
+LAST = -(1 << 31)
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The mark, as all services have it."""
+
+    headers: tuple[str, ...] = ("x-service-version",)  # lower case; the first that is there is read, all are written
+    baggage: str | None = "x-service-version"  # its key there; None: it is not there
+    trusted: tuple[str, ...] = ()  # networks whose marks are believed at the edge
+    key: Pem | None = None  # the secret of marks that are signed
+    signature: str = ""  # the header of the signature
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceMarks:
+    """What marks do at one service. headers, baggage: for its instances; None: as all have them; "": not in baggage."""
+
+    prefer: bool = True
+    otherwise: Literal["stable", "split"] = "stable"
+    carry: bool | tuple[tuple[str, str], ...] = True  # versions and their marks; True: every version but the stable one
+    headers: tuple[str, ...] | None = None
+    baggage: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     name: str
@@ -262,6 +289,12 @@ class Service:
     mirror: Mirror | None = None
     slow_start: SlowStart | None = None
     limits: ServiceLimits = NO_LIMITS
+    marks: ServiceMarks | None = None  # None: there are no marks
+
+    @property
+    def written_rules(self) -> tuple[Rule, ...]:
+        """Without those that marks are, which stand behind them."""
+        return tuple(each for each in self.rules if not each.name.startswith(MARK_RULE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +403,7 @@ class Snapshot:
     forwarding: Forwarding = field(default_factory=Forwarding)
     limits: Limits = field(default_factory=Limits)
     access_log: AccessLog | None = None
+    marks: Marks | None = None  # None: there are none; headers of these names are like all others
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""

@@ -27,6 +27,7 @@ _REQUIRED = {
     "match": "a mapping of conditions; {} for every request",
     "name": "a name for the rule",
     "prefix": "the path that takes the prefix's place",
+    "secret": "a file with the secret",
     "service": "the name of a service",
     "time": "how long they wait, such as 2s",
     "to": "a version, or a mapping of version, semver and metadata",

@@ -51,7 +51,7 @@ class Worker(asyncio.Protocol):
         self._decoder = decoder
         self._transport: asyncio.Transport | None = None
         self._tables: asyncio.Queue[channel.Frame] = asyncio.Queue()
-        self._certificates: dict[str, Any] = {}  # a listener's key -> _tls.Certificates
+        self._certificates: dict[str | None, Any] = {}  # a listener's key -> _tls.Certificates
         self._served: list[str | None] = []  # keys of the engine's listeners
         self._unusable = ""  # why the last certificates are
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,13 +165,10 @@ class Worker(asyncio.Protocol):
 
     def _certify(self, told: dict[str, Any]) -> None:
         """Takes all of it, or nothing and refuses the next table."""
-        from graylb import _tls
-
         files = {digest: text.encode() for digest, text in told["files"].items()}
         self._unusable = ""
         try:
-            made = {key: _certificates(_tls, each, files) for key, each in told["listeners"].items()}
-            _tls.set_ticket_keys([base64.b64decode(key) for key in told["tickets"]])
+            made = _usable(told, files)
         except (ValueError, KeyError, MemoryError) as error:
             self._unusable = f"certificates cannot be used: {error}"
             return
@@ -227,6 +224,17 @@ def answer(status: int, head: bytes, body: bytes, size: int, trailers: bytes, co
     texts = {"head": head, "body": body, "trailers": trailers}
     coded = {name: base64.b64encode(text).decode() for name, text in texts.items()}
     return {"status": status, "size": size, "complete": complete, **coded}
+
+
+def _usable(told: dict[str, Any], files: dict[str, bytes]) -> dict[str | None, Any]:
+    """The certificates of listeners by their keys. A build without TLS is told of the secret of marks alone."""
+    if not told["listeners"] and not told["tickets"]:
+        return {}
+    from graylb import _tls
+
+    made: dict[str | None, Any] = {key: _certificates(_tls, each, files) for key, each in told["listeners"].items()}
+    _tls.set_ticket_keys([base64.b64decode(key) for key in told["tickets"]])
+    return made
 
 
 def _certificates(tls: Any, told: dict[str, Any], files: dict[str, bytes]) -> Any:

@@ -83,7 +83,7 @@ def diff(old: Snapshot, new: Snapshot) -> Diff:
         else:
             service = before.get(name) or after[name]
             split = f"split {weights_text(service.split)}" if service.split else f"all to {service.stable}"
-            told = f"{split}, {len(service.rules)} rules, {len(service.instances)} instances"
+            told = f"{split}, {len(service.written_rules)} rules, {len(service.instances)} instances"
             changes.append(Change(name, "service", action, f"service {name} {action} ({told})"))
     return Diff(tuple(changes), tuple(callers))
 
@@ -164,7 +164,7 @@ def _slot_moves(old: str, new: str) -> Counter[tuple[str, str]]:
 
 
 def _rules(old: Service, new: Service) -> Iterator[Change]:
-    before, after = ({rule.name: rule for rule in service.rules} for service in (old, new))
+    before, after = ({rule.name: rule for rule in service.written_rules} for service in (old, new))
     for name, action in _keys(before, after):
         if action == "changed":
             yield from _rule(new.name, before[name], after[name], old.stable, new.stable)

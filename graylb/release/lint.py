@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from graylb.model.snapshot import Fallback, Service, Snapshot, Split, Subset
 from graylb.release.explain import describe_subset
@@ -26,7 +27,8 @@ def lint(snapshot: Snapshot, matcher: Matcher, ids: Ids | None = None) -> list[F
     # whose clients have no address
     unix = any(listener.address.startswith("unix:") for listener in snapshot.listeners)
     found = list(routes.findings())
-    for service in snapshot.services:
+    for whole in snapshot.services:
+        service = replace(whole, rules=whole.written_rules)
         rules = Rules(service, routes.entries(service.name))
         found += rules.findings(matcher)
         found += _Service(service, rules, unix=unix).findings()

@@ -122,6 +122,14 @@ SERVICE = optional(
         protocol=st.sampled_from(["auto", "http1"]),
         streams=st.sampled_from([1, 100]),
     ),
+    mark=optional(
+        {},
+        prefer=st.booleans(),
+        otherwise=st.sampled_from(["stable", "split"]),
+        carry=st.one_of(st.booleans(), st.sampled_from([{}, {"v1": "gray"}])),
+        headers=st.sampled_from([["x-lane"], ["x-a", "X-B"]]),
+        baggage=st.sampled_from([False, "off", "lane"]),
+    ),
     retries=optional(
         {}, grpc_status=st.sampled_from([[], ["unavailable"], ["unknown", "cancelled"]]), attempts=st.just(3)
     ),

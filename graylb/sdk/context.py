@@ -29,7 +29,7 @@ class Settings:
 
     service: how this service is called in a trail. headers: names of the mark, lower case; the first that is present
     is read, all of them are written. baggage: its key in W3C baggage; None: it is not looked for there, nor put there.
-    answers_probes: whether `graylb doctor` is told of this service.
+    answers_probes: whether a request with the header `x-graylb-probe` is told of this service.
     """
 
     service: str

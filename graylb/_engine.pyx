@@ -125,9 +125,9 @@ cdef class Engine(Detours):
         self.members = {}
         self.gate = Gate()
         self.logs = Logs(worker)
-        self.outliers = Outliers()
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.marker = Marker()
+        self.outliers = Outliers(self.slab)
         self._open_doors()
         self._open_books()
         self._find_h2()
@@ -334,10 +334,10 @@ cdef class Engine(Detours):
             "instances": [u.figures() for u in self.upstreams.values()],
             "versions": [each.figures() for each in self.series.values()],
             "outliers": self.outliers.counted(), "ejected": self.ejected(),
-            "panics": {name: (<ServiceLive>each).panics for name, each in self.services.items() if (<ServiceLive>each).panics},
             "limits": {name: (<ServiceLive>each).limits.figures() for name, each in self.services.items()
                        if (<ServiceLive>each).limits.any},
             "pressure": {"level": ("calm", "high", "full")[self.level], "resident": self.resident},
+            "panics": {name: (<ServiceLive>each).panics[0] for name, each in self.services.items() if (<ServiceLive>each).panics[0]},
         }
 
     # ---- what happens to connections -------------------------------------------------------------------------------
@@ -664,7 +664,7 @@ cdef class Engine(Detours):
         decide(state.table, &q, &self.context, &state.live, &x.d)
         if secure != NULL and secure.identity_len: h.count -= 1
         if x.d.fell_back: self._count_fallback(x)
-        if x.d.panic: (<ServiceLive>state.services[x.d.service]).panics += 1
+        if x.d.panic: (<ServiceLive>state.services[x.d.service]).panics[0] += 1
         if x.d.outcome == DECIDED: x.h2 = self._goes_by_h2(x, h)
         if x.d.outcome != DECIDED:
             self._undecided(c, p, have)

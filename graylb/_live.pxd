@@ -299,9 +299,9 @@ cdef class ServiceLive:
     cdef Faults faults     # None: nothing is injected
     cdef Slab slab         # for figures of this service; they go with it
     cdef Mirror mirror     # None: nothing is mirrored
-    cdef uint64_t panics   # requests that were given to instances that are out, see Decision.panic
     cdef Limits limits
     cdef ServiceMark mark  # None: there are no marks
+    cdef uint64_t* panics  # requests that were given to instances that are out, see Decision.panic
 
     cpdef configure(self, dict settings)
 

@@ -157,6 +157,7 @@ cdef class ServiceLive:
         self.worker = worker
         self.slab = slab
         self.limits = Limits()
+        self.panics = slab.counter("graylb_panic_picks_total", (("service", name),))
 
     cpdef configure(self, dict settings):
         """Takes its entry of meta["services"], whenever that is new."""

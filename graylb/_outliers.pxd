@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from graylb._live cimport Upstream
+from graylb._slab cimport Slab
 
 cdef enum:
     NO_ANSWER = 1000       # in the place of a status: this and the code of the error that there was instead of an answer
@@ -30,8 +31,10 @@ cdef class Watch:
     cdef uint64_t window               # slow start; 0: off
     cdef double aggression
     cdef double least                  # part
-    cdef uint64_t ejections[REASONS]
+    cdef uint64_t* ejections[REASONS]  # in the slab; NULL: there was none
+    cdef uint64_t* ejected
     cdef uint64_t spared               # that the share forbade
+    cdef Slab slab                     # its figures go with it
 
     cdef configure(self, dict outliers, dict slow_start)
     cdef int watched(self)
@@ -39,6 +42,7 @@ cdef class Watch:
     cdef uint32_t part(self, uint64_t age) noexcept
 
 cdef class Outliers:
+    cdef Slab slab
     cdef dict watches      # (service, version) -> Watch
     cdef dict out          # the ejected -> why, in words
     cdef set starting      # those that are warming
@@ -55,6 +59,7 @@ cdef class Outliers:
     cdef bint _eject(self, Upstream u, int reason, str why, uint64_t now)
     cdef _return(self, Upstream u, uint64_t now)
     cdef _judge(self, Watch w, uint64_t now)
+    cdef _count(self, Watch w)
     cdef _warm(self, Upstream u, uint64_t now)
     cdef list told(self, uint64_t now)
     cdef list counted(self)

@@ -37,6 +37,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from graylb._fast cimport EJECTED, FULL, ILL, OUT, WARMING
 from graylb._live cimport RATES, RUNS, TIMES, Conduct, Upstream
+from graylb._slab cimport Memory, Slab
 
 from bisect import bisect_left
 
@@ -51,7 +52,8 @@ cdef double ROUNDING = 1e-9           # equal rates are not below their mean
 cdef class Watch:
     """One version of one service: its instances and settings."""
 
-    def __init__(self, str service, str version, uint64_t now):
+    def __init__(self, str service, str version, uint64_t now, Slab slab):
+        self.slab = slab
         self.service = service
         self.version = version
         self.began = now
@@ -93,7 +95,8 @@ cdef class Watch:
 cdef class Outliers:
     """All instances of one worker. `changed` and `news` are for the owner to look at after each call, and to take back."""
 
-    def __init__(self):
+    def __init__(self, Slab slab):
+        self.slab = slab
         self.watches = {}
         self.out = {}
         self.starting = set()
@@ -112,7 +115,7 @@ cdef class Outliers:
                 continue
             w = found.get(u.version)
             if w is None:
-                w = found[u.version] = self.watches.get((name, u.version)) or Watch(name, u.version, now)
+                w = found[u.version] = self.watches.get((name, u.version)) or Watch(name, u.version, now, self.slab.part())
                 w.configure(service["outliers"], service["slow_start"])
                 w.members = []
             w.members.append(u)
@@ -132,7 +135,9 @@ cdef class Outliers:
     cdef forget(self, Upstream u):
         """It gets no requests any more, and is judged no more."""
         if u.down & (EJECTED | WARMING): self.changed = True
-        if self.out.pop(u, None) is not None: self.news = True
+        if self.out.pop(u, None) is not None:
+            self._count(u.watch)
+            self.news = True
         self.starting.discard(u)
         u.down &= ILL
         u.watch = None
@@ -177,8 +182,12 @@ cdef class Outliers:
         c.times += 1
         c.until = now + min(w.base * c.times, w.longest)
         u.down |= EJECTED
-        w.ejections[reason] += 1
+        if w.ejections[reason] == NULL:
+            labels = ("service", w.service), ("version", w.version), ("reason", NAMES[reason])
+            w.ejections[reason] = w.slab.counter("graylb_ejections_total", labels)
+        w.ejections[reason][0] += 1
         self.out[u] = NAMES[reason], why
+        self._count(w)
         self.changed = self.news = True
         if c.until < self.look_at: self.look_at = c.until
         return True
@@ -190,8 +199,16 @@ cdef class Outliers:
         c.until = now
         u.down &= ~EJECTED
         self.out.pop(u, None)
+        self._count(u.watch)
         self.changed = self.news = True
         self._warm(u, now)
+
+    cdef _count(self, Watch w):
+        """How many of its instances are ejected."""
+        cdef Upstream u
+        if w.ejected == NULL:
+            w.ejected = w.slab.gauge("graylb_ejected_instances", (("service", w.service), ("version", w.version)))
+        w.ejected[0] = sum([u.watch is w for u in self.out])
 
     cdef void look(self, uint64_t now) noexcept:
         """What time brings about: the end of ejections, of intervals, a larger part for who is warming."""
@@ -263,8 +280,8 @@ cdef class Outliers:
         cdef Watch w
         cdef uint32_t i
         return [{"service": w.service, "version": w.version, "spared": w.spared,
-                 "ejections": {NAMES[i]: w.ejections[i] for i in range(REASONS) if w.ejections[i]}}
-                for w in self.watches.values() if w.spared or any([w.ejections[i] for i in range(REASONS)])]
+                 "ejections": {NAMES[i]: w.ejections[i][0] for i in range(REASONS) if w.ejections[i] != NULL}}
+                for w in self.watches.values() if w.spared or any([w.ejections[i] != NULL for i in range(REASONS)])]
 
 
 cdef list failing(list upstreams, double factor):
@@ -307,7 +324,7 @@ class Trial:
 
     def __init__(self, dict service):
         self.service = service
-        self.outliers = Outliers()
+        self.outliers = Outliers(Slab(Memory(-1, 0)))
         self.upstreams = {}
         self.first = True
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import orjson
 
 from graylb import listeners, systemd
-from graylb.control import alarms, certificates, logs
+from graylb.control import alarms, certificates, ejections, logs
 from graylb.control.comparisons import Comparisons
 from graylb.control.health import Health
 from graylb.control.live_view import Views
@@ -221,12 +221,12 @@ class Supervisor:
             "restart_needed": self._restart_needed(),
             "workers": [worker.figures() for worker in self.workers],
             "alarms": alarms.told(),
+            "ejected": ejections.of(self.workers),
         }
 
     def _health_changed(self) -> None:
-        down = self.health.down()
         for worker in self.workers:
-            worker.tell_health(down)
+            worker.tell_health(self.health.down())
 
     @property
     def views(self) -> Views:

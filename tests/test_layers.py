@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb._limits",
         "graylb._http1",
     ),
-    "graylb._outliers": ("graylb._live", "graylb._fast"),
+    "graylb._outliers": ("graylb._live", "graylb._slab", "graylb._fast"),
     "graylb._tls": ("graylb._live", "graylb.openssl"),
     "graylb._sockets": ("graylb._slab", "graylb._live", "graylb._tls"),
     "graylb._h2": ("graylb._live", "graylb._http1", "graylb.nghttp2"),

@@ -232,6 +232,11 @@ def _print_status(found: dict[str, Any], services: list[dict[str, Any]]) -> None
         out.print(f"[yellow]takes effect at the next start or roll:[/] {escape(text)}")
     for warning in found["warnings"]:
         out.print(f"[yellow]warning:[/] {escape(warning['text'])}")
+    for each in found["ejected"]:
+        out.print(
+            f"[yellow]ejected by worker {each['worker']} until {each['until']}:[/] {escape(each['address'])} of "
+            f"{escape(each['service'])} ({escape(each['version'])}): {escape(each['why'])}"
+        )
     workers = Table("worker", "pid", "ready", "revision", "restarts")
     for each in found["workers"]:
         revision = "-" if each["revision"] is None else str(each["revision"])

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
-from graylb.control import alarms
+from graylb.control import alarms, ejections
 from graylb.control.logs import log
 from graylb.control.spawning import MODULE, Spawned, spawn
 from graylb.proxy import channel
@@ -234,6 +234,7 @@ class Worker:
         self._sent: Table | None = None
         self._sent_secrets = b""
         self._health = b""
+        self.ejected: list[dict[str, Any]] = []  # instances, see control.ejections
         self._views = b""
         self._acks: deque[asyncio.Future[str | None]] = deque()
         self._stats: deque[asyncio.Future[dict[str, Any] | None]] = deque()
@@ -431,6 +432,7 @@ class Worker:
             self._died = asyncio.get_running_loop().time()
             self.ready.clear()
             self.loaded.clear()
+            self.ejected = []
             self._connected = False
             self._abandon()
             process.close()
@@ -480,6 +482,8 @@ class Worker:
                 self._acks.popleft().set_result(error)
         elif frame.type == channel.MIRROR:
             self.on_pair(frame.json())
+        elif frame.type == channel.EJECTED:
+            self.ejected = ejections.taken(self.number, self.ejected, frame.json())
         elif frame.type == channel.STATS and self._stats:
             self._stats.popleft().set_result(frame.json())
         elif frame.type == channel.PING and self._pings:

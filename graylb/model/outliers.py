@@ -92,10 +92,6 @@ class OutliersPart(Part):
 
     @model_validator(mode="after")
     def _times(self) -> Self:
-        for name in ("interval", "base_ejection_time"):
-            if getattr(self, name) <= 0:
-                with deeper(name):
-                    raise fault("a time above 0")
         if self.max_ejection_time < self.base_ejection_time:
             with deeper("max_ejection_time"):
                 raise fault("at least base_ejection_time")
@@ -113,14 +109,14 @@ class OutliersPart(Part):
 class SlowStartPart(Part):
     """An instance that is new, or back, gets a share of its weight that grows. Shares of versions stay."""
 
-    window: values.Duration = Field(default=30.0, description="After which it gets its whole weight. 0: off.")
+    window: values.Duration = Field(default=30.0, description="After which it gets its whole weight.")
     aggression: _factor(0.1, 100) = Field(  # type: ignore[valid-type]
         default=1.0, description="1: it grows evenly; above: faster at first; the share is (age / window) ^ (1 / it)."
     )
     min_percent: _integer(1, 100) = Field(default=10, description="Of its weight, from the beginning.")  # type: ignore[valid-type]
 
-    def build(self) -> snapshot.SlowStart | None:
-        return snapshot.SlowStart(**dict(self)) if self.window else None
+    def build(self) -> snapshot.SlowStart:
+        return snapshot.SlowStart(**dict(self))
 
 
 def _bare_window(value: Any) -> Any:

@@ -41,6 +41,6 @@ class Outliers:
 class SlowStart:
     """An instance that is new or back gets a share of its weight that grows."""
 
-    window: float  # seconds; 0: off
+    window: float  # seconds
     aggression: float = 1.0
     min_percent: int = 10

@@ -24,10 +24,11 @@ VIEWS: Final = "V"  # → worker: JSON [{"service", "version", "rule": str | nul
 # ← worker: JSON {"service", "line", "dropped", "answers": [answer of the primary, of the mirror]}, see worker.answer
 MIRROR: Final = "M"
 DRAIN: Final = "D"  # → worker: JSON {"seconds": float, "keep_idle": bool}
+EJECTED: Final = "E"  # ← worker: JSON, all that are ejected now, whenever that has changed: Engine.ejected
 READY: Final = "R"  # ← worker: JSON {"pid": int}, when it accepts
 ACK: Final = "A"  # ← worker: JSON {"revision": int, "digest": hex} or {"revision": int, "error": text}
 TYPES: Final = frozenset(
-    (SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, VIEWS, MIRROR, DRAIN, READY, ACK)
+    (SOCKETS, ROLE, CERTIFICATES, TABLE, LISTEN, PING, STATS, HEALTH, VIEWS, MIRROR, DRAIN, EJECTED, READY, ACK)
 )
 
 STACK_SIGNAL: Final = signal.SIGRTMIN + 7

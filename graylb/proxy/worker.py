@@ -126,6 +126,7 @@ class Worker(asyncio.Protocol):
             os.sched_setaffinity(0, {role["cpu"]})
         slab = -1 if role["slab"] is None else self.sockets.pop(role["slab"])  # behind those to listen on
         self._engine = _engine.Engine(asyncio.get_running_loop(), number, slab, workers=role["workers"])
+        self._engine.on_ejections = self._tell_ejected
         if slab >= 0:
             os.close(slab)
         if role["pipes"]:
@@ -142,6 +143,9 @@ class Worker(asyncio.Protocol):
     def _send(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
+
+    def _tell_ejected(self) -> None:
+        self._send(channel.encode_json(channel.EJECTED, self.engine.ejected()))
 
     async def _load_tables(self) -> None:
         """One table after the other, in order, each acknowledged."""

@@ -318,5 +318,12 @@ def test_a_grpc_status_counts_as_the_http_status_that_it_stands_for(tmp_path: Pa
             assert got == {"good": 55, "UNAVAILABLE": 5}
             for _ in range(12):  # what stands for no 5xx says nothing against it
                 assert channel.failure("Fail", b"NOT_FOUND").code() is grpc.StatusCode.NOT_FOUND
-            (stats,) = proxy.call("/stats")
-            assert [each["address"] for each in stats["stats"]["ejected"]] == [bad.address]
+            # what everybody can see of it
+            (one,) = proxies.until(lambda: proxy.status()["ejected"], "the worker to tell of it")
+            assert (one["address"], one["reason"], one["times"]) == (bad.address, "gateway-failures", 1)
+            instances = {each["address"]: each["ejected"] for each in proxy.call("/services/echo")["instances"]}
+            assert instances == {
+                good.address: [],
+                bad.address: [{key: one[key] for key in ("worker", "reason", "why", "times", "until")}],
+            }
+            assert f"worker 0 ejects instance {bad.address} of echo (v1) for 30 s: " in proxy.log()

@@ -134,6 +134,21 @@ SERVICE = optional(
         {}, grpc_status=st.sampled_from([[], ["unavailable"], ["unknown", "cancelled"]]), attempts=st.just(3)
     ),
     tunnels=st.sampled_from(["keep", "cut", "drain 30s", {"drain": "1.5m"}, {"drain": 0.25}]),
+    health=optional(
+        {},
+        panic=st.integers(0, 100),
+        outliers=optional(
+            {},
+            consecutive_gateway_failures=st.integers(0, 9),
+            consecutive_5xx=st.integers(0, 9),
+            success_rate=optional({}, instances=st.integers(2, 9), stdev_factor=st.sampled_from([1, 1.9])),
+            latency=optional({}, requests=st.integers(1, 9), factor=st.sampled_from([2, 2.5])),
+            interval=st.sampled_from(["10s", 0.5]),
+            max_ejection_time=st.sampled_from(["5m", 30]),
+            max_ejection_percent=st.integers(0, 100),
+        ),
+    ),
+    slow_start=st.sampled_from(["30s", 7, {"window": "1m"}, {"aggression": 0.5, "min_percent": 20}]),
 )
 ROUTE = optional(
     {},

@@ -78,6 +78,7 @@ class Status(_Open):
     admin: str | None
     restart_needed: list[str] = Field(description="Settings that take effect at the next start or roll.")
     workers: list[WorkerStatus]
+    ejected: list[dict[str, Any]] = Field(description="Instances that workers have ejected: which, why, until when.")
 
 
 class ServiceInShort(_Open):
@@ -99,6 +100,16 @@ class InstanceHealth(BaseModel):
     last_failure: str | None
 
 
+class Ejection(BaseModel):
+    """A worker gives the instance no requests for a time, for how it answers."""
+
+    worker: int
+    reason: str = Field(description="gateway-failures, 5xx, success-rate or latency.")
+    why: str
+    times: int = Field(description="Ejections in a row.")
+    until: str
+
+
 class InstanceAnswer(_Open):
     address: str
     version: str
@@ -106,6 +117,7 @@ class InstanceAnswer(_Open):
     metadata: dict[str, str]
     zone: str
     health: InstanceHealth | None = Field(description="null: its service has no health check.")
+    ejected: list[Ejection] = Field(description="By these workers.")
 
 
 class ServiceAnswer(_Open):

@@ -61,9 +61,14 @@ async def service(name: ServiceName, context: ContextOf) -> Response:
         known = ", ".join(each.name for each in applied.snapshot.services[:20]) or "none"
         raise Missing(f"no service {name!r}; there is {known}")
     told = _told(found)
-    seen = context.tree.health.of(name)
+    seen, ejected = context.tree.health.of(name), context.tree.status()["ejected"]
     for instance in told["instances"]:
         instance["health"] = seen.get(instance["address"])
+        instance["ejected"] = [
+            {key: each[key] for key in ("worker", "reason", "why", "times", "until")}
+            for each in ejected
+            if (each["service"], each["address"]) == (name, instance["address"])
+        ]
     return json_response({"revision": applied.revision, **told})
 
 

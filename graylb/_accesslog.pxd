@@ -31,7 +31,6 @@ cdef enum LogField:
     L_SPAN_ID
     L_PARENT_ID
     L_STATE
-    L_START
     L_WORKER
     L_LAST_OF_HEAD = L_WORKER
     # known at the end

@@ -111,7 +111,7 @@ FIELDS = {
     "bytes_out": L_BYTES_OUT, "duration": L_DURATION, "first_byte": L_FIRST_BYTE, "connect": L_CONNECT,
     "upstream_protocol": L_UPSTREAM_PROTOCOL, "": L_NONE,
 }
-OF_SPANS = {"parent_id": L_PARENT_ID, "tracestate": L_STATE, "start_us": L_START}
+OF_SPANS = {"parent_id": L_PARENT_ID, "tracestate": L_STATE}
 
 cdef const char* REQUEST_ID = b"x-request-id"
 cdef const char* TRACEPARENT = b"traceparent"
@@ -205,7 +205,6 @@ cdef char* _asked(bint json, LogOp* op, Asked* a, char* o, const char* limit) no
         o[1] = 34
         return o + 2
     if op.field == L_TIME_LOCAL: return _put(json, o, limit, _text(a.local, 26))
-    if op.field == L_START: return gl_decimal(o, a.wall_us)
     if op.field == L_WORKER: return gl_decimal(o, a.worker)
     if op.field == L_CLIENT_PORT: return gl_decimal(o, a.peer.port) if a.peer.port else NULL
     if op.field == L_TLS:

@@ -29,7 +29,7 @@ from graylb._limits cimport configure as configure_breaker
 from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
                            Tls, Upstream)
-from graylb._logs cimport Logs, Settings
+from graylb._logs cimport EVENTS_BUFFER, Logs, Settings
 from graylb._mark cimport Marks
 from graylb._marker cimport Marker
 from graylb._outliers cimport NO_ANSWER, Outliers
@@ -162,7 +162,8 @@ cdef class Engine(Detours):
         counters = {name: self.counters.get(name) or Counter(<uint64_t>self.worker * 7919) for name in table.meta["splits"]}
         pick = former.live.pick if former is not None else <uint64_t>self.worker << 48
         self.state = TableState(table, services, instances, counters, pick, Marks(marks, self.files) if marks is not None else None)
-        self.state.log = Settings(table.meta["access_log"], former.log if former is not None else None)
+        self.state.log = Settings(table.meta, former.log if former is not None else None)
+        if (<Settings>self.state.log).tracing: self.logs.events.resize(EVENTS_BUFFER)
         if (<Settings>self.state.log).buffer: self.logs.access.resize((<Settings>self.state.log).buffer)
         self.counters = counters
         self._limit_streams(table.meta["limits"])
@@ -770,6 +771,7 @@ cdef class Engine(Detours):
         e = write_request(&self.head, self.heads, &state.policy, &told, x.request_kind,
                           NULL, r.path.n if r.has_rewrite else 0,
                           state.table.base + r.rewrite.off, r.rewrite.n if r.has_rewrite else 0)
+        if x.traced or x.request_id_n: e = self.logs.lines(x, e)
         if us >= 0: e = self._limit(x, e, us)
         size = e - self.heads
         if x.copy != NULL: self._copy_head(x, size)

@@ -144,6 +144,11 @@ cdef enum Waiting:
     DELAYED                # on purpose
     DUE                    # that is over
 
+cdef enum Traced:
+    T_ON = 1               # has a span
+    T_CHILD = 2            # of a span of the client
+    T_SAMPLED = 4
+
 cdef struct Exchange:
     Conn* client
     Conn* upstream
@@ -201,6 +206,12 @@ cdef struct Exchange:
     uint32_t full_at       # where in it that for views and spans begins
     Breaker* of_service    # where it counts; NULL: its service has no limits
     Breaker* of_version
+    uint8_t traced         # see Traced
+    char trace_id[32]      # of graylb's span, in hexadecimal
+    char span_id[16]
+    char parent_id[16]
+    uint8_t request_id_n   # of one that was made here; 0: none was
+    char request_id[36]
 
 cdef class Series:
     # what one version of one service has answered

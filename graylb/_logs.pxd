@@ -7,16 +7,23 @@ from graylb._live cimport Exchange, Peer
 
 cdef enum:
     ERROR_CODES = 40
+    EVENTS_BUFFER = 1048576
 
 cdef enum Captured:
     C_LOG = 1              # for the access log
-    C_FULL = 2             # for views
+    C_FULL = 2             # for views and spans
 
 cdef class Settings:
     # of a table
     cdef Format format             # None: no access log
     cdef uint32_t sample[6]        # by class of status: of 2**32
     cdef readonly size_t buffer
+    cdef bint tracing
+    cdef uint64_t ratio            # of 2**64: traces that begin here and are sampled
+    cdef bint parent_based
+    cdef bint always_errors
+    cdef uint8_t request_ids       # 0 as they come, 1 made where there is none, 2 always made
+    cdef bint any_                 # of all these
 
 cdef class Outlet:
     cdef int fd
@@ -52,6 +59,9 @@ cdef class Logs:
     cdef list kept
     cdef uint32_t left             # lines for views in this tick
     cdef readonly uint64_t unseen  # lines for views that were too many
+    cdef uint32_t spans_left       # in this tick
+    cdef readonly uint64_t spans
+    cdef readonly uint64_t spans_dropped
     cdef uint64_t offset           # of Unix time, to the monotonic one, us
     cdef uint64_t second
     cdef char date[24]
@@ -70,4 +80,8 @@ cdef class Logs:
     cdef void ended(self, Exchange* x, uint64_t now_us) noexcept
     cdef void ticked(self) noexcept
     cdef uint64_t random(self) noexcept
+    cdef char* lines(self, Exchange* x, char* e) noexcept
+    cdef void _trace(self, Exchange* x, Settings s, Head* h) noexcept
+    cdef void _name_request(self, Exchange* x, Settings s, Head* h) noexcept
+    cdef bint _tell_span(self, Exchange* x, Settings s, uint16_t status) noexcept
     cdef bint _seen(self, Exchange* x, uint16_t status) noexcept

@@ -12,8 +12,9 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from graylb._accesslog cimport LINE_MAX, MARGIN, Asked, Ended, Format, Text, dates
 from graylb._fast cimport Rule, Service, Str, Table
-from graylb._http1 cimport Head
-from graylb._live cimport Exchange, Peer, TableState
+from graylb._http1 cimport DROP, Head, Header, put_line, same_name
+from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Exchange, Peer, TableState
+from graylb._trace cimport Context_, low_half, put_hex, read_parent
 from graylb._sockets cimport gl_now_us
 
 import os
@@ -37,7 +38,7 @@ cdef extern from * nogil:
 
 cdef enum:
     FLUSH = 65536          # so many bytes are worth a system call
-    EVENTS_BUFFER = 1048576
+    SPANS_A_TICK = 200     # likewise
     VIEWS_A_TICK = 100     # lines, of each worker, in 100 ms
     MAX_VIEWS = 16
     LAST_MS = 500          # for the rest, when a worker ends
@@ -46,16 +47,24 @@ cdef enum:
 FULL = ("time", "client_ip", "client_port", "listener", "scheme", "method", "host", "path", "query", "protocol",
         "http_user_agent", "http_referer", "request_id", "trace_id", "service", "route", "version", "rule", "slot", "draw",
         "fallback", "instance", "revision", "attempts", "status", "error", "error_source", "aborted", "bytes_in", "bytes_out",
-        "duration", "first_byte", "connect", "upstream_protocol", "worker")
+        "duration", "first_byte", "connect", "upstream_protocol", "worker",
+        "http_content_type", "span_id", "parent_id", "tracestate")
 
 
 cdef class Settings:
-    """Of a table: what of its requests is written. told: `access_log` of the table's meta, or None. former: whose format is kept
-    where it is the same.
-    """
+    """Of a table: what is told of its requests. meta: the table's. former: whose format is kept where it is the same."""
 
-    def __cinit__(self, told, Settings former=None):
+    def __cinit__(self, dict meta, Settings former=None):
         cdef int i
+        told = meta["access_log"]
+        tracing = meta["tracing"]
+        self.request_ids = ("pass", "generate", "replace").index(meta["forwarding"]["request_id"])
+        self.any_ = told is not None or tracing is not None or self.request_ids > 0
+        if tracing is not None:
+            self.tracing = True
+            self.ratio = <uint64_t>min(round(tracing["sample"] / 100 * 2.0**64), 2**64 - 1)
+            self.parent_based = tracing["parent_based"]
+            self.always_errors = tracing["always_errors"]
         if told is None: return
         parts = [tuple(part) for part in told["parts"]]
         if former is not None and former.format is not None and former.format.made_of == (told["json"], parts):
@@ -187,7 +196,8 @@ cdef class Logs:
         self.left = VIEWS_A_TICK
 
     def stats(self):
-        return {"written": self.access.lines, "dropped": self.access.dropped, "unseen": self.unseen + self.events.dropped}
+        return {"written": self.access.lines, "dropped": self.access.dropped, "unseen": self.unseen, "spans": self.spans,
+                "spans_dropped": self.spans_dropped}
 
     cdef uint64_t random(self) noexcept:
         """splitmix64 (Steele, Lea, Flood 2014), seeded by the kernel."""
@@ -203,6 +213,7 @@ cdef class Logs:
         self.access.flush()
         self.events.flush()
         self.left = VIEWS_A_TICK
+        self.spans_left = SPANS_A_TICK
         self.offset = gl_wall_us() - gl_now_us()
 
     cdef void asked(self, Exchange* x, Settings s, Head* h, Peer* peer, const char* listener, uint32_t listener_n,
@@ -212,7 +223,9 @@ cdef class Logs:
         cdef char* o = self.scratch
         cdef char* q
         cdef size_t n
-        if s.format is None and not self.n_views: return
+        if not s.any_ and not self.n_views: return
+        if h != NULL and s.tracing: self._trace(x, s, h)
+        if h != NULL and s.request_ids: self._name_request(x, s, h)
         memset(&a, 0, sizeof(Asked))
         a.head = h
         a.peer = peer
@@ -227,11 +240,22 @@ cdef class Logs:
             dates(self.second, self.date, self.local)
         a.date = self.date
         a.local = self.local
+        if x.traced:
+            a.trace_id.p = x.trace_id
+            a.trace_id.n = 32
+            a.span_id.p = x.span_id
+            a.span_id.n = 16
+            if x.traced & T_CHILD:
+                a.parent_id.p = x.parent_id
+                a.parent_id.n = 16
+        if x.request_id_n:
+            a.request_id.p = x.request_id
+            a.request_id.n = x.request_id_n
         if s.format is not None:
             x.captured |= C_LOG
             o = s.format.head(&a, o, self.scratch + LINE_MAX)
         x.full_at = <uint32_t>(o - self.scratch)
-        if self.n_views:
+        if self.n_views or (x.traced and (s.always_errors or x.traced & T_SAMPLED)):
             x.captured |= C_FULL
             o = self.full.head(&a, o, o + LINE_MAX)
         n = o - self.scratch
@@ -273,11 +297,92 @@ cdef class Logs:
             else:
                 self.left -= 1
                 o = self.events.room()
-                if o != NULL: self.events.wrote(self.full.line(&e, state.table, x.log + x.full_at, x.log + x.log_len, o, o + LINE_MAX))
+                if o == NULL: self.unseen += 1
+                else: self.events.wrote(self.full.line(&e, state.table, x.log + x.full_at, x.log + x.log_len, o, o + LINE_MAX))
+        if x.captured & C_FULL and x.traced and self._tell_span(x, s, e.status):
+            o = self.events.room() if self.spans_left else NULL
+            if o == NULL: self.spans_dropped += 1
+            else:
+                self.spans_left -= 1
+                self.spans += 1
+                o[0] = 83                            # what is no line for views begins otherwise
+                self.events.wrote(self.full.line(&e, state.table, x.log + x.full_at, x.log + x.log_len, o + 1, o + LINE_MAX))
         if x.log_cap > 4096:
             free(x.log)
             x.log = NULL
             x.log_cap = 0
+
+    cdef bint _tell_span(self, Exchange* x, Settings s, uint16_t status) noexcept:
+        """Whether its span is exported: it is sampled, or an error."""
+        if x.traced & T_SAMPLED: return True
+        return s.always_errors and (status >= 500 or x.cut == 2 or (x.failed and x.grpc))
+
+    cdef void _trace(self, Exchange* x, Settings s, Head* h) noexcept:
+        """Begins the span of a request, in the client's trace or in a new one; what is forwarded names this span."""
+        cdef Context_ parent
+        cdef Header* at = NULL
+        cdef bint valid
+        cdef int i, times = 0
+        for i in range(h.count):
+            if h.headers[i].name_len == 11 and same_name(h.headers[i].name, b"traceparent", 11):
+                times += 1
+                at = &h.headers[i]
+                at.use = DROP
+        valid = times == 1 and read_parent(at.value, at.value_len, &parent)
+        x.traced = T_ON
+        put_hex(x.span_id, self.random() | 1)
+        if valid:
+            x.traced |= T_CHILD
+            memcpy(x.trace_id, parent.trace_id, 32)
+            memcpy(x.parent_id, parent.span_id, 16)
+        else:
+            put_hex(x.trace_id, self.random() | 1)
+            put_hex(x.trace_id + 16, self.random())
+            # the state of a trace that is not gone on with (section 3.3)
+            for i in range(h.count):
+                if h.headers[i].name_len == 10 and same_name(h.headers[i].name, b"tracestate", 10): h.headers[i].use = DROP
+        if valid and s.parent_based:
+            if parent.sampled: x.traced |= T_SAMPLED
+        elif s.ratio == <uint64_t>0xffffffffffffffff or low_half(x.trace_id) < s.ratio: x.traced |= T_SAMPLED
+
+    cdef void _name_request(self, Exchange* x, Settings s, Head* h) noexcept:
+        """An id for a request that has none, or that is to have ours: a UUID of version 4, as Envoy makes it."""
+        cdef uint64_t high, low
+        cdef char text[32]
+        cdef int i
+        for i in range(h.count):
+            if h.headers[i].name_len == 12 and h.headers[i].value_len and same_name(h.headers[i].name, b"x-request-id", 12):
+                if s.request_ids == 1: return
+                h.headers[i].use = DROP
+        high = (self.random() & <uint64_t>0xffffffffffff0fff) | 0x4000
+        low = (self.random() & <uint64_t>0x3fffffffffffffff) | <uint64_t>0x8000000000000000
+        put_hex(text, high)
+        put_hex(text + 16, low)
+        memcpy(x.request_id, text, 8)
+        memcpy(x.request_id + 9, text + 8, 4)
+        memcpy(x.request_id + 14, text + 12, 4)
+        memcpy(x.request_id + 19, text + 16, 4)
+        memcpy(x.request_id + 24, text + 20, 12)
+        x.request_id[8] = x.request_id[13] = x.request_id[18] = x.request_id[23] = 45
+        x.request_id_n = 36
+
+    cdef char* lines(self, Exchange* x, char* e) noexcept:
+        """What a request says of its trace and its id to the instance, behind the head that ends at e; the new end."""
+        cdef char line[80]
+        if x.traced:
+            memcpy(line, b"traceparent: 00-", 16)
+            memcpy(line + 16, x.trace_id, 32)
+            line[48] = 45
+            memcpy(line + 49, x.span_id, 16)
+            memcpy(line + 65, b"-01\r\n", 5)
+            if not x.traced & T_SAMPLED: line[67] = 48
+            e = put_line(e, line, 70)
+        if x.request_id_n:
+            memcpy(line, b"x-request-id: ", 14)
+            memcpy(line + 14, x.request_id, 36)
+            memcpy(line + 50, b"\r\n", 2)
+            e = put_line(e, line, 52)
+        return e
 
     cdef bint _seen(self, Exchange* x, uint16_t status) noexcept:
         """Whether anybody wants to see it."""

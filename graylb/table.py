@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import orjson
 
@@ -15,6 +16,7 @@ from graylb import _fast, _link
 from graylb.blocks import Block, Kept, compile_service
 from graylb.layout import GROUP, HEADER, NODE, NONE, ROUTE, Arena, Patterns
 from graylb.model.snapshot import Route, Service, Snapshot, digest_of
+from graylb.model.snapshot_observe import Tracing
 from graylb.rulebook import Conditions, Fields, field_keys
 
 Breath = Callable[[], object]
@@ -169,6 +171,7 @@ class Compiler:
             "listeners": [asdict(x) for x in snapshot.listeners], "limits": asdict(snapshot.limits),
             "forwarding": asdict(snapshot.forwarding), "decision_headers": snapshot.decision_headers,
             "splits": self.split_names, "listener_bits": self.listener_bits,
+            "tracing": _tracing(snapshot.tracing),
             "access_log": asdict(snapshot.access_log) if snapshot.access_log is not None else None,
             "services": [block.settings for block in blocks],
             "marks": asdict(snapshot.marks) if snapshot.marks is not None else None,
@@ -185,6 +188,13 @@ class Compiler:
         # slack: fixed-size reads of the last record's strings stay inside
         arena.add(b"\0" * 16)
         return _fast.seal(arena.data)
+
+
+def _tracing(tracing: Tracing | None) -> dict[str, Any] | None:
+    """Of it what a worker must know."""
+    if tracing is None:
+        return None
+    return {name: getattr(tracing, name) for name in ("sample", "parent_based", "always_errors")}
 
 
 def listener_bits(snapshot: Snapshot) -> dict[str, int]:

@@ -49,7 +49,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._clients": ("graylb._pools", "graylb._sockets", "graylb._live", "graylb._limits", "graylb._proxy"),
     "graylb._streams": ("graylb._clients", "graylb._pools", "graylb._sockets", "graylb._live", "graylb._h2"),
     "graylb._accesslog": ("graylb._live", "graylb._fast", "graylb._http1"),
-    "graylb._logs": ("graylb._accesslog", "graylb._sockets", "graylb._live", "graylb._fast", "graylb._http1"),
+    "graylb._trace": (),
+    "graylb._logs": (
+        "graylb._accesslog",
+        "graylb._trace",
+        "graylb._sockets",
+        "graylb._live",
+        "graylb._fast",
+        "graylb._http1",
+    ),
     "graylb._exchanges": (
         "graylb._logs",
         "graylb._streams",

@@ -104,22 +104,27 @@ class Views:
         return [asdict(view.wanted) for view in self._views]
 
     def close(self) -> None:
+        """What workers that have ended told last is taken."""
         for fd in list(self._rests):
-            self._end(fd)
+            while fd in self._rests and self._read(fd):
+                pass
+            if fd in self._rests:
+                self._end(fd)
 
     def _end(self, fd: int) -> None:
         asyncio.get_running_loop().remove_reader(fd)
         os.close(fd)
         del self._rests[fd]
 
-    def _read(self, fd: int) -> None:
+    def _read(self, fd: int) -> bool:
+        """False: there is no more now."""
         try:
             data = os.read(fd, PIECE)
         except BlockingIOError:
-            return
+            return False
         if not data:
             self._end(fd)
-            return
+            return False
         *lines, self._rests[fd] = (self._rests[fd] + data).split(b"\n")
         for line in lines:
             if line[:1] != b"{":
@@ -127,6 +132,7 @@ class Views:
                     self._spans(line)
             elif self._views:
                 self._show(line)
+        return True
 
     def _show(self, line: bytes) -> None:
         found = orjson.loads(line)

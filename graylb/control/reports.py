@@ -1,4 +1,4 @@
-"""What workers tell of requests, beside their counters: the access log and live views, on pipes of each worker."""
+"""What workers tell of requests, beside their counters: access log, live views, spans, on pipes of each worker."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from graylb.control.access_log import Writer, open_pipe
 from graylb.control.live_view import Views
 from graylb.control.logs import log
+from graylb.control.spans import Spans
 from graylb.model.snapshot import Snapshot
 
 
@@ -23,11 +24,13 @@ class Reports:
     """folder: of the document. tell: gives every worker what live views want."""
 
     def __init__(self, folder: Path, tell: Callable[[list[dict[str, Any]]], None]) -> None:
-        self.views = Views(tell)
+        self._spans = Spans(folder)
+        self.views = Views(tell, self._spans.add)
         self._log = Writer(folder)
 
     def start(self, snapshot: Snapshot) -> None:
         """Raises LogRefused where the access log cannot be opened."""
+        self._spans.follow(snapshot.tracing)
         try:
             self._log.start(snapshot.access_log)
         except OSError as error:
@@ -37,6 +40,7 @@ class Reports:
 
     def follow(self, snapshot: Snapshot) -> None:
         self._log.follow(snapshot.access_log)
+        self._spans.follow(snapshot.tracing)
 
     def pipes(self) -> list[int]:
         """The writing ends of a new worker's pipes, which the caller closes: of the access log, of all else.
@@ -60,9 +64,9 @@ class Reports:
         self._log.reopen()
 
     def figures(self) -> dict[str, Any]:
-        return {"access_log": asdict(self._log.figures)}
+        return {"access_log": asdict(self._log.figures), "tracing": asdict(self._spans.figures)}
 
     async def close(self) -> None:
         """Once every worker has ended."""
         self.views.close()
-        await asyncio.to_thread(self._log.close)
+        await asyncio.gather(asyncio.to_thread(self._log.close), asyncio.to_thread(self._spans.close))

@@ -62,6 +62,7 @@ def build(
         decision_headers=document.decision_headers,
         forwarding=snapshot.Forwarding(**document.forwarding.model_dump()),
         limits=_limits(document.limits),
+        tracing=document.tracing.build() if document.tracing is not None else None,
         access_log=document.access_log.build() if document.access_log is not None else None,
         marks=document.mark.build() if document.mark is not None else None,
     )

@@ -26,6 +26,7 @@ from graylb.model.settings import (
     Watchdog,
 )
 from graylb.model.snapshot import Pem
+from graylb.model.tracing import TracingPart
 
 PartType = TypeVar("PartType", bound=Part)
 PresetName = Annotated[
@@ -75,6 +76,7 @@ class Document(Part):
         default=None,
         description="`true`, or settings: the version decision is carried along the call chain. Default: `false`.",
     )
+    tracing: TracingPart | None = Field(default=None, description="Spans for a collector. Default: none.")
     etcd: EtcdPart | None = Field(
         default=None, description="Where more services, or parts of these, come from. Default: nowhere else."
     )

@@ -50,6 +50,11 @@ Watchdog = Annotated[
     PlainSerializer(lambda seconds: seconds or "off"),
     WithJsonSchema({"type": ["number", "string", "boolean"]}),
 ]
+RequestIds = Annotated[
+    Literal["pass", "generate", "replace"],
+    PlainValidator(values.choice("pass", "generate", "replace")),
+    WithJsonSchema({"enum": ["pass", "generate", "replace"]}),
+]
 
 
 class ProxyProtocolPart(Part):
@@ -290,6 +295,11 @@ class ForwardingPart(Part):
     )
     forwarded: Telling = Field(default="off", description="`Forwarded` of RFC 7239, in the same ways.")
     via: values.Bool = Field(default=False, description="`Via` on requests and responses.")
+    request_id: RequestIds = Field(
+        default="pass",
+        description="`X-Request-Id`: `pass` leaves it as it comes, `generate` makes one where there is none, `replace` "
+        "always makes one (a UUID of version 4).",
+    )
 
 
 _HeadSize = Annotated[int, PlainValidator(values.size(1024, 2**20)), WithJsonSchema({"type": ["integer", "string"]})]

@@ -16,7 +16,7 @@ import orjson
 from graylb.model.snapshot_faults import Fault, Mirror
 from graylb.model.snapshot_health import Outliers, SlowStart
 from graylb.model.snapshot_limits import NO_LIMITS, NO_MARKS, Memory, ServiceLimits
-from graylb.model.snapshot_observe import AccessLog
+from graylb.model.snapshot_observe import AccessLog, Tracing
 
 SLOTS = 10_000
 """Buckets of a split's sticky keys; one slot is 0.01 %."""
@@ -332,6 +332,7 @@ class Forwarding:
     x_forwarded: Literal["append", "replace", "off"] = "append"
     forwarded: Literal["append", "replace", "off"] = "off"  # RFC 7239
     via: bool = False  # RFC 9110 section 7.6.3, on requests and responses
+    request_id: Literal["pass", "generate", "replace"] = "pass"  # x-request-id
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +405,7 @@ class Snapshot:
     limits: Limits = field(default_factory=Limits)
     access_log: AccessLog | None = None
     marks: Marks | None = None  # None: there are none; headers of these names are like all others
+    tracing: Tracing | None = None
 
     def to_bytes(self) -> bytes:
         """Canonical JSON."""

@@ -29,7 +29,7 @@ from proxyprotocol.v2 import ProxyProtocolV2
 from graylb import _engine, _fast, table
 from graylb.model import snapshot as model
 from graylb.model.snapshot import Connections, Forwarding, Instance, Limits, Route, Rule, Service, Timeouts
-from graylb.model.snapshot_observe import AccessLog
+from graylb.model.snapshot_observe import AccessLog, Tracing
 from graylb.release.slots import allocate
 from tests.integration import wire
 
@@ -416,6 +416,7 @@ class Rig:
     limits: Limits = LIMITS
     forwarding: Forwarding = field(default_factory=Forwarding)
     access_log: AccessLog | None = None
+    tracing: Tracing | None = None
     address: str = ""
     revision: int = 0
     callers: list[Caller] = field(default_factory=list)
@@ -451,6 +452,7 @@ class Rig:
             limits=self.limits,
             forwarding=self.forwarding,
             access_log=self.access_log,
+            tracing=self.tracing,
         )
         self.engine.swap(_fast.Table(table.compile(made)))
 

@@ -161,6 +161,7 @@ cdef class Logs:
             self.sources_n[<int>kind.code] = <uint32_t>len(source)
             self.statuses[<int>kind.code] = kind.status
         self.second = <uint64_t>-1
+        self.spans_left = SPANS_A_TICK
         self.offset = gl_wall_us() - gl_now_us()
 
     def __dealloc__(self):
@@ -351,8 +352,8 @@ cdef class Logs:
         cdef char text[32]
         cdef int i
         for i in range(h.count):
-            if h.headers[i].name_len == 12 and h.headers[i].value_len and same_name(h.headers[i].name, b"x-request-id", 12):
-                if s.request_ids == 1: return
+            if h.headers[i].name_len == 12 and same_name(h.headers[i].name, b"x-request-id", 12):
+                if s.request_ids == 1 and h.headers[i].value_len: return
                 h.headers[i].use = DROP
         high = (self.random() & <uint64_t>0xffffffffffff0fff) | 0x4000
         low = (self.random() & <uint64_t>0x3fffffffffffffff) | <uint64_t>0x8000000000000000

@@ -16,7 +16,6 @@ from graylb import _fast, _link
 from graylb.blocks import Block, Kept, compile_service
 from graylb.layout import GROUP, HEADER, NODE, NONE, ROUTE, Arena, Patterns
 from graylb.model.snapshot import Route, Service, Snapshot, digest_of
-from graylb.model.snapshot_observe import Tracing
 from graylb.rulebook import Conditions, Fields, field_keys
 
 Breath = Callable[[], object]
@@ -171,7 +170,7 @@ class Compiler:
             "listeners": [asdict(x) for x in snapshot.listeners], "limits": asdict(snapshot.limits),
             "forwarding": asdict(snapshot.forwarding), "decision_headers": snapshot.decision_headers,
             "splits": self.split_names, "listener_bits": self.listener_bits,
-            "tracing": _tracing(snapshot.tracing),
+            "tracing": _tracing(snapshot),
             "access_log": asdict(snapshot.access_log) if snapshot.access_log is not None else None,
             "services": [block.settings for block in blocks],
             "marks": asdict(snapshot.marks) if snapshot.marks is not None else None,
@@ -190,11 +189,11 @@ class Compiler:
         return _fast.seal(arena.data)
 
 
-def _tracing(tracing: Tracing | None) -> dict[str, Any] | None:
+def _tracing(snapshot: Snapshot) -> dict[str, Any] | None:
     """Of it what a worker must know."""
-    if tracing is None:
+    if snapshot.tracing is None:
         return None
-    return {name: getattr(tracing, name) for name in ("sample", "parent_based", "always_errors")}
+    return {name: getattr(snapshot.tracing, name) for name in ("sample", "parent_based", "always_errors")}
 
 
 def listener_bits(snapshot: Snapshot) -> dict[str, int]:

@@ -15,7 +15,7 @@ PYTEST := -m pytest $(ARGS)
 LOAD := wrk=wrk nginx=nginx-light haproxy=haproxy
 LOAD_H2 := h2load=nghttp2-client nghttpx=nghttp2-proxy nghttp2/nghttp2.h=libnghttp2-dev openssl/ssl.h=libssl-dev
 # what the tests run besides, and keep from running as a service too
-PARTS := $(LOAD) etcd=etcd-server
+PARTS := $(LOAD) etcd=etcd-server prometheus=prometheus
 # what parts of the build are over; GRAYLB_H2=off and GRAYLB_TLS=off do without
 HEADERS := $(if $(filter off,$(GRAYLB_H2)),,nghttp2/nghttp2.h=libnghttp2-dev) \
 	$(if $(filter off,$(GRAYLB_TLS)),,openssl/ssl.h=libssl-dev)

@@ -148,8 +148,8 @@ def extension(name: str) -> Extension:
 extensions = [
     extension(name)
     for name in (
-        *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_faults", "_mirrors", "_limits", "_slab", "_live"),
-        *("_mark", "_marker", "_outliers", "_accesslog", "_trace", "_sockets", "_logs", "_pools", "_clients"),
+        *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_faults", "_mirrors", "_limits", "_slab", "_meter"),
+        *("_live", "_mark", "_marker", "_outliers", "_accesslog", "_trace", "_sockets", "_logs", "_pools", "_clients"),
         *("_streams", "_exchanges", "_admission", "_attempts", "_tunnels"),
         *("_detours", "_engine"),
     )

@@ -71,6 +71,8 @@ cdef class Attempts(Admission):
                     up.in_flight += 1
                     up.requests += 1
                     if up.conduct.watched & TIMES: x.tried_us = gl_now_us()
+                    up.series.in_flight[0] += 1
+                    up.series.attempts[0] += 1
                     return True
                 if called: self._call_all(up)
                 if self.exhausted:                   # not the instance is to blame, and no other could be reached
@@ -78,6 +80,7 @@ cdef class Attempts(Admission):
                     return False
                 up.failures += 1
                 self._saw(up, NO_ANSWER + E_CONNECT_FAILED, 0)
+                up.series.failures[0] += 1
                 self.retries += 1
             if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first): break
         if full >= 0:
@@ -216,6 +219,7 @@ cdef class Attempts(Admission):
             self._repeat(x, u, stale, code)
             return
         up.failures += 1
+        up.series.failures[0] += 1
         self._fail(c, code)
 
     cdef bint _can_repeat(self, Exchange* x, Conn* u) noexcept:
@@ -253,6 +257,7 @@ cdef class Attempts(Admission):
         """Gives up the upstream connection of an exchange that goes on."""
         cdef Conn* u = x.upstream
         (<Upstream>u.upstream).failures += 1
+        (<Upstream>u.upstream).series.failures[0] += 1
         self._detach(x)
         self._kill(u)
 

@@ -44,6 +44,8 @@ cdef class Clients(Pools):
     cdef readonly uint64_t shed    # idle clients closed to make room for others
     cdef uint64_t errors[N_CODES]
     cdef uint64_t statuses[6]
+    cdef uint64_t* unrouted        # the same in the slab, of what no service has
+    cdef uint64_t* unrouted_errors
     cdef _open_doors(self)
     cdef _name_listeners(self)
     cdef _pause_accepting(self, int number)

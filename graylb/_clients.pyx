@@ -197,6 +197,8 @@ cdef class Clients(Pools):
         cdef bytes answer = self.shedding if shedding else self.full
         self.errors[E_SHEDDING if shedding else E_OVERLOADED] += 1
         self.statuses[5] += 1
+        self.unrouted[5] += 1
+        self.unrouted_errors[E_SHEDDING if shedding else E_OVERLOADED] += 1
         if not secure: send(fd, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer), MSG_NOSIGNAL)
         close(fd)
 

@@ -27,11 +27,12 @@ from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DR
 from graylb._limits cimport FULL
 from graylb._limits cimport configure as configure_breaker
 from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
-                           S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, Series, ServiceLive, Session, TableState,
+                           S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, ServiceLive, Session, TableState,
                            Tls, Upstream)
 from graylb._logs cimport EVENTS_BUFFER, Logs, Settings
 from graylb._mark cimport Marks
 from graylb._marker cimport Marker
+from graylb._meter cimport Meter, Series
 from graylb._outliers cimport NO_ANSWER, Outliers
 from graylb._pools cimport WARM_EVERY_MS
 from graylb._slab cimport Memory, Slab
@@ -46,6 +47,7 @@ from graylb.grpc_health import reply as health_reply
 
 cdef enum:
     LINGER_BYTES = 4194304
+    N_OWN = 14
     PIECE = 65536          # a stream's body bytes are encoded for HTTP/1 in pieces of at most this
 
 cdef extern from * nogil:
@@ -84,6 +86,16 @@ cdef size_t HEALTH_LEN = 23
 cdef const char* PRI = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"   # RFC 9113 section 3.4
 
 
+# figures of the worker that it tells the slab of with each tick
+cdef tuple OWN = (
+    ("graylb_connections_accepted_total", ()), ("graylb_connections_shed_total", ()), ("graylb_requests_aborted_total", ()),
+    ("graylb_retries_total", ()), ("graylb_tunnels_cut_total", ()), ("graylb_h2_sessions_cut_total", ()),
+    ("graylb_parser_disagreements_total", ()), ("graylb_tls_handshakes_total", (("result", "full"),)),
+    ("graylb_tls_handshakes_total", (("result", "resumed"),)), ("graylb_tls_handshakes_total", (("result", "failed"),)),
+    ("graylb_connections", ()), ("graylb_tunnels", ()), ("graylb_h2_sessions", ()), ("graylb_h2_streams", ()),
+)
+
+
 cdef class Engine(Detours):
     """Serves clients by the current table. One engine a worker, on one event loop.
 
@@ -98,7 +110,6 @@ cdef class Engine(Detours):
     cdef char* piece               # room to encode a stream's body bytes in
     cdef dict members              # service -> (its digest, its instances in the table's order)
     cdef dict counters
-    cdef dict series               # (service, version) -> Series
     cdef dict fallbacks
     cdef set down                  # (service, address) of instances that health checks find ill
     cdef Gate gate
@@ -107,6 +118,10 @@ cdef class Engine(Detours):
     cdef Context context
     cdef readonly uint64_t requests
     cdef readonly uint64_t disagreements
+    cdef uint64_t* own[N_OWN]      # figures of the worker in the slab, see OWN
+    cdef uint64_t former[N_OWN]    # what its predecessors have come to
+    cdef dict told                 # (name, labels) -> what `_total` was told last
+    cdef int ticks
 
     def __init__(self, loop, int worker=0, int slab=-1, *, int workers=1):
         self.worker = worker
@@ -117,7 +132,6 @@ cdef class Engine(Detours):
         self.upstreams = {}
         self.named = {}
         self.counters = {}
-        self.series = {}
         self.fallbacks = {}
         self.services = {}
         self.down = set()
@@ -125,6 +139,7 @@ cdef class Engine(Detours):
         self.members = {}
         self.gate = Gate()
         self.logs = Logs(worker)
+        self._open_own()
         self.seed = int.from_bytes(os.urandom(8), "little")
         self.marker = Marker()
         self.outliers = Outliers(self.slab)
@@ -146,7 +161,7 @@ cdef class Engine(Detours):
         instances, retired, services = [], [], []
         for service in table.meta["services"]:
             known = before.pop(service["name"], None)
-            services.append(self._service_of(service, known is None or known[0] != service["digest"]))
+            services.append(self._service_of(service, table, len(services), known is None or known[0] != service["digest"]))
             if known is None or known[0] != service["digest"]:
                 own = self._instances_of(service, table, len(instances), known, retired)
                 self.outliers.follow(service, own, table.weights(len(instances), len(own)), former is None, self.now)
@@ -155,7 +170,6 @@ cdef class Engine(Detours):
             instances += own
         for name, (_, gone, *_) in before.items():
             retired += gone
-            self.series = {key: found for key, found in self.series.items() if key[0] != name}
             self.services.pop(name, None)
             self.outliers.gone(name)
         marks = table.meta.get("marks")
@@ -175,11 +189,12 @@ cdef class Engine(Detours):
         self._warm_up()
         self._reap()
 
-    cdef ServiceLive _service_of(self, dict service, bint changed):
+    cdef ServiceLive _service_of(self, dict service, Table table, int number, bint changed):
         cdef ServiceLive found = self.services.get(service["name"])
         if found is None: found = self.services[service["name"]] = ServiceLive(service["name"], self.worker, self.slab.part())
         if changed:
             found.configure(service)
+            found.bind(table, number)
             if service["limits"] is not None or found.limits.any: self._limit_service(found)
         return found
 
@@ -188,8 +203,7 @@ cdef class Engine(Detours):
         cdef Series each
         cdef dict told = service.settings["limits"]
         service.limits.configure(told, self.workers, self.seed, gl_now_us())
-        for each in self.series.values():
-            if each.service == service.name: self._limit_version(each, service)
+        for each in service.series.values(): self._limit_version(each, service)
 
     cdef _limit_version(self, Series series, ServiceLive service):
         bounds = service.limits.told["version"] if service.limits.told is not None else UNBOUNDED
@@ -214,7 +228,7 @@ cdef class Engine(Detours):
         name, address, version, weight = instance
         u = self.upstreams.get((name, address))
         if u is None or u.version != version:
-            u = self.upstreams[name, address] = Upstream(name, address, version, self._series(name, version),
+            u = self.upstreams[name, address] = Upstream(name, address, version, (<ServiceLive>self.services[name]).series[version],
                                                              (<ServiceLive>self.services[name]).limits)
             u.down = ILL if (name, address) in self.down else 0
             u.conduct.fresh = 1
@@ -235,13 +249,6 @@ cdef class Engine(Detours):
         self.warm.discard(u)
         self.outliers.forget(u)
         self._retire(u)
-
-    def _series(self, str service, str version):
-        found = self.series.get((service, version))
-        if found is None:
-            found = self.series[service, version] = Series(service, version)
-            self._limit_version(found, self.services[service])
-        return found
 
     def drain(self, on_quiet, *, bint keep_idle=False):
         """Accepts no more and lets exchanges finish with `connection: close`; calls on_quiet() when no client is left.
@@ -276,6 +283,7 @@ cdef class Engine(Detours):
         cdef int i
         if self.closed: return
         self.closed = True
+        self._ticked()
         self.unlisten()
         for i in range(WHEEL):
             while self.wheel[i].later != &self.wheel[i]: self._abort(self.wheel[i].later)
@@ -333,13 +341,68 @@ cdef class Engine(Detours):
             "mirrors": [(<ServiceLive>live).mirror.figures() for live in self.services.values()
                         if (<ServiceLive>live).mirror is not None],
             "instances": [u.figures() for u in self.upstreams.values()],
-            "versions": [each.figures() for each in self.series.values()],
+            "versions": [each.figures() for live in self.services.values() for each in live.series.values() if each.opened],
             "outliers": self.outliers.counted(), "ejected": self.ejected(),
             "limits": {name: (<ServiceLive>each).limits.figures() for name, each in self.services.items()
                        if (<ServiceLive>each).limits.any},
             "pressure": {"level": ("calm", "high", "full")[self.level], "resident": self.resident},
             "panics": {name: (<ServiceLive>each).panics[0] for name, each in self.services.items() if (<ServiceLive>each).panics[0]},
         }
+
+    # ---- figures of its own ----------------------------------------------------------------------------------------
+
+    cdef _open_own(self):
+        cdef int i
+        self.told = {}
+        for i in range(N_OWN):
+            name, labels = OWN[i]
+            self.own[i] = self.slab.counter(name, labels) if name.endswith("_total") else self.slab.gauge(name, labels)
+            self.former[i] = self.own[i][0]
+
+    cdef void _own(self, int i, uint64_t value) noexcept:
+        self.own[i][0] = self.former[i] + value
+
+    cdef void _ticked(self) noexcept:
+        Detours._ticked(self)
+        self._own(0, self.accepted)
+        self._own(1, self.shed)
+        self._own(2, self.aborted)
+        self._own(3, self.retries)
+        self._own(4, self.tunnels_cut)
+        self._own(5, self.sessions_cut)
+        self._own(6, self.disagreements)
+        self._own(7, self.handshakes - self.resumed)
+        self._own(8, self.resumed)
+        self._own(9, sum(self.handshakes_failed.values()) if self.handshakes_failed else 0)
+        self._own(10, self.clients)
+        self._own(11, self.tunnels)
+        self._own(12, self.sessions)
+        self._own(13, self.streams)
+        self.ticks += 1
+        if self.ticks % 10 == 0 or self.closed: self._tell_rare()
+
+    cdef _tell_rare(self):
+        """Once a second: what others count as plain numbers, and is mostly nothing."""
+        cdef ServiceLive live
+        for result, n in (("written", self.logs.access.lines), ("dropped", self.logs.access.dropped)):
+            self._total(self.slab, "graylb_access_log_lines_total", (("result", result),), n)
+        for live in self.services.values():
+            if live.mirror is not None:
+                for each in live.mirror.figures()["outcomes"]:
+                    labels = (("service", live.name), ("version", each["version"]), ("outcome", each["outcome"]))
+                    self._total(live.slab, "graylb_mirrored_requests_total", labels, each["count"])
+            if live.faults is not None:
+                for each in live.fault_figures():
+                    for kind in ("delay", "abort"):
+                        labels = (("service", live.name), ("rule", each["rule"] or ""), ("kind", kind))
+                        self._total(live.slab, "graylb_faults_injected_total", labels, each[kind])
+
+    cdef _total(self, Slab slab, str name, tuple labels, uint64_t value):
+        """A counter that somebody else keeps, and that may begin anew."""
+        cdef uint64_t last = self.told.get((name, labels), 0)
+        if value == last: return
+        slab.counter(name, labels)[0] += value - last if value > last else value
+        self.told[name, labels] = value
 
     # ---- what happens to connections -------------------------------------------------------------------------------
 
@@ -613,6 +676,7 @@ cdef class Engine(Detours):
             self._kill(c)
             return
         self.requests += 1
+        self.begun[0] += 1
         c.x = x
         x.client = c
         Py_INCREF(state)
@@ -640,7 +704,7 @@ cdef class Engine(Detours):
             self._refuse(c, p, have, E_SHEDDING)
             return
         if secure != NULL and secure.mixed and not self.secure.admits(secure, h.host, h.host_len):
-            x.d.service = x.d.instance = -1          # client certificates asked for are not those of this host
+            x.d.service = x.d.instance = x.d.route = -1          # client certificates asked for are not those of this host
             self._refuse(c, p, have, E_MISDIRECTED)
             return
         if x.grpc and self.listening[c.listener].health and h.path_len > HEALTH_LEN and memcmp(h.path, HEALTH, HEALTH_LEN) == 0:
@@ -659,7 +723,7 @@ cdef class Engine(Detours):
         if secure != NULL and secure.identity_len:
             # rules see it; it is gone again before anything is forwarded
             if add_certificate(h, secure.identity, secure.identity_len) < 0:
-                x.d.service = x.d.instance = -1
+                x.d.service = x.d.instance = x.d.route = -1
                 self._refuse(c, p, have, E_HEAD_TOO_LARGE)
                 return
         decide(state.table, &q, &self.context, &state.live, &x.d)
@@ -743,6 +807,7 @@ cdef class Engine(Detours):
         cdef const Service* s = &t.services[x.d.service]
         key = t._str(s.name), t._version(s, x.d.wanted), self._got(t, &x.d)
         self.fallbacks[key] = self.fallbacks.get(key, 0) + 1
+        (<Meter>(<TableState>x.state).meters[x.d.service]).count_fallback(t, &x.d)
 
     cdef str _got(self, Table t, Decision* d):
         return t._version(&t.services[d.service], t.instances[d.instance].version) if d.instance >= 0 else None
@@ -1012,7 +1077,7 @@ cdef class Engine(Detours):
         x.keeping = 0
         u.state = U_BODY
         x.status = h.status
-        if x.captured or x.of_service != NULL: x.head_us = gl_now_us()
+        x.head_us = gl_now_us()
         (<Upstream>u.upstream).large = x.response.kind == BODY_LENGTH and x.response.left >= SPLICE_FROM
         if not c.sink: self.statuses[h.status // 100] += 1
         c.deadline = 0
@@ -1138,7 +1203,7 @@ cdef class Engine(Detours):
         cdef Exchange* x = c.x
         cdef Head* h = &self.head
         x.health = 1 if h.path_len == HEALTH_LEN + 5 and memcmp(h.path + HEALTH_LEN, b"Check", 5) == 0 else 2
-        x.d.service = x.d.instance = x.d.rule = -1
+        x.d.service = x.d.instance = x.d.rule = x.d.route = -1
         if x.request_done: self._answer_health(c)
         else: self._set_deadline(c, self.now + self.state.body_ms)
 
@@ -1235,6 +1300,7 @@ cdef class Engine(Detours):
         cdef Conn* u = x.upstream
         self.errors[E_UPSTREAM_RESET] += 1
         x.failed = E_UPSTREAM_RESET + 1
+        self._count_error(x, E_UPSTREAM_RESET)
         _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
         self._drop_exchange(x)
         self._kill(u)

@@ -18,10 +18,13 @@ cdef class Exchanges(Streams):
     cdef uint64_t retry_after      # seconds to be told with the next answer of ours; 0: nothing is
     cdef readonly int exchanges
     cdef readonly uint64_t aborted
+    cdef uint64_t* begun           # requests of clients
+    cdef uint64_t* ended
 
     cdef _open_books(self)
     cdef Exchange* _exchange(self) noexcept
     cdef void _drop_exchange(self, Exchange* x) noexcept
+    cdef void _account(self, Exchange* x) noexcept
     cdef void _count_out(self, Exchange* x) noexcept
     cdef void _detach(self, Exchange* x) noexcept
     cdef void _abort(self, Conn* c) noexcept
@@ -30,6 +33,7 @@ cdef class Exchanges(Streams):
     cdef void _fail(self, Conn* c, int code) noexcept
     cdef void _log_refusal(self, Conn* c, int code) noexcept
     cdef void _log_request(self, Exchange* x, Conn* c, Head* h) noexcept
+    cdef void _count_error(self, Exchange* x, int code) noexcept
     cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept
     cdef void _see_out(self, Conn* c) noexcept
     cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept

@@ -12,9 +12,11 @@ from graylb._http1 cimport BODY_CLOSE, Head
 from graylb._limits cimport end, late
 from graylb._live cimport (DELAYED, MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
 from graylb._logs cimport Logs, Settings
+from graylb._meter cimport Meter
 from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
 from graylb._streams cimport Streams
 
+from graylb._meter import unrouted
 from graylb.errors import BY_REASON, KINDS
 
 cdef extern from * nogil:
@@ -41,6 +43,14 @@ cdef class Exchanges(Streams):
                         for kind in KINDS]
         self.grpc_answers = [kind.grpc_response() for kind in KINDS]
         self.grpc_ends = [kind.grpc_trailers() for kind in KINDS]
+        self.begun = self.slab.counter("_begun", ())
+        self.ended = self.slab.counter("_ended", ())
+        # what a former worker of this number had under way when it was killed
+        self.slab.counter("graylb_requests_lost_total", ())[0] += self.begun[0] - self.ended[0]
+        self.ended[0] = self.begun[0]
+        cells, errors = unrouted(self.slab)
+        self.unrouted = <uint64_t*><size_t>cells
+        self.unrouted_errors = <uint64_t*><size_t>errors
         for kind in KINDS: self.retriable[<int>kind.code] = kind.retriable
 
     def __dealloc__(self):
@@ -87,7 +97,7 @@ cdef class Exchanges(Streams):
             x.client.limit = 0
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
         if x.of_service != NULL: self._count_out(x)
-        if x.status and x.upstream != NULL and not x.is_copy: record((<Upstream>x.upstream.upstream).series, x, gl_now_us())
+        if x.client != NULL and not x.is_copy: self._account(x)
         if x.captured: self.logs.ended(x, gl_now_us())
         if x.upstream != NULL: self._detach(x)
         if x.state != NULL: Py_DECREF(<object>x.state)
@@ -99,6 +109,12 @@ cdef class Exchanges(Streams):
         x.next = self.spare
         self.spare = x
         self.exchanges -= 1
+
+    cdef void _account(self, Exchange* x) noexcept:
+        """Every request of a client once, at its end, with everything known that is told of it."""
+        record(x, gl_now_us(), self.slab)
+        if x.d.service < 0: self.unrouted[x.status // 100 if x.status < 600 else 5] += 1
+        self.ended[0] += 1
 
     cdef void _count_out(self, Exchange* x) noexcept:
         """It is not one of its service's requests at once any more. An answer's time tells of instances when it is a good one;
@@ -113,6 +129,7 @@ cdef class Exchanges(Streams):
 
     cdef void _detach(self, Exchange* x) noexcept:
         (<Upstream>x.upstream.upstream).in_flight -= 1
+        (<Upstream>x.upstream.upstream).series.in_flight[0] -= 1
         x.upstream.x = NULL
         x.upstream = NULL
 
@@ -177,14 +194,18 @@ cdef class Exchanges(Streams):
             x.failed = code + 1
         else: self._log_refusal(c, code)
         answer = self.grpc_answers[code] if grpc else self.answers[code][wants_json][close_after and c.fd >= 0]
-        if code == E_INJECTED:
-            answer = self._injected(x, close_after and c.fd >= 0, &status)
-            x.status = 200 if grpc else status           # of the rule, not of the kind
+        if code == E_INJECTED: answer = self._injected(x, close_after and c.fd >= 0, &status)
         cdef size_t n = self._write_answer(x, answer, head_only)
-        if x != NULL:
+        if grpc: status = 200
+        if x == NULL:
+            self.unrouted[status // 100] += 1
+            self.unrouted_errors[code] += 1
+        else:
+            x.status = status
+            if not x.is_copy: self._count_error(x, code)
             self._drop_exchange(x)
             if u != NULL: self._kill(u)
-        self.statuses[2 if grpc else status // 100] += 1
+        self.statuses[status // 100] += 1
         self._answer(c, n, close_after)
 
     cdef void _log_refusal(self, Conn* c, int code) noexcept:
@@ -208,6 +229,12 @@ cdef class Exchanges(Streams):
 
     cdef void _ticked(self) noexcept:
         self.logs.ticked()
+
+    cdef void _count_error(self, Exchange* x, int code) noexcept:
+        """It was answered with an error of ours."""
+        cdef TableState state = <TableState>x.state
+        if x.d.service < 0: self.unrouted_errors[code] += 1
+        else: (<Meter>state.meters[x.d.service]).count_error(state.table, &x.d, code)
 
     cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept:
         """Sends an answer of ours, n bytes in `heads`, to a client whose exchange is over."""

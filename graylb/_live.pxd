@@ -8,7 +8,8 @@ from graylb._fast cimport Context, Decision, Live, Query, Table
 from graylb._mark cimport Marks, ServiceMark
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
 from graylb._limits cimport Breaker, Limits
-from graylb._slab cimport HISTOGRAM_BUCKETS, Slab
+from graylb._meter cimport Meter, Series
+from graylb._slab cimport Slab
 
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct sockaddr_storage:
@@ -213,16 +214,6 @@ cdef struct Exchange:
     uint8_t request_id_n   # of one that was made here; 0: none was
     char request_id[36]
 
-cdef class Series:
-    # what one version of one service has answered
-    cdef readonly str service
-    cdef readonly str version
-    cdef uint64_t statuses[6]
-    cdef uint64_t bytes_in
-    cdef uint64_t bytes_out
-    cdef uint64_t times[HISTOGRAM_BUCKETS]
-    cdef Breaker breaker
-
 cdef enum Protocol:
     AUTO = 0               # HTTP/2 for gRPC requests, HTTP/1.1 for others
     HTTP1
@@ -310,6 +301,11 @@ cdef class ServiceLive:
     cdef Faults faults     # None: nothing is injected
     cdef Slab slab         # for figures of this service; they go with it
     cdef Mirror mirror     # None: nothing is mirrored
+    cdef readonly dict series              # version -> Series
+    cdef dict left         # versions that tables do not name any more -> since when
+    cdef Meter meter       # of the newest table
+
+    cdef bind(self, Table table, int number)
     cdef Limits limits
     cdef ServiceMark mark  # None: there are no marks
     cdef uint64_t* panics  # requests that were given to instances that are out, see Decision.panic
@@ -327,6 +323,9 @@ cdef class TableState:
     cdef PyObject** services               # ServiceLive by the table's number
     cdef list boxes
     cdef list service_boxes
+    cdef PyObject** meters                 # Meter by the table's number of its service
+    cdef list meter_boxes
+    cdef uint64_t** routes                 # requests by class of status, by number of route; NULL before the first
     cdef list counters
     cdef Marks marks       # None: there are none
     cdef readonly dict service_settings    # name -> its entry of meta["services"]
@@ -342,4 +341,6 @@ cdef class TableState:
     cdef uint64_t body_ms
     cdef uint64_t grace_ms
 
-cdef void record(Series s, Exchange* x, uint64_t now_us) noexcept
+    cdef uint64_t* _route(self, int route, Slab own) noexcept
+
+cdef void record(Exchange* x, uint64_t now_us, Slab own) noexcept

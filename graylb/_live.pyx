@@ -7,16 +7,17 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
 from graylb._faults cimport Faults
 from graylb._mirrors cimport Mirror
-from graylb._fast cimport EJECTED, FULL, ILL, WARMING, Instance, Str, Table
+from graylb._fast cimport EJECTED, FULL, ILL, NONE32, WARMING, Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
 from graylb._limits cimport Breaker, Limits, share
-from graylb._limits cimport figures as limit_figures
 from graylb._mark cimport Marks, ServiceMark
-from graylb._slab cimport HISTOGRAM_BUCKETS, Slab, bucket
+from graylb._meter cimport Meter, Series
+from graylb._slab cimport COUNTER, Slab
 
-from graylb._slab import bucket_end
+from graylb._meter import CODES
 
 import socket
+import time
 
 cdef extern from * nogil:
     """
@@ -46,6 +47,7 @@ cdef extern from * nogil:
 PROTOCOLS = ("auto", "http1", "h2")     # see Protocol
 
 
+cdef double KEPT = 600                  # seconds
 cdef double RETRIES_OF_CALLS = 0.2
 cdef double RETRIES_OF_TIME = 3e-6   # a microsecond
 cdef double RETRIES_SAVED = 10
@@ -58,33 +60,26 @@ cdef class Counter:
         self.value = value
 
 
-cdef void record(Series s, Exchange* x, uint64_t now_us) noexcept:
-    """One exchange that got an answer. Called once for each, with everything known that a log line would tell."""
-    s.statuses[x.status // 100 if x.status < 600 else 5] += 1
-    s.bytes_in += x.bytes_in
-    s.bytes_out += x.bytes_out
-    s.times[bucket(now_us - x.began_us)] += 1
-
-
-cdef class Series:
-    """What one version of one service has answered, for as long as tables name the service."""
-
-    def __cinit__(self):
-        memset(&self.breaker, 0, sizeof(Breaker))
-
-    def __init__(self, str service, str version):
-        self.service = service
-        self.version = version
-
-    def __dealloc__(self):
-        free(self.breaker.gradient)
-
-    def figures(self):
-        """Counters as a dict; times: microseconds, as [end of bucket, count] for those that have any."""
-        return {"service": self.service, "version": self.version, "limits": limit_figures(&self.breaker),
-                "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
-                "bytes_in": self.bytes_in, "bytes_out": self.bytes_out,
-                "times": [[bucket_end(k), self.times[k]] for k in range(HISTOGRAM_BUCKETS) if self.times[k]]}
+cdef void record(Exchange* x, uint64_t now_us, Slab own) noexcept:
+    """A client's request that is over. own: the worker's, for those that no service has. Called once for each."""
+    cdef TableState state = <TableState>x.state
+    cdef Series s
+    cdef uint64_t* cells
+    cdef int status = x.status // 100 if x.status < 600 else 5
+    if x.d.route >= 0:
+        cells = state.routes[x.d.route]
+        if cells == NULL: cells = state._route(x.d.route, own)
+        cells[status] += 1
+    if x.d.service < 0: return
+    (<Meter>state.meters[x.d.service]).count(state.table, &x.d, status)
+    if x.d.instance < 0: return
+    s = (<Upstream>state.upstreams[x.d.instance]).series
+    s.bytes_in[0] += x.bytes_in
+    s.bytes_out[0] += x.bytes_out
+    if x.response_begun: s.statuses[status] += 1
+    if x.status == 0 or x.status == 101: return      # how long a tunnel was open is no latency
+    s.took(now_us - x.began_us)
+    if x.head_us: s.began_to_answer(x.head_us - x.began_us)
 
 
 cdef class Upstream:
@@ -99,6 +94,7 @@ cdef class Upstream:
         self.version = version
         self.series = series
         self.warmth = FULL
+        series.open()
         if address.startswith("unix:"):
             raw = address[5:].encode()
             self.sa_len = gl_unix(&self.sa, PyBytes_AS_STRING(raw), len(raw))
@@ -158,6 +154,18 @@ cdef class ServiceLive:
         self.slab = slab
         self.limits = Limits()
         self.panics = slab.counter("graylb_panic_picks_total", (("service", name),))
+        self.series, self.left = {}, {}
+
+    cdef bind(self, Table table, int number):
+        """A new table has it, changed or for the first time. Versions that it names no more have their figures for a while."""
+        names = table.version_names(number)
+        now = time.monotonic()
+        for version in ("", *names):
+            self.left.pop(version, None)
+            if version not in self.series: self.series[version] = Series(self.name, version, self.slab.part())
+        for version in self.series.keys() - {"", *names}:
+            if self.left.setdefault(version, now) + KEPT < now: del self.series[version], self.left[version]
+        self.meter = Meter(self.name, [self.series[version] for version in (*names, "")])
 
     cpdef configure(self, dict settings):
         """Takes its entry of meta["services"], whenever that is new."""
@@ -200,11 +208,18 @@ cdef class TableState:
         self.live.warmth = <uint32_t**>calloc(instances + 1, sizeof(void*))
         self.upstreams = <PyObject**>calloc(instances + 1, sizeof(void*))
         self.services = <PyObject**>calloc(len(services) + 1, sizeof(void*))
-        if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL or self.live.warmth == NULL \
-                or self.services == NULL: raise MemoryError
+        self.meters = <PyObject**>calloc(len(services) + 1, sizeof(void*))
+        self.routes = <uint64_t**>calloc(table.header.n_routes + 1, sizeof(void*))
+        if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL \
+                or self.live.warmth == NULL \
+                or self.services == NULL or self.meters == NULL or self.routes == NULL: raise MemoryError
         self.live.pick = pick
         if len(upstreams) != instances: raise ValueError(f"{len(upstreams)} upstreams for {instances} instances")
-        for i, s in enumerate(services): self.services[i] = <PyObject*>s
+        self.meter_boxes = []
+        for i, s in enumerate(services):
+            self.services[i] = <PyObject*>s
+            self.meter_boxes.append(s.meter)
+            self.meters[i] = <PyObject*>s.meter
         for i, u in enumerate(upstreams):
             self.live.in_flight[i] = &u.in_flight
             self.live.down[i] = &u.down
@@ -235,6 +250,17 @@ cdef class TableState:
         self.grace_ms = round(limits["half_close_grace"] * 1000)
         self.client_connections = limits["client_connections"]
 
+    cdef uint64_t* _route(self, int route, Slab own) noexcept:
+        """Where requests by this route are counted; it is of the service's figures, or of the worker's where it redirects."""
+        cdef uint32_t service = self.table.routes[route].service
+        cdef ServiceLive live = <ServiceLive>self.services[service] if service != NONE32 else None
+        labels = (("service", live.name if live is not None else ""), ("route", self.table._str(self.table.routes[route].name)))
+        try:
+            self.routes[route] = (live.slab if live is not None else own).several(COUNTER, "graylb_route_requests_total", labels, "code", CODES)
+        except MemoryError:
+            return own.memory.scrap
+        return self.routes[route]
+
     def count_down(self):
         """To be called when marks of instances have changed."""
         cdef Upstream u
@@ -248,6 +274,8 @@ cdef class TableState:
         free(self.live.warmth)
         free(self.upstreams)
         free(self.services)
+        free(self.meters)
+        free(self.routes)
 
 
 cdef bint _same(Table a, int i, Table b, int k) noexcept:

@@ -41,7 +41,7 @@ from graylb._slab cimport Memory, Slab
 
 from bisect import bisect_left
 
-from graylb._live import Series
+from graylb._meter import Series
 from graylb.errors import KINDS
 
 NAMES = ("gateway-failures", "5xx", "success-rate", "latency")     # see Reason

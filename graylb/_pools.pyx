@@ -75,6 +75,8 @@ cdef class Pools(Sockets):
         u.connecting = 1
         up.connects += 1
         up.n_open += 1
+        up.series.connects[0] += 1
+        up.series.busy[0] += 1
         up.whole.connections += 1
         up.own.connections += 1
         if up.origin is not None and not self._connect_tls(u, up.origin, alpn):
@@ -103,6 +105,8 @@ cdef class Pools(Sockets):
         if up.idle != NULL: up.idle.previous = u
         up.idle = u
         up.n_idle += 1
+        up.series.idle[0] += 1
+        up.series.busy[0] -= 1
         self._set_deadline(u, self.now + up.idle_ms)
         self._call_all(up)
 
@@ -114,6 +118,8 @@ cdef class Pools(Sockets):
         u.next = u.previous = NULL
         u.state = U_HEAD
         up.n_idle -= 1
+        up.series.idle[0] -= 1
+        up.series.busy[0] += 1
 
     cdef bint _expired_idle(self, Conn* u) noexcept:
         """An unused connection's time is over; one of those that are to be kept open stays. True: it was closed."""
@@ -142,11 +148,13 @@ cdef class Pools(Sockets):
         else: up.first = x
         up.last = x
         up.n_waiting += 1
+        up.series.waiting[0] += 1
         up.whole.pending += 1
         up.own.pending += 1
 
     cdef void _leave_queue(self, Upstream up, Exchange* x) noexcept:
         """It need not wait any more, for whatever reason. Room that was kept for it is its own, or `_call_all` gives it on."""
+        up.series.waiting[0] -= 1
         up.whole.pending -= 1
         up.own.pending -= 1
         if x.waiting == CALLED:
@@ -167,6 +175,7 @@ cdef class Pools(Sockets):
         self._leave_queue(up, x)
         x.waiting = CALLED
         up.n_called += 1
+        up.series.waiting[0] += 1
         up.whole.pending += 1
         up.own.pending += 1
         self._again(x.client)
@@ -181,6 +190,7 @@ cdef class Pools(Sockets):
         if up is None: return
         if u.state == U_IDLE: self._unpool(u)
         up.n_open -= 1
+        up.series.busy[0] -= 1
         up.whole.connections -= 1
         up.own.connections -= 1
         self._call_all(up)

@@ -52,7 +52,7 @@ cdef class Memory:
 
 cdef class Slab:
     cdef readonly Memory memory
-    cdef list taken
+    cdef set taken         # offsets of its records
     cdef uint64_t* counter(self, str name, tuple labels) except NULL
     cdef uint64_t* gauge(self, str name, tuple labels) except NULL
     cdef uint64_t* histogram(self, str name, tuple labels) except NULL

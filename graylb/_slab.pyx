@@ -210,7 +210,7 @@ cdef class Slab:
 
     def __init__(self, Memory memory=None):
         self.memory = memory if memory is not None else Memory()
-        self.taken = []
+        self.taken = set()
 
     cpdef Slab part(self):
         """For somebody who may go before the worker does, such as a service."""
@@ -241,10 +241,15 @@ cdef class Slab:
             rest = [(label, OTHER) for label, _ in labels]
             at = self.memory.find(kind, orjson.dumps([name, rest, dimension, values]), n, True)
         if at == 0: return self.memory.scrap if n <= HISTOGRAM_CELLS else NULL
-        self.taken.append(at)
+        if at in self.taken: self.memory.users[at] -= 1      # one's own, asked for once more
+        else: self.taken.add(at)
         return <uint64_t*>(self.memory.base + at + VALUES_AT)
 
     # for tests and whoever does not count in C
+
+    def value(self, str name, tuple labels):
+        """What a counter is at."""
+        return self.counter(name, labels)[0]
 
     def add(self, str name, tuple labels, uint64_t n=1):
         """Counts n in a counter."""

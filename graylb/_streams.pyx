@@ -405,6 +405,7 @@ cdef void on_leaving(void* engine, Session* s) noexcept:
 cdef void on_rejected(void* engine, Session* s, int status) noexcept:
     cdef Streams self = <Streams>engine
     self.statuses[status // 100] += 1
+    self.unrouted[status // 100] += 1
 
 
 cdef void on_dirty(void* engine, Session* s) noexcept:

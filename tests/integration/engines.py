@@ -553,12 +553,12 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(*, workers: int = 1, **options: Any) -> AsyncIterator[Rig]:
+async def rig(slab: int = -1, *, workers: int = 1, **options: Any) -> AsyncIterator[Rig]:
     # with its first stream libuv opens a spare descriptor and keeps it
     (await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)).close()
     gc.collect()
     before = fds()
-    made = Rig(_engine.Engine(asyncio.get_running_loop(), workers=workers), **options)
+    made = Rig(_engine.Engine(asyncio.get_running_loop(), 0, slab, workers=workers), **options)
     try:
         yield made
         await made.leave()

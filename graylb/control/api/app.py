@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from graylb import __version__
-from graylb.control.api import changes, config, force, live, mirror, process
+from graylb.control.api import changes, config, force, live, metrics, mirror, process
 from graylb.control.api.context import NEEDS_WHO, Context
 from graylb.control.api.failures import COMMON, install
 from graylb.control.api.guard import Guard, Tokens
@@ -31,6 +31,7 @@ def create_app(context: Context, tokens: Tokens | None = None, certificates: boo
         separate_input_output_schemas=False,
     )
     app.state.context = context
+    app.state.metrics = metrics.Page()
     for router, guarded in (
         (force.health, False),
         (force.router, True),
@@ -39,6 +40,7 @@ def create_app(context: Context, tokens: Tokens | None = None, certificates: boo
         (changes.router, True),
         (config.router, True),
         (process.router, True),
+        (metrics.router, True),
     ):
         asked = NEEDS_WHO if guarded and tokens is not None else []
         app.include_router(router, responses=COMMON if guarded else {}, dependencies=asked)

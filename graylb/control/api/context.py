@@ -20,6 +20,7 @@ from graylb.control.health import Health
 from graylb.control.live_view import Views
 from graylb.control.plane import Plane
 from graylb.model.values import near
+from graylb.observe.slabs import Slabs
 
 OPEN: Final = ("/live", "/ready")
 """Who asks for these is a load balancer or a kubelet, which has no token."""
@@ -41,6 +42,8 @@ class Tree(Protocol):
     def views(self) -> Views: ...
     @property
     def health(self) -> Health: ...
+    @property
+    def slabs(self) -> Slabs | None: ...
     @property
     def comparisons(self) -> Comparisons: ...
 

@@ -2,16 +2,20 @@
 failed and the request may be sent again.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint64_t
 from libc.stdlib cimport realloc
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy, memmove
 from graylb._admission cimport Admission
 from graylb._clients cimport Clients
-from graylb._fast cimport pick_other
+from graylb._fast cimport Decision, pick_other, pick_stable
 from graylb._grpc cimport STATUS_NONE, http_of, read_status, renew_timeout, status_in
-from graylb._live cimport CALLED, SAVED_MAX, S_BODY, TIMES, U_HEAD, Conn, Exchange, TableState, Upstream
+from graylb._http1 cimport Head
+from graylb._live cimport (CALLED, RESTED, RESTS, S_BODY, TIMES, U_HEAD, Conn, Exchange, ServiceLive, TableState, Upstream)
+from graylb._meter cimport Series
 from graylb._outliers cimport NO_ANSWER, due
 from graylb._pools cimport may_repeat
+from graylb._retries cimport (AGAIN, GRPC_STATUS, INVALID, MAX_ATTEMPTS, OTHER_VERSION, RESET, STALE, STANDS, STATUS, TIMED_OUT,
+                              UNSEEN, Failure, backoff, judge, scramble, spend)
 from graylb._sockets cimport gl_now_us, socket_error
 
 from graylb.errors import BY_REASON
@@ -25,8 +29,14 @@ cdef extern from * nogil:
 cdef int E_CIRCUIT_OPEN = BY_REASON["circuit-open"].code
 cdef int E_OVERLOADED = BY_REASON["overloaded"].code
 cdef int E_CONNECT_FAILED = BY_REASON["connect-failed"].code
-cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
+cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
+cdef int E_TRY_TIMEOUT = BY_REASON["try-timeout"].code
+
+cdef enum:
+    ATTEMPTS_LINE = 22     # `x-graylb-attempts: 2` and its end
+    LEAST_REST_US = 1000   # a shorter rest is none
+    SOON_US = 500          # an alarm rings this early at most
 
 cdef enum:
     DEADLINE_EXCEEDED = 4  # of gRPC
@@ -35,14 +45,15 @@ cdef enum:
 cdef class Attempts(Admission):
     """The attempts of one worker."""
 
-    cdef bint _acquire(self, Exchange* x, bint fresh, int failed=-1) noexcept:
+    cdef bint _acquire(self, Exchange* x, bint fresh) noexcept:
         """An idle connection to the chosen instance (last in, first out), else a new one; where instances are full, a place
-        in the queue of the one first chosen. A request that was called has room at the first. failed: the instance that
-        this attempt is not to meet again. False: failed and answered, or x.waiting."""
+        in the queue of the one first chosen. A request that was called has room at the first. False: failed and answered, or
+        x.waiting."""
         cdef TableState state = <TableState>x.state
         cdef Upstream up
         cdef Conn* u
         cdef int tries, barred = 0, full = -1, first = x.d.instance
+        cdef int32_t avoid[MAX_ATTEMPTS + 1]
         cdef bint called
         for tries in range(MAX_ATTEMPTS):
             up = <Upstream>state.upstreams[x.d.instance]
@@ -54,7 +65,7 @@ cdef class Attempts(Admission):
                     self._call_all(up)
             elif not called and up.max and not (self._room_for_stream(up) if x.h2 else Clients._has_room(self, up)):
                 if full < 0: full = x.d.instance
-            elif x.d.instance != failed:
+            else:
                 x.attempts += 1
                 if x.h2: u = self._stream_to(up, x)
                 else:
@@ -82,7 +93,12 @@ cdef class Attempts(Admission):
                 self._saw(up, NO_ANSWER + E_CONNECT_FAILED, 0)
                 up.series.failures[0] += 1
                 self.retries += 1
-            if x.attempts >= MAX_ATTEMPTS or not pick_other(state.table, &state.live, &x.d, first): break
+                self._remember(x)
+                x.unseen += 1
+            if x.attempts >= MAX_ATTEMPTS: break
+            memcpy(avoid, x.tried, sizeof(x.tried))
+            avoid[x.n_tried] = first
+            if not pick_other(state.table, &state.live, &x.d, avoid, x.n_tried + 1): break
         if full >= 0:
             x.d.instance = full
             up = <Upstream>state.upstreams[full]
@@ -103,12 +119,13 @@ cdef class Attempts(Admission):
             self._wait(up, x)
             return
         c.deadline = 0
-        self._send_kept(x, False, -1)
+        self._send_kept(x, False)
 
-    cdef void _send_kept(self, Exchange* x, bint fresh, int failed) noexcept:
+    cdef void _send_kept(self, Exchange* x, bint fresh) noexcept:
         """Sends a request that is kept, on the connection that `_acquire` finds, or has it wait."""
         cdef Conn* c = x.client
-        if not self._acquire(x, fresh, failed): return
+        if not self._acquire(x, fresh): return
+        if x.attempts > 1: self._stamp(x)
         while self._send_saved(x) < 0:
             self._leave(x)
             if x.attempts >= MAX_ATTEMPTS:
@@ -117,9 +134,31 @@ cdef class Attempts(Admission):
             self.retries += 1
             if not self._acquire(x, True): return
         # only what may be repeated after it was sent stays
-        if not may_repeat(x) and not x.keeping: x.saved_len = 0
+        if not x.keeping and not may_repeat(x) and not (x.listed and x.request_done and x.saved_len <= x.keep_max): x.saved_len = 0
         self._await(x)
         if c.state == S_BODY and (c.readable or c.held_len): self._again(c)
+
+    cdef void _stamp(self, Exchange* x) noexcept:
+        """Tells the instance which attempt this is: a line behind the request line, one digit that the next writes over."""
+        cdef char* at = <char*>memmem(x.saved, x.saved_len, b"\r\n", 2) + 2
+        if x.saved_len <= <size_t>(at - x.saved) + ATTEMPTS_LINE or memcmp(at, b"x-graylb-attempts: ", ATTEMPTS_LINE - 3) != 0:
+            if self._keep_room(x, ATTEMPTS_LINE) < 0: return
+            at = <char*>memmem(x.saved, x.saved_len, b"\r\n", 2) + 2
+            memmove(at + ATTEMPTS_LINE, at, x.saved_len - (at - x.saved))
+            memcpy(at, b"x-graylb-attempts: 0\r\n", ATTEMPTS_LINE)
+            x.saved_len += ATTEMPTS_LINE
+            x.keep_max += ATTEMPTS_LINE
+        at[ATTEMPTS_LINE - 3] = <char>(48 + x.attempts)
+
+    cdef int _keep_room(self, Exchange* x, size_t n) noexcept:
+        """For so many more bytes; -1 out of memory."""
+        cdef char* q
+        if x.saved_len + n <= x.saved_cap: return 0
+        q = <char*>realloc(x.saved, 2 * (x.saved_len + n))
+        if q == NULL: return -1
+        x.saved = q
+        x.saved_cap = 2 * (x.saved_len + n)
+        return 0
 
     cdef int _send_saved(self, Exchange* x) noexcept:
         cdef char* body
@@ -145,11 +184,14 @@ cdef class Attempts(Admission):
         # a call may be silent for as long as it likes: it says itself how long it takes, and its instance's clock looks after it
         if not x.request_done and not x.grpc: self._set_deadline(x.client, self.now + self.state.body_ms)
         elif x.client.shut and not x.response_begun: self._set_deadline(x.client, self.now + self.state.grace_ms)
+        if x.try_ms and x.request_done and not u.limit:
+            u.limit = self.now + x.try_ms
+            if u.limit < u.slot_time: self._place(u)
         if not u.connecting: self._set_deadline(u, self.now + (x.response_ms if x.request_done and not x.grpc else x.idle_ms))
 
     cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
         """Keeps a complete request so that it can be sent once more if its connection turns out to be stale."""
-        if an + bn > SAVED_MAX or self._keep_request(x, a, an, b, bn) < 0: x.keeping = 0
+        if an + bn > x.keep_max or self._keep_request(x, a, an, b, bn) < 0: x.keeping = 0
 
     cdef int _keep_request(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
         """Keeps what is to be sent; -1 out of memory."""
@@ -166,17 +208,12 @@ cdef class Attempts(Admission):
 
     cdef int _keep_on(self, Exchange* x, const char* p, size_t n) noexcept:
         """Keeps more of a request that may have to be sent once more; what grows too long can not be."""
-        cdef char* q
         if not x.keeping: return 0
-        if x.saved_len + n > SAVED_MAX:
+        if x.saved_len + n > x.keep_max:
             x.keeping = 0
             x.saved_len = 0
             return 0
-        if x.saved_len + n > x.saved_cap:
-            q = <char*>realloc(x.saved, 2 * (x.saved_len + n))
-            if q == NULL: return -1
-            x.saved = q
-            x.saved_cap = 2 * (x.saved_len + n)
+        if self._keep_room(x, n) < 0: return -1
         memcpy(x.saved + x.saved_len, p, n)
         x.saved_len += n
         return 0
@@ -202,7 +239,7 @@ cdef class Attempts(Admission):
         cdef Exchange* x = u.x
         cdef Upstream up = <Upstream>u.upstream
         cdef Conn* c
-        cdef bint stale
+        cdef int cause
         if x == NULL:
             self._kill(u)
             return
@@ -211,47 +248,171 @@ cdef class Attempts(Admission):
             if x.grpc: self._saw(up, NO_ANSWER + code, 0)    # what it answers stands at the end
             self._abort(u)
             return
-        # A pooled connection that the instance closed meanwhile: the request met nobody, or its method may be repeated.
-        stale = u.reused and code == E_UPSTREAM_RESET and u.held_len == 0
+        cause = self._cause(u, code)
         # who waits for the rest of a request is not late himself
-        if not stale and (code != E_RESPONSE_TIMEOUT or x.request_done): self._saw(up, NO_ANSWER + code, 0)
-        if x.attempts < MAX_ATTEMPTS and (self.retriable[code] or (stale and x.safe)) and self._can_repeat(x, u):
-            self._repeat(x, u, stale, code)
-            return
+        if cause != STALE and (code != E_RESPONSE_TIMEOUT or x.request_done): self._saw(up, NO_ANSWER + code, 0)
+        if self._once_more(x, u, cause, 0, 0): return
         up.failures += 1
         up.series.failures[0] += 1
         self._fail(c, code)
+
+    cdef int _cause(self, Conn* u, int code) noexcept:
+        if self.retriable[code]: return UNSEEN
+        # A pooled connection that the instance closed meanwhile: the request met nobody, or its method may be repeated.
+        if code == E_UPSTREAM_RESET and u.held_len == 0 and not u.x.heard: return STALE if u.reused else RESET
+        return TIMED_OUT if code == E_RESPONSE_TIMEOUT or code == E_TRY_TIMEOUT else INVALID
 
     cdef bint _can_repeat(self, Exchange* x, Conn* u) noexcept:
         # while connecting nothing has left: what is pending is the whole request so far
         return x.saved_len > 0 or (u.connecting and u.fd >= 0)
 
-    cdef void _repeat(self, Exchange* x, Conn* u, bint stale, int code) noexcept:
-        """One more attempt: a fresh connection to the same instance if the old one was stale, else another instance."""
-        cdef int failed = x.d.instance
+    cdef bint _once_more(self, Exchange* x, Conn* u, int cause, int status, size_t rest) noexcept:
+        """After a failed attempt the next one, if there may be one: see `_retries`. False: the failure stands.
+
+        status: of an answer that is to be retried; rest: bytes that were received behind its head.
+        """
+        cdef ServiceLive live = <ServiceLive>(<TableState>x.state).services[x.d.service]
+        cdef Series series = (<Upstream>u.upstream).series
+        cdef Decision before = x.d
+        cdef int verdict
+        cdef uint64_t wait
+        cdef Failure f
+        f.cause = cause
+        f.status = status
+        f.attempts = x.attempts
+        f.unseen = x.unseen
+        f.kept = self._can_repeat(x, u)
+        f.idempotent = x.safe
+        f.listed = x.listed
+        verdict = judge(&live.retries, &f)
+        if verdict == STANDS: return False
+        if verdict != AGAIN and not self._elsewhere(x, live, verdict == OTHER_VERSION): return False
+        if cause > STALE and not spend(&live.budget, live.requests, gl_now_us()):
+            live.unaffordable += 1
+            x.d = before
+            return False
         # nobody kept it: what is pending behind a PROXY header is the whole request so far
         if x.saved_len == 0 and self._keep_request(x, u.out + u.out_off + u.preface, u.out_len - u.preface, NULL, 0) < 0:
             self._abort(u)
-            return
-        self._leave(x)
+            return True
+        series.retried[cause] += 1
+        x.heard = 0
+        if cause <= STALE: x.unseen += 1
         self.retries += 1
-        if stale: self._send_kept(x, True, -1)
-        elif pick_other((<TableState>x.state).table, &(<TableState>x.state).live, &x.d, failed): self._send_kept(x, False, failed)
-        else: self._fail(x.client, code)
+        if x.d.fell_back and not before.fell_back:
+            live.left_version += 1
+            self._count_fallback(x)
+        if cause == STATUS and self._is_drained(u, rest):
+            (<Upstream>u.upstream).failures += 1
+            self._detach(x)
+            self._pool(u)
+        else: self._leave(x)
+        wait = 0
+        if cause > STALE or (verdict != AGAIN and x.d.instance == before.instance):
+            wait = backoff(&live.retries, x.attempts, scramble(<uint64_t><size_t>x ^ gl_now_us()))
+        if wait < LEAST_REST_US: self._send_kept(x, verdict == AGAIN)
+        else: self._rest_for(x, wait)
+        return True
+
+    cdef bint _elsewhere(self, Exchange* x, ServiceLive live, bint other_version) noexcept:
+        """Chooses an instance that has not failed this request. False: there is none; then `x.d` is as it was."""
+        cdef TableState state = <TableState>x.state
+        cdef Decision before = x.d
+        self._remember(x)
+        if other_version and pick_stable(state.table, &state.live, &x.d, x.tried, x.n_tried): return True
+        if pick_other(state.table, &state.live, &x.d, x.tried, x.n_tried): return True
+        x.d = before
+        if live.retries.other_version and pick_stable(state.table, &state.live, &x.d, x.tried, x.n_tried): return True
+        if not live.retries.same_instance: return False
+        x.n_tried = 0
+        if not pick_other(state.table, &state.live, &x.d, &before.instance, 1): x.d = before
+        return True
+
+    cdef void _remember(self, Exchange* x) noexcept:
+        """Its present instance has failed it."""
+        if x.n_tried >= MAX_ATTEMPTS: return
+        x.tried[x.n_tried] = x.d.instance
+        x.n_tried += 1
+
+    cdef bint _answer_retried(self, Exchange* x, Conn* u, size_t rest) noexcept:
+        """The scanned head of an answer has a status that its service wants retried, and that is done; rest: see `_once_more`."""
+        return x.request_done and self.head.status >= 400 and self._once_more(x, u, STATUS, self.head.status, rest)
 
     cdef bint _asks_another(self, Exchange* x, Conn* u) noexcept:
         """The call has failed before it began, and so that its service wants another instance asked. False: that cannot be."""
+        cdef int status = read_status(&self.head) if (<ServiceLive>(<TableState>x.state).services[x.d.service]).retries.grpc else -1
+        return status >= 0 and x.request_done and self._once_more(x, u, GRPC_STATUS, status, 0)
+
+    cdef bint _is_drained(self, Conn* u, size_t rest) noexcept:
+        """Whether all of an answer that goes to nobody is here, so that its connection may serve again."""
+        cdef Head* h = &self.head
+        cdef bint bare = u.x.head_only or h.status == 204 or h.status == 304
+        if u.fd < 0 or h.close or (h.minor == 0 and not h.keep_alive): return False
+        if not bare and (h.chunked or h.content_length < 0): return False
+        return rest == (0 if bare else <size_t>h.content_length) and self._is_reusable(u)
+
+    cdef bint _is_reusable(self, Conn* u) noexcept:
+        """Whether a connection whose exchange is complete may go to the pool."""
         cdef Upstream up = <Upstream>u.upstream
-        cdef TableState state = <TableState>x.state
-        cdef int failed = x.d.instance
-        cdef int status = read_status(&self.head) if up.retry_on else -1
-        if status < 0 or not (up.retry_on >> status) & 1: return False
-        if x.attempts >= up.attempts or not x.request_done or x.saved_len == 0 or not up.affords(gl_now_us()): return False
-        if not pick_other(state.table, &state.live, &x.d, failed): return False
-        self._leave(x)
-        self.retries += 1
-        self._send_kept(x, False, failed)
-        return True
+        return u.fd >= 0 and not u.no_reuse and not u.shut and u.out_len == 0 and not up.retired \
+            and up.n_idle < up.max_idle and (up.max == 0 or up.n_open <= up.max)
+
+    # ---- resting ---------------------------------------------------------------------------------------------------
+
+    cdef void _rest_for(self, Exchange* x, uint64_t us) noexcept:
+        """The next attempt waits. The list of those that rest is in order of their time, and mostly grows at its end."""
+        cdef Exchange* at = self.last_resting
+        cdef Conn* c = x.client
+        c.deadline = 0
+        if c.shut: self._set_deadline(c, self.now + self.state.grace_ms)
+        x.waiting = RESTS
+        x.due_us = gl_now_us() + us
+        while at != NULL and at.due_us > x.due_us: at = at.previous
+        x.previous = at
+        x.next = self.first_resting if at == NULL else at.next
+        if x.next != NULL: x.next.previous = x
+        else: self.last_resting = x
+        if at != NULL: at.next = x
+        else:
+            self.first_resting = x
+            self._set_alarm()
+
+    cdef void _rise(self, Exchange* x) noexcept:
+        if x.waiting == RESTS:
+            if x.previous != NULL: x.previous.next = x.next
+            else: self.first_resting = x.next
+            if x.next != NULL: x.next.previous = x.previous
+            else: self.last_resting = x.previous
+            x.next = x.previous = NULL
+        x.waiting = 0
+
+    cdef _set_alarm(self):
+        """For the first that rests; an alarm that is too early sets the next one."""
+        cdef uint64_t now = gl_now_us()
+        cdef uint64_t due = self.first_resting.due_us
+        if self.closed or (self.alarm is not None and self.alarm_us <= due): return
+        if self.alarm is not None: self.alarm.cancel()
+        self.alarm_us = due
+        self.alarm = self.loop.call_later((due - now) / 1e6 if due > now else 0, self._on_alarm)
+
+    def _on_alarm(self):
+        """Who has rested long enough is to run in the next batch."""
+        cdef Exchange* x
+        cdef uint64_t now = gl_now_us()
+        self.alarm = None
+        while self.first_resting != NULL and self.first_resting.due_us <= now + SOON_US:
+            x = self.first_resting
+            self._rise(x)
+            x.waiting = RESTED
+            self._again(x.client)
+        if self.first_resting != NULL: self._set_alarm()
+
+    cdef void _go_on(self, Exchange* x) noexcept:
+        """Its turn has come: a connection is kept for it, or the time of its next attempt is here."""
+        if x.waiting == CALLED: self._serve(x)
+        elif x.waiting == RESTED:
+            x.waiting = 0
+            self._send_kept(x, False)
 
     cdef void _leave(self, Exchange* x) noexcept:
         """Gives up the upstream connection of an exchange that goes on."""
@@ -305,3 +466,7 @@ cdef class Attempts(Admission):
     def ejected(self):
         """The instances that are ejected: a list of dicts, with why, how often in a row and the seconds that are left."""
         return self.outliers.told(self.now)
+    # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    cdef _count_fallback(self, Exchange* x):
+        """A request goes to another version than it was decided for."""

@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memset
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from graylb._attempts cimport MAX_ATTEMPTS
+from graylb._retries cimport MAX_ATTEMPTS
 from graylb._fast cimport Service, Table, Target, pick_from
 from graylb._faults cimport Fault, drawn
 from graylb._http1 cimport BODY_CHUNKED, GRPC, Head, same_name
@@ -98,12 +98,15 @@ cdef class Detours(Tunnels):
 
     cdef void _go_on(self, Exchange* x) noexcept:
         cdef Conn* c = x.client
+        if x.waiting != DUE:
+            Tunnels._go_on(self, x)
+            return
         x.waiting = 0
         if x.is_copy: self._launch(x)
         elif (<Detour>x.detour).abort: self._fail(c, E_INJECTED)
         else:
             self._end_delay(x)
-            self._send_kept(x, False, -1)
+            self._send_kept(x, False)
 
     cdef void _end_detour(self, Exchange* x) noexcept:
         if x.detour != NULL: self._end_delay(x)

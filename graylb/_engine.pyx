@@ -13,11 +13,10 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF, PyObject
-from graylb._attempts cimport MAX_ATTEMPTS
 from graylb._detours cimport Detours
 from graylb._clients cimport LOOK_EVERY_MS
 from graylb._fast cimport (DECIDED, ILL, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
-                           add_certificate, decide, free_context, make_context, write_decision)
+                           add_certificate, decide, free_context, make_context)
 from graylb._gate cimport Gate
 from graylb._grpc cimport put_timeout, take_timeout
 from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
@@ -26,7 +25,8 @@ from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DR
                             scan_request, scan_response, start_body, write_request, write_response)
 from graylb._limits cimport FULL
 from graylb._limits cimport configure as configure_breaker
-from graylb._live cimport (ALPN_H2, AUTO, CALLED, CLIENT, DUE, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
+from graylb._limits cimport figures as limit_figures
+from graylb._live cimport (ALPN_H2, AUTO, CLIENT, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, ServiceLive, Session, TableState,
                            Tls, Upstream)
 from graylb._logs cimport EVENTS_BUFFER, Logs, Settings
@@ -35,6 +35,7 @@ from graylb._marker cimport Marker
 from graylb._meter cimport Meter, Series
 from graylb._outliers cimport NO_ANSWER, Outliers
 from graylb._pools cimport WARM_EVERY_MS
+from graylb._retries cimport CAUSES, MAX_ATTEMPTS, REFUSED, lists
 from graylb._slab cimport Memory, Slab
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
 from graylb._streams cimport Streams
@@ -42,12 +43,13 @@ from graylb._streams cimport Streams
 import os
 
 from graylb._live import carried, is_ip
+from graylb._retries import CAUSE_NAMES
 from graylb.errors import BY_REASON, KINDS
 from graylb.grpc_health import reply as health_reply
 
 cdef enum:
     LINGER_BYTES = 4194304
-    N_OWN = 14
+    N_OWN = 13
     PIECE = 65536          # a stream's body bytes are encoded for HTTP/1 in pieces of at most this
 
 cdef extern from * nogil:
@@ -76,6 +78,8 @@ cdef int E_UPSTREAM_TLS = BY_REASON["upstream-tls"].code
 cdef int E_RESPONSE_TIMEOUT = BY_REASON["response-timeout"].code
 cdef int E_INJECTED = BY_REASON["injected-fault"].code
 cdef int E_SHEDDING = BY_REASON["shedding"].code
+cdef int E_TRY_TIMEOUT = BY_REASON["try-timeout"].code
+cdef int E_REQUEST_TIMEOUT = BY_REASON["request-timeout"].code
 cdef int E_DEADLINE = BY_REASON["deadline-exceeded"].code
 
 
@@ -89,7 +93,7 @@ cdef const char* PRI = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"   # RFC 9113 section 
 # figures of the worker that it tells the slab of with each tick
 cdef tuple OWN = (
     ("graylb_connections_accepted_total", ()), ("graylb_connections_shed_total", ()), ("graylb_requests_aborted_total", ()),
-    ("graylb_retries_total", ()), ("graylb_tunnels_cut_total", ()), ("graylb_h2_sessions_cut_total", ()),
+    ("graylb_tunnels_cut_total", ()), ("graylb_h2_sessions_cut_total", ()),
     ("graylb_parser_disagreements_total", ()), ("graylb_tls_handshakes_total", (("result", "full"),)),
     ("graylb_tls_handshakes_total", (("result", "resumed"),)), ("graylb_tls_handshakes_total", (("result", "failed"),)),
     ("graylb_connections", ()), ("graylb_tunnels", ()), ("graylb_h2_sessions", ()), ("graylb_h2_streams", ()),
@@ -233,7 +237,7 @@ cdef class Engine(Detours):
             u.down = ILL if (name, address) in self.down else 0
             u.conduct.fresh = 1
             if not is_ip(address): self.named[name, address] = u
-        u.configure(service["connections"], service["retries"], self.workers)
+        u.configure(service["connections"], self.workers)
         u.origin = self._origin_of(service["connections"].get("tls"), address)
         if weight == 0: u.warm = 0
         if u.warm: self.warm.add(u)
@@ -284,6 +288,7 @@ cdef class Engine(Detours):
         if self.closed: return
         self.closed = True
         self._ticked()
+        if self.alarm is not None: self.alarm.cancel()
         self.unlisten()
         for i in range(WHEEL):
             while self.wheel[i].later != &self.wheel[i]: self._abort(self.wheel[i].later)
@@ -347,6 +352,7 @@ cdef class Engine(Detours):
                        if (<ServiceLive>each).limits.any},
             "pressure": {"level": ("calm", "high", "full")[self.level], "resident": self.resident},
             "panics": {name: (<ServiceLive>each).panics[0] for name, each in self.services.items() if (<ServiceLive>each).panics[0]},
+            "services": [each.figures() for each in self.services.values()],
         }
 
     # ---- figures of its own ----------------------------------------------------------------------------------------
@@ -367,17 +373,16 @@ cdef class Engine(Detours):
         self._own(0, self.accepted)
         self._own(1, self.shed)
         self._own(2, self.aborted)
-        self._own(3, self.retries)
-        self._own(4, self.tunnels_cut)
-        self._own(5, self.sessions_cut)
-        self._own(6, self.disagreements)
-        self._own(7, self.handshakes - self.resumed)
-        self._own(8, self.resumed)
-        self._own(9, sum(self.handshakes_failed.values()) if self.handshakes_failed else 0)
-        self._own(10, self.clients)
-        self._own(11, self.tunnels)
-        self._own(12, self.sessions)
-        self._own(13, self.streams)
+        self._own(3, self.tunnels_cut)
+        self._own(4, self.sessions_cut)
+        self._own(5, self.disagreements)
+        self._own(6, self.handshakes - self.resumed)
+        self._own(7, self.resumed)
+        self._own(8, sum(self.handshakes_failed.values()) if self.handshakes_failed else 0)
+        self._own(9, self.clients)
+        self._own(10, self.tunnels)
+        self._own(11, self.sessions)
+        self._own(12, self.streams)
         self.ticks += 1
         if self.ticks % 10 == 0 or self.closed: self._tell_rare()
 
@@ -387,6 +392,7 @@ cdef class Engine(Detours):
         for result, n in (("written", self.logs.access.lines), ("dropped", self.logs.access.dropped)):
             self._total(self.slab, "graylb_access_log_lines_total", (("result", result),), n)
         for live in self.services.values():
+            self._tell_attempts(live)
             if live.mirror is not None:
                 for each in live.mirror.figures()["outcomes"]:
                     labels = (("service", live.name), ("version", each["version"]), ("outcome", each["outcome"]))
@@ -396,6 +402,26 @@ cdef class Engine(Detours):
                     for kind in ("delay", "abort"):
                         labels = (("service", live.name), ("rule", each["rule"] or ""), ("kind", kind))
                         self._total(live.slab, "graylb_faults_injected_total", labels, each[kind])
+
+    cdef _tell_attempts(self, ServiceLive live):
+        """Of a service: attempts that were repeated, and requests that its limits turned away."""
+        cdef Series of
+        cdef int k
+        if live.unaffordable:
+            labels = (("service", live.name),)
+            self._total(live.slab, "graylb_retry_budget_exhausted_total", labels, live.unaffordable)
+        for of in live.series.values():
+            for k in range(<int>CAUSES):
+                if of.retried[k]:
+                    labels = (("service", live.name), ("version", of.version), ("reason", CAUSE_NAMES[k]))
+                    self._total(of.slab, "graylb_retries_total", labels, of.retried[k])
+        if not live.limits.any: return
+        self._tell_limits(live.slab, live.name, "", live.limits.figures())
+        for of in live.series.values(): self._tell_limits(of.slab, live.name, of.version, limit_figures(&of.breaker))
+
+    cdef _tell_limits(self, Slab slab, str service, str version, dict told):
+        for limit, n in [*told["limited"].items(), *((f"rate {name}", n) for name, n in told.get("rates", {}).items())]:
+            self._total(slab, "graylb_limited_total", (("service", service), ("version", version), ("limit", limit)), n)
 
     cdef _total(self, Slab slab, str name, tuple labels, uint64_t value):
         """A counter that somebody else keeps, and that may begin anew."""
@@ -532,8 +558,7 @@ cdef class Engine(Detours):
         cdef size_t have, moved = 0
         cdef ssize_t n
         if c.x != NULL and c.x.waiting:
-            if c.x.waiting == CALLED: self._serve(c.x)
-            elif c.x.waiting == DUE: self._go_on(c.x)
+            self._go_on(c.x)
             return
         while not c.dead:
             if c.state == S_WAIT: return             # pipelined bytes wait in the kernel
@@ -542,7 +567,8 @@ cdef class Engine(Detours):
             if moved >= self.slice:
                 self._again(c)
                 return
-            if c.state == S_BODY and c.x.request.kind == BODY_LENGTH and c.x.copy == NULL and self._can_splice(c, c.x.upstream, c.x.request.left):
+            if c.state == S_BODY and c.x.request.kind == BODY_LENGTH and not c.x.keeping and c.x.copy == NULL \
+                    and self._can_splice(c, c.x.upstream, c.x.request.left):
                 n = self._splice_request(c)
                 if n == 0: return
                 if n > 0:
@@ -818,6 +844,7 @@ cdef class Engine(Detours):
         cdef TableState state = <TableState>x.state
         cdef const Service* s = &state.table.services[x.d.service]
         cdef const Route* r = &state.table.routes[x.d.route]
+        cdef ServiceLive live = <ServiceLive>state.services[x.d.service]
         cdef Client told
         cdef Tls* secure = self._tls_of(c)
         cdef char* body = <char*>self.head.end
@@ -843,11 +870,17 @@ cdef class Engine(Detours):
         x.connect_ms = <uint64_t>(s.connect_timeout * 1000)
         x.response_ms = <uint64_t>(s.response_timeout * 1000)
         x.idle_ms = <uint64_t>(s.idle_timeout * 1000)
+        live.requests += 1
+        x.try_ms = live.retries.try_ms
+        x.keep_max = size + live.retries.buffer
+        x.listed = x.safe if live.retries.idempotent else lists(&live.retries, self.head.method, self.head.method_len)
+        if live.request_ms: self._limit_whole(x, live.request_ms)
+        # an instance can say that it has not looked at a stream, whatever the method
+        x.keeping = x.h2 or (live.retries.keeps and x.listed and self.head.content_length <= <int64_t>live.retries.buffer)
         if not self._take_body(c, body, have - (body - p), &piece): return
         c.deadline = 0
         # only what may be repeated after it was sent needs a copy; what could not be sent at all is still here
-        x.keeping = x.h2                             # whatever the method: an instance can say that it has not looked at a stream
-        if (x.request_done and x.safe) or x.keeping: self._save(x, self.heads, size, piece.data, piece.length)
+        if x.keeping or (x.request_done and (x.safe or x.listed)): self._save(x, self.heads, size, piece.data, piece.length)
         if x.detour != NULL:
             if self._keep_request(x, self.heads, size, piece.data, piece.length) < 0: self._abort(c)
             else: self._hold_back(x)
@@ -872,13 +905,27 @@ cdef class Engine(Detours):
         if x.client.limit < x.client.slot_time: self._place(x.client)
         return put_timeout(e, x.until_us - gl_now_us())
 
+    cdef void _limit_whole(self, Exchange* x, uint64_t ms) noexcept:
+        """The time that its service gives a request as a whole, unless its caller gives it less."""
+        cdef Conn* c = x.client
+        if c.limit and c.limit <= self.now + ms: return
+        x.whole_limit = 1
+        c.limit = self.now + ms
+        if c.limit < c.slot_time: self._place(c)
+
     cdef void _out_of_time(self, Conn* c) noexcept:
-        """A call's deadline has passed."""
+        """The time of a request as a whole, or of a try, is over."""
         cdef Exchange* x = c.x
+        cdef int code
         c.limit = 0
         if x == NULL: return
-        if not x.response_begun: self._fail(c, E_DEADLINE)
+        if c.side != CLIENT:
+            self._upstream_failed(c, E_TRY_TIMEOUT)
+            return
+        code = E_REQUEST_TIMEOUT if x.whole_limit else E_DEADLINE
+        if not x.response_begun: self._fail(c, code)
         else:
+            self.errors[code] += 1
             c.code = H2_CANCEL
             self._abort(c)
 
@@ -1035,7 +1082,7 @@ cdef class Engine(Detours):
     cdef bint _interim(self, Exchange* x) noexcept:
         """1xx: passed on to clients that can read it (RFC 9110 15.2). False: the client is gone."""
         cdef char* e
-        x.upstream.reused = 0                        # not stale: it has this request, which is not asked once more
+        x.heard = 1                                  # the instance has this request
         if x.minor == 0: return True
         _drop_length(&self.head)
         e = write_response(&self.head, self.heads, BODY_NONE, 0, False, NULL, 0)
@@ -1051,8 +1098,9 @@ cdef class Engine(Detours):
         cdef char extra[2048]
         cdef size_t extra_len = 0
         cdef char* e
-        if state.decision_headers: extra_len = write_decision(state.table, &x.d, extra, sizeof(extra))
+        if state.decision_headers: extra_len = self._tell_decision(x, extra, sizeof(extra))
         _drop_length(&self.head)
+        x.client.limit = x.upstream.limit = 0
         e = write_response(&self.head, self.heads, BODY_NONE, 0, state.policy.via, extra, extra_len)
         self._begin_tunnel(x, e - self.heads, rest, n)
 
@@ -1067,10 +1115,13 @@ cdef class Engine(Detours):
         cdef char* e
         cdef Piece piece
         cdef int connection
-        cdef uint8_t told = self._frame_response(x, h)
+        cdef uint8_t told
+        if (<ServiceLive>state.services[x.d.service]).retries.answers and self._answer_retried(x, u, n): return False
+        u.limit = 0
+        told = self._frame_response(x, h)
         u.no_reuse = h.close or (h.minor == 0 and not h.keep_alive) or x.response.kind == BODY_CLOSE
         if c.fd >= 0 and (not x.request_done or self.draining): x.close_client = 1
-        if state.decision_headers: extra_len = write_decision(state.table, &x.d, extra, sizeof(extra))
+        if state.decision_headers: extra_len = self._tell_decision(x, extra, sizeof(extra))
         connection = 1 if x.close_client else (2 if x.minor == 0 else 0)
         e = write_response(h, self.heads, told, connection, state.policy.via, extra, extra_len)
         x.response_begun = 1
@@ -1154,11 +1205,9 @@ cdef class Engine(Detours):
         """The answer is complete. open_: the upstream connection may serve again if nothing speaks against it."""
         cdef Conn* c = x.client
         cdef Conn* u = x.upstream
-        cdef Upstream up = <Upstream>u.upstream
         cdef bint whole = x.request_done
         cdef bint close_client = x.close_client or not whole
-        cdef bint reuse = open_ and u.fd >= 0 and whole and not u.no_reuse and not u.shut and u.out_len == 0 and not up.retired \
-            and up.n_idle < up.max_idle and (up.max == 0 or up.n_open <= up.max)
+        cdef bint reuse = open_ and whole and self._is_reusable(u)
         if x.copy != NULL: self._note_end(x)
         self._drop_exchange(x)
         if reuse: self._pool(u)
@@ -1286,9 +1335,9 @@ cdef class Engine(Detours):
             self._abort(c)
             return
         x.client.code = error
+        if not c.session.conn.dead: c.reused = 0             # it was this request that was given up, and no connection
         if c.connecting: self._upstream_failed(c, E_CONNECT_TIMEOUT if c.session.conn.timed_out else E_CONNECT_FAILED)
-        elif not seen and not x.response_begun and x.attempts < MAX_ATTEMPTS and x.saved_len:
-            self._repeat(x, c, True, E_UPSTREAM_RESET)       # nobody has looked at it
+        elif not seen and not x.response_begun and self._once_more(x, c, REFUSED, 0, 0): return
         elif x.grpc and x.response_begun and c.session.conn.dead:
             self._saw(<Upstream>c.upstream, NO_ANSWER + E_UPSTREAM_RESET, 0)
             self._break_off(x, self.grpc_ends[E_UPSTREAM_RESET])
@@ -1315,8 +1364,7 @@ cdef class Engine(Detours):
         cdef size_t n, k
         if x == NULL or c.side != CLIENT: return
         if x.waiting:
-            if x.waiting == CALLED: self._serve(x)
-            elif x.waiting == DUE: self._go_on(x)
+            self._go_on(x)
             return
         if x.upstream == NULL or x.request_done: return
         p = c.held
@@ -1363,7 +1411,8 @@ cdef class Engine(Detours):
         c.state = S_WAIT
         c.deadline = 0
         if x.copy != NULL: self._send_copy(x)
-        if not x.h2 and x.request_kind == BODY_CHUNKED and self._send(x.upstream, b"0\r\n\r\n", 5) < 0: self._broken(x.upstream)
+        if not x.h2 and x.request_kind == BODY_CHUNKED \
+                and (self._keep_on(x, b"0\r\n\r\n", 5) < 0 or self._send(x.upstream, b"0\r\n\r\n", 5) < 0): self._broken(x.upstream)
         else: self._await(x)
 
     cdef void _keep_trailers(self, Exchange* x, char* trailers, size_t n) noexcept:

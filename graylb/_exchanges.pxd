@@ -36,6 +36,8 @@ cdef class Exchanges(Streams):
     cdef void _count_error(self, Exchange* x, int code) noexcept
     cdef void _answer(self, Conn* c, size_t n, bint close_after) noexcept
     cdef void _see_out(self, Conn* c) noexcept
+    cdef size_t _tell_decision(self, Exchange* x, char* o, size_t room) noexcept
+    cdef void _rise(self, Exchange* x) noexcept
     cdef size_t _write_answer(self, Exchange* x, bytes answer, bint head_only) noexcept
     cdef void _next_request(self, Conn* c) noexcept
     cdef void _rest(self, Conn* c) noexcept

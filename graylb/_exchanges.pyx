@@ -10,7 +10,8 @@ from graylb._clients cimport Listening
 from graylb._fast cimport write_decision
 from graylb._http1 cimport BODY_CLOSE, Head
 from graylb._limits cimport end, late
-from graylb._live cimport (DELAYED, MAX_HEAD, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream, record)
+from graylb._live cimport (MAX_HEAD, RESTED, RESTS, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream,
+                           record)
 from graylb._logs cimport Logs, Settings
 from graylb._meter cimport Meter
 from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
@@ -88,7 +89,8 @@ cdef class Exchanges(Streams):
         """Unties both sides; connections are dealt with by the caller."""
         cdef Upstream up
         if x.detour != NULL or x.copy != NULL: self._end_detour(x)
-        if x.waiting and x.waiting < DELAYED:
+        if x.waiting == RESTS or x.waiting == RESTED: self._rise(x)
+        elif x.waiting and x.waiting < RESTS:
             up = <Upstream>(<TableState>x.state).upstreams[x.d.instance]
             self._leave_queue(up, x)
             self._call_all(up)
@@ -130,6 +132,7 @@ cdef class Exchanges(Streams):
     cdef void _detach(self, Exchange* x) noexcept:
         (<Upstream>x.upstream.upstream).in_flight -= 1
         (<Upstream>x.upstream.upstream).series.in_flight[0] -= 1
+        x.upstream.limit = 0
         x.upstream.x = NULL
         x.upstream = NULL
 
@@ -271,10 +274,19 @@ cdef class Exchanges(Streams):
             self.retry_after = 0
         if x != NULL and x.d.service >= 0:
             state = <TableState>x.state
-            if state.decision_headers: at += write_decision(state.table, &x.d, self.heads + at, 2048)
+            if state.decision_headers: at += self._tell_decision(x, self.heads + at, 2048)
         if head_only: n = head + 2
         memcpy(self.heads + at, p + head, n - head)
         return at + n - head
+
+    cdef size_t _tell_decision(self, Exchange* x, char* o, size_t room) noexcept:
+        """Lines of an answer that tell what was decided, and how often it was tried -> bytes written."""
+        cdef size_t n = write_decision((<TableState>x.state).table, &x.d, o, room)
+        if x.attempts > 1 and n + 22 <= room:
+            memcpy(o + n, b"x-graylb-attempts: 0\r\n", 22)
+            o[n + 19] += x.attempts
+            n += 22
+        return n
 
     cdef void _next_request(self, Conn* c) noexcept:
         """Keep-alive: back to waiting for a head, which may be here already."""
@@ -289,6 +301,9 @@ cdef class Exchanges(Streams):
         elif c.shut: self._kill(c)
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    cdef void _rise(self, Exchange* x) noexcept:
+        """An exchange that rests before its next attempt does so no more."""
 
     cdef void _tunnel_closed(self, Exchange* x) noexcept:
         """An exchange that was a tunnel is over."""

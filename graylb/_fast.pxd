@@ -309,6 +309,7 @@ cdef bint make_context(Context* c, size_t head_bytes) noexcept
 cdef void free_context(Context* c) noexcept
 cdef void decide(Table t, Query* q, Context* c, Live* live, Decision* d) noexcept
 cdef int32_t pick_from(Table t, Live* live, int32_t service, uint32_t target) noexcept
-cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept
+cdef bint pick_other(Table t, Live* live, Decision* d, const int32_t* avoid, int n_avoid) noexcept
+cdef bint pick_stable(Table t, Live* live, Decision* d, const int32_t* avoid, int n_avoid) noexcept
 cdef size_t write_decision(Table t, Decision* d, char* o, size_t room) noexcept
 cdef uint64_t hash64(const char* p, size_t n, uint64_t seed) noexcept

@@ -952,22 +952,30 @@ cdef bint _instead(Table t, const Service* s, const Target* x, Live* live, uint6
     k = _item(t, x, a[0])
     seed = gl_mix(seed)
     if gl_mulhi(seed, most, &low) < _part(live.down[k][0], live.warmth[k], panic): return True
-    return _draw(t, x, live, gl_mix(seed), panic, -1, a)
+    return _draw(t, x, live, gl_mix(seed), panic, NULL, 0, a)
 
 
-cdef bint _draw(Table t, const Target* x, Live* live, uint64_t seed, bint panic, int32_t avoid, uint32_t* a) noexcept:
-    """A member by weight x part, but for the instance to avoid; False when there is none."""
+cdef inline bint _among(int32_t instance, const int32_t* some, int n) noexcept:
+    cdef int i
+    for i in range(n):
+        if some[i] == instance: return True
+    return False
+
+
+cdef bint _draw(Table t, const Target* x, Live* live, uint64_t seed, bint panic, const int32_t* avoid, int n_avoid,
+                uint32_t* a) noexcept:
+    """A member by weight x part, but for the instances to avoid; False when there is none."""
     cdef uint32_t i
     cdef int32_t k
     cdef uint64_t total = 0, low, one
     for i in range(x.n):
         k = _item(t, x, i)
-        if k != avoid: total += <uint64_t>t.instances[k].weight * _part(live.down[k][0], live.warmth[k], panic)
+        if not _among(k, avoid, n_avoid): total += <uint64_t>t.instances[k].weight * _part(live.down[k][0], live.warmth[k], panic)
     if total == 0: return False
     seed = gl_mulhi(seed, total, &low)
     for i in range(x.n):
         k = _item(t, x, i)
-        if k == avoid: continue
+        if _among(k, avoid, n_avoid): continue
         one = <uint64_t>t.instances[k].weight * _part(live.down[k][0], live.warmth[k], panic)
         if seed < one:
             a[0] = i
@@ -1058,35 +1066,56 @@ cdef int32_t pick_from(Table t, Live* live, int32_t service, uint32_t target) no
     return d.instance
 
 
-cdef bint pick_other(Table t, Live* live, Decision* d, int32_t avoid) noexcept:
-    """Another instance of the same subset for one more attempt; False when there is no other that is not out."""
+cdef bint pick_other(Table t, Live* live, Decision* d, const int32_t* avoid, int n_avoid) noexcept:
+    """Another instance of the same subset for one more attempt, none of those to avoid; False when there is no other that is not
+    out."""
     cdef const Service* s = &t.services[d.service]
     cdef const Target* x = &(<const Target*>(t.base + s.targets))[d.subset]
     cdef uint32_t i, marked = live.n_down
     cdef bint found
-    if x.n < 2: return False
+    if x.n == 0: return False
     if d.panic == 2: live.n_down = 0                 # as when it was decided: nothing is out
-    found = _pick_other(t, s, x, live, d, avoid)
+    found = _pick_other(t, s, x, live, d, avoid, n_avoid)
     live.n_down = marked
     return found
 
 
-cdef bint _pick_other(Table t, const Service* s, const Target* x, Live* live, Decision* d, int32_t avoid) noexcept:
+cdef bint _pick_other(Table t, const Service* s, const Target* x, Live* live, Decision* d, const int32_t* avoid,
+                      int n_avoid) noexcept:
     cdef uint32_t i, n, out = 0
     for i in range(8):
         if not _pick(t, s, d.subset, live, d): break
-        if d.instance != avoid: return True
+        if not _among(d.instance, avoid, n_avoid): return True
     if live.n_down == 0:                             # of few members the same comes up often, of very unequal ones too
         n = <uint32_t>(gl_mix(live.pick) % x.n)
         for i in range(x.n):
             d.instance = _item(t, x, (n + i) % x.n)
-            if d.instance != avoid: return True
+            if not _among(d.instance, avoid, n_avoid): return True
         return False
     for i in range(x.n): out += (live.down[_item(t, x, i)][0] & OUT) != 0
-    if out == x.n or not _draw(t, x, live, gl_mix(live.pick), <uint64_t>(x.n - out) * 100 < <uint64_t>x.n * s.panic, avoid, &n):
+    if out == x.n or not _draw(t, x, live, gl_mix(live.pick), <uint64_t>(x.n - out) * 100 < <uint64_t>x.n * s.panic, avoid,
+                               n_avoid, &n):
         return False
     d.instance = _item(t, x, n)
     return True
+
+
+cdef bint pick_stable(Table t, Live* live, Decision* d, const int32_t* avoid, int n_avoid) noexcept:
+    """An instance of the stable version for one more attempt of a request that another version has failed; False when its
+    fallback is `strict`, it is of the stable version already, or there is none. Then `d` is as it was."""
+    cdef const Service* s = &t.services[d.service]
+    cdef const Target* x = &(<const Target*>(t.base + s.targets))[s.stable_target]
+    cdef Decision before = d[0]
+    cdef uint32_t fallback = (<const Rule*>(t.base + s.rules))[d.rule].fallback if d.rule >= 0 else s.fallback
+    if fallback == 0 or d.subset == s.stable_target: return False
+    if x.version == t.instances[d.instance].version: return False
+    d.subset = s.stable_target
+    d.version = x.version
+    if pick_other(t, live, d, avoid, n_avoid):
+        d.fell_back = True
+        return True
+    d[0] = before
+    return False
 
 
 # ---- the decision, told ----------------------------------------------------------------------------------------------
@@ -1253,6 +1282,7 @@ cdef class Table:
         cdef Head h
         cdef Query q
         cdef Decision d
+        cdef int32_t failed
         cdef dict told
         asked = _ask(head, b"127.0.0.1", &h, &q)
         q.listener = 0
@@ -1260,7 +1290,8 @@ cdef class Table:
         self.mine.pick = pick
         decide(self, &q, self.own, &self.mine, &d)
         told = self._told(&d)
-        if d.instance < 0 or not pick_other(self, &self.mine, &d, d.instance): return told, None
+        failed = d.instance
+        if d.instance < 0 or not pick_other(self, &self.mine, &d, &failed, 1): return told, None
         return told, self._str(self.instances[d.instance].address)
 
     def decide_many(self, list heads, list addresses, list listeners):

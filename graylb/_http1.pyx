@@ -654,6 +654,7 @@ cdef char* write_request(Head* h, char* o, ForwardingPolicy* policy, Client* cli
     if policy.x_forwarded == 2: dropped[<int>H_XFP] = dropped[<int>H_XFH] = 1
     if policy.forwarded: dropped[<int>H_FORWARDED] = 1
     dropped[<int>H_XFCC] = 1                 # who showed no certificate must not tell of one
+    dropped[<int>H_GRAYLB] = 1               # these are ours to say
     if h.minor == 0: dropped[<int>H_EXPECT] = 1
     o = _put(o, h.method, h.method_len)
     o = _put(o, b" ", 1)

@@ -9,6 +9,7 @@ from graylb._mark cimport Marks, ServiceMark
 from graylb._http1 cimport Body, Client, ForwardingPolicy, Head, Piece
 from graylb._limits cimport Breaker, Limits
 from graylb._meter cimport Meter, Series
+from graylb._retries cimport MAX_ATTEMPTS, Budget, RetryPolicy
 from graylb._slab cimport Slab
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -17,7 +18,6 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef enum:
     MAX_HEAD = 131072      # bytes of a head, whatever the configuration allows
-    SAVED_MAX = 81920      # a request longer than this, 64 KiB and a head, is not kept for another attempt after it was sent
 
 cdef struct Peer:
     # who is at the other end, as the socket or a PROXY header says
@@ -122,7 +122,7 @@ cdef struct Conn:
     size_t held_len
     size_t held_cap
     uint64_t deadline      # ms; 0: none
-    uint64_t limit         # ms; client: its caller's own deadline, whatever else is waited for; 0: none
+    uint64_t limit         # ms; client: of the whole request, whatever else is waited for; upstream: of this try; 0: none
     uint64_t slot_time     # ms; where in the wheel it sits
     Conn* later            # wheel list
     Conn* earlier
@@ -142,6 +142,8 @@ cdef struct Conn:
 cdef enum Waiting:
     WAITS = 1              # for a connection to its instance
     CALLED                 # one is kept for it
+    RESTS                  # for the time of its next attempt
+    RESTED                 # that has come
     DELAYED                # on purpose
     DUE                    # that is over
 
@@ -156,7 +158,7 @@ cdef struct Exchange:
     PyObject* state        # TableState, kept through retries
     PyObject* detour       # a _detours.Detour, or NULL
     PyObject* copy         # a _mirrors.Copy of a request that is mirrored, or NULL
-    Exchange* next         # free list, waiting requests of an instance, open tunnels
+    Exchange* next         # free list, waiting requests of an instance, resting ones, open tunnels
     Exchange* previous
     Decision d
     Body request
@@ -172,7 +174,13 @@ cdef struct Exchange:
     uint8_t close_client   # after this exchange
     uint8_t wants_json
     uint8_t safe           # idempotent method (RFC 9110 9.2.2)
+    uint8_t listed         # its method is one that its service retries
     uint8_t attempts
+    uint8_t unseen         # of them: those that nobody can have looked at
+    uint8_t n_tried
+    int32_t tried[MAX_ATTEMPTS]  # instances that have failed it
+    uint8_t heard          # an interim answer has come
+    uint8_t whole_limit    # its client's `limit` is the service's, not the caller's
     uint8_t waiting        # see Waiting
     uint8_t counted        # has a status, for the record
     uint8_t h2             # goes to its instance as a stream
@@ -191,8 +199,11 @@ cdef struct Exchange:
     char* saved            # the request as sent, for one more attempt
     size_t saved_len
     size_t saved_cap
+    uint32_t keep_max      # bytes that are kept at most
+    uint64_t due_us        # when it is to go on, while it rests
     uint64_t connect_ms
     uint64_t response_ms
+    uint64_t try_ms        # 0: none
     uint64_t idle_ms
     # for the access log and traces, see _logs.pyx
     uint8_t captured       # see Captured
@@ -270,11 +281,6 @@ cdef class Upstream:
     cdef public object origin      # _tls.Origin where it is called over TLS, else None
     cdef const char* tls_failed    # why its last handshake failed; NULL: it did not
     cdef uint8_t protocol  # see Protocol
-    cdef uint32_t retry_on # bits of the gRPC statuses that another instance is asked after
-    cdef uint32_t attempts # at most, when one is
-    cdef double credit     # such attempts that its calls have earned, as of that many requests and that time
-    cdef uint64_t credit_requests
-    cdef uint64_t credit_us
     cdef uint32_t streams  # at once on one session, as far as the instance allows
     cdef Upstream shadow   # the same instance for copies of requests, or None: they have connections of their own
     # connections
@@ -290,8 +296,6 @@ cdef class Upstream:
     cdef readonly uint64_t requests
     cdef readonly uint64_t failures
     cdef readonly uint64_t connects
-
-    cdef bint affords(self, uint64_t now_us) noexcept
 
 cdef class ServiceLive:
     # one service, while tables name it
@@ -309,6 +313,12 @@ cdef class ServiceLive:
     cdef Limits limits
     cdef ServiceMark mark  # None: there are no marks
     cdef uint64_t* panics  # requests that were given to instances that are out, see Decision.panic
+    cdef uint64_t requests
+    cdef uint64_t request_ms       # for a whole request; 0: as long as it takes
+    cdef RetryPolicy retries
+    cdef Budget budget
+    cdef uint64_t unaffordable     # retries that the budget had nothing for
+    cdef uint64_t left_version     # retries that went to the stable version
 
     cpdef configure(self, dict settings)
 

@@ -12,6 +12,7 @@ from graylb._http1 cimport MAX_HEADERS
 from graylb._limits cimport Breaker, Limits, share
 from graylb._mark cimport Marks, ServiceMark
 from graylb._meter cimport Meter, Series
+from graylb._retries cimport set_policy
 from graylb._slab cimport COUNTER, Slab
 
 from graylb._meter import CODES
@@ -48,9 +49,6 @@ PROTOCOLS = ("auto", "http1", "h2")     # see Protocol
 
 
 cdef double KEPT = 600                  # seconds
-cdef double RETRIES_OF_CALLS = 0.2
-cdef double RETRIES_OF_TIME = 3e-6   # a microsecond
-cdef double RETRIES_SAVED = 10
 
 
 cdef class Counter:
@@ -105,14 +103,12 @@ cdef class Upstream:
         raw = ip.encode()
         self.sa_len = gl_sockaddr(&self.sa, PyBytes_AS_STRING(raw), int(self.address.rpartition(":")[2]))
 
-    def configure(self, dict connections, dict retries, int workers):
-        """Takes the service's settings, as `snapshot.Connections` has them; retries: {"statuses": their bits, "attempts"}.
+    def configure(self, dict connections, int workers):
+        """Takes the service's settings, as `snapshot.Connections` has them.
 
         connections["bounds"]: `snapshot_limits.Bounds` of each instance, for so many workers.
         """
         cdef uint32_t most = share(connections["bounds"]["connections"], workers)
-        self.retry_on = retries["statuses"]
-        self.attempts = retries["attempts"]
         self.max = min(connections["max"] or most, most or connections["max"])
         self.max_requests = share(connections["bounds"]["requests"], workers)
         self.max_pending = share(connections["bounds"]["pending"], workers)
@@ -124,16 +120,6 @@ cdef class Upstream:
         self.streams = connections.get("streams", 100)
         self.max_idle = connections["idle"]
         self.idle_ms = round(connections["idle_timeout"] * 1000)
-
-    cdef bint affords(self, uint64_t now_us) noexcept:
-        """Whether one more call that it failed may be made elsewhere: one in five, or three a second."""
-        self.credit += (self.requests - self.credit_requests) * RETRIES_OF_CALLS + (now_us - self.credit_us) * RETRIES_OF_TIME
-        self.credit_requests = self.requests
-        self.credit_us = now_us
-        if self.credit > RETRIES_SAVED: self.credit = RETRIES_SAVED
-        if self.credit < 1: return False
-        self.credit -= 1
-        return True
 
     def figures(self):
         """Counters as a dict."""
@@ -171,6 +157,8 @@ cdef class ServiceLive:
         """Takes its entry of meta["services"], whenever that is new."""
         self.settings = settings
         self.mark = ServiceMark(settings["marks"]) if settings.get("marks") is not None else None
+        self.request_ms = round(settings.get("request_timeout", 0) * 1000)
+        set_policy(&self.retries, &self.budget, settings.get("retries") or {})
         if "faults" not in settings: self.faults = None
         else:
             if self.faults is None: self.faults = Faults(self.worker * 7919)
@@ -183,6 +171,11 @@ cdef class ServiceLive:
     def fault_figures(self):
         """What was injected, as a list of dicts."""
         return self.faults.figures() if self.faults is not None else []
+
+    def figures(self):
+        """Counters as a dict."""
+        return {"service": self.name, "requests": self.requests, "retry_budget_exhausted": self.unaffordable,
+                "retries_left_version": self.left_version}
 
 
 cdef class TableState:

@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from graylb._fast cimport Decision, Table
 from graylb._limits cimport Breaker
+from graylb._retries cimport CAUSES
 from graylb._slab cimport Slab
 
 cdef enum Tag:             # what a cell of a Meter counts
@@ -34,6 +35,7 @@ cdef class Series:
     cdef uint64_t* times           # NULL until there is one
     cdef uint64_t* first_bytes
     cdef Breaker breaker
+    cdef uint64_t retried[CAUSES]  # attempts of its instances that another one followed
     cdef open(self)
     cdef uint64_t* _histogram(self, str name) noexcept
     cdef void took(self, uint64_t us) noexcept

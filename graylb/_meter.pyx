@@ -11,8 +11,10 @@ from libc.string cimport memset
 from graylb._fast cimport NONE32, Decision, Service, Table, Target
 from graylb._limits cimport Breaker
 from graylb._limits cimport figures as limit_figures
+from graylb._retries cimport CAUSES
 from graylb._slab cimport COUNTER, GAUGE, HISTOGRAM_BUCKETS, Slab, bucket
 
+from graylb._retries import CAUSE_NAMES
 from graylb._slab import bucket_end
 from graylb.errors import KINDS
 
@@ -82,7 +84,8 @@ cdef class Series:
                 "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
                 "bytes_in": self.bytes_in[0], "bytes_out": self.bytes_out[0],
                 "times": [] if self.times == NULL else
-                         [[bucket_end(k), self.times[k]] for k in range(HISTOGRAM_BUCKETS) if self.times[k]]}
+                         [[bucket_end(k), self.times[k]] for k in range(HISTOGRAM_BUCKETS) if self.times[k]],
+                "retries": {CAUSE_NAMES[k]: self.retried[k] for k in range(<int>CAUSES) if self.retried[k]}}
 
 
 cdef class Meter:

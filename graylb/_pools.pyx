@@ -7,7 +7,7 @@ first in the queue is called (`_call`), which keeps room for it until its turn t
 from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcmp
 from cpython.ref cimport Py_INCREF, PyObject
-from graylb._live cimport ALPN_HTTP1, CALLED, SAVED_MAX, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
+from graylb._live cimport ALPN_HTTP1, CALLED, U_HEAD, U_IDLE, UPSTREAM, WAITS, Conn, Exchange, Peer, Upstream
 from graylb._proxy cimport write_proxy
 from graylb._sockets cimport Sockets, connect_to, exhausted, local_address
 
@@ -227,7 +227,7 @@ cdef class Pools(Sockets):
 
 cdef bint may_repeat(Exchange* x) noexcept:
     """Whether the request may be sent once more on another connection, and is kept for that."""
-    return x.safe and x.request_done and 0 < x.saved_len <= SAVED_MAX
+    return x.safe and x.request_done and 0 < x.saved_len <= x.keep_max
 
 
 cdef bint _same_peer(Peer* a, Peer* b) noexcept:

@@ -20,7 +20,9 @@ from graylb import _fast, _link
 from graylb.layout import COLUMN, GROUP, INSTANCE, NONE, SERVICE, TARGET, Arena
 from graylb.model.snapshot import (
     GRPC_STATUSES,
+    IDEMPOTENT,
     Instance,
+    Retries,
     Service,
     Split,
     Subset,
@@ -278,8 +280,10 @@ class _Members:
         """What concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""
         x = self.service
         found: dict[str, Any] = {"name": x.name, "connections": asdict(x.connections), "tunnels": asdict(x.tunnels)}
-        statuses = sum(1 << GRPC_STATUSES.index(each) for each in x.retries.grpc_status)
-        found["retries"] = {"statuses": statuses, "attempts": x.retries.attempts}
+        if x.retries != Retries():
+            found["retries"] = _retries(x.retries)
+        if x.timeouts.request:
+            found["request_timeout"] = x.timeouts.request
         faults = [(-1, "", x.fault)] if x.fault is not None else []
         if faults or self.rules.faults:
             found["faults"] = [(n, name, _fault(fault)) for n, name, fault in (*faults, *self.rules.faults)]
@@ -332,6 +336,14 @@ def _mirror(x: Service, target: int) -> dict[str, Any]:
         return {}
     told = {name: getattr(mirror, name) for name in ("percent", "max", "body", "methods", "timeout")}
     return {"mirror": {**told, "target": target}}
+
+
+def _retries(found: Retries) -> dict[str, Any]:
+    """For `_retries.set_policy`."""
+    told = asdict(found)
+    names = told.pop("grpc_status")
+    methods = list(found.methods) if found.methods != IDEMPOTENT else None
+    return told | {"grpc": sum(1 << GRPC_STATUSES.index(each) for each in names), "methods": methods}
 
 
 def _weighted(split: Split) -> list[str]:

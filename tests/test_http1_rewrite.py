@@ -64,7 +64,7 @@ def kept(fields: Fields, *, request: bool = True) -> Fields:
         (name, value)
         for name, value in fields
         if name.lower() not in HOP
-        and not (request and b"_" in name)
+        and not (request and (b"_" in name or name.lower().startswith(b"x-graylb-")))
         and (name.lower() not in named or name.lower() in PROTECTED or name.lower().startswith(b"x-forwarded-"))
         and not (name.lower() == b"content-length" and value.startswith(b"0") and value != b"0")
     ]

@@ -162,7 +162,7 @@ def service(
         instances=instances,
         timeouts=snapshot.Timeouts(**part.timeouts.model_dump()),
         connections=_connections(part, limits),
-        retries=snapshot.Retries(**dict(part.retries)),
+        retries=part.retries.build(),
         tunnels=part.tunnels,
         health=part.health.build(),
         fault=faults.build(part.fault),

@@ -29,7 +29,8 @@ from graylb.model.marks import ServiceMarkPart
 from graylb.model.mirror import MirrorPart
 from graylb.model.outliers import SlowStart
 from graylb.model.problems import shown
-from graylb.model.snapshot import GRPC_STATUSES, Tunnels
+from graylb.model.retries import RetriesPart, TimeOrNone
+from graylb.model.snapshot import Tunnels
 from graylb.model.sticky import StickyPart
 from graylb.model.targets import To
 from graylb.model.values import deeper, fault
@@ -245,6 +246,11 @@ class TimeoutsPart(Part):
     connect: values.Duration = Field(default=5.0, description="For the connection.")
     response: values.Duration = Field(default=15.0, description="From the request's end to the response's head.")
     idle: values.Duration = Field(default=300.0, description="Without a byte while a body is under way.")
+    request: TimeOrNone = Field(
+        default=0.0,
+        description="For all of it, attempts and waiting included: from the request's head to the answer's end. "
+        "0: none.",
+    )
 
 
 _PROXY_VERSIONS = ("off", "v1", "v2")
@@ -299,37 +305,6 @@ class ConnectionsPart(Part):
     streams: _Streams = Field(
         default=100, description="Requests at once on one HTTP/2 connection; fewer where the instance says so."
     )
-
-
-_RETRIED = GRPC_STATUSES[1:]
-
-
-def _statuses(value: Any) -> tuple[str, ...]:
-    """In the order of their codes, each once."""
-    if not isinstance(value, list | tuple):
-        raise fault("a list of gRPC statuses, such as [unavailable]")
-    check = values.choice(*_RETRIED)
-    found = set(values.each(value, check))
-    return tuple(each for each in _RETRIED if each in found)
-
-
-class RetriesPart(Part):
-    """When another instance of the version is asked. What no instance has looked at is asked for again anyway."""
-
-    grpc_status: Annotated[
-        tuple[str, ...],
-        PlainValidator(_statuses),
-        PlainSerializer(list),
-        WithJsonSchema({"type": "array", "items": {"enum": list(_RETRIED)}}),
-    ] = Field(
-        default=(),
-        description="Of gRPC calls that fail with one of these before they begin, and whose request is complete and at "
-        "most 64 KiB: `unavailable`, `resource_exhausted` and so on. At most one call in five of an instance's, or "
-        "three a second, is retried.",
-    )
-    attempts: Annotated[
-        int, PlainValidator(values.integer(1, 4)), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 4})
-    ] = Field(default=2, description="Instances that are asked, in all.")
 
 
 _TUNNELS = "keep, cut, or drain and a time, such as drain 30s"
@@ -421,7 +396,7 @@ class ServicePart(Part):
     instances: tuple[InstancePart, ...] = Field(default=(), description="Where the service runs.")
     timeouts: TimeoutsPart = Field(default=TimeoutsPart(), description="How long to wait.")
     connections: ConnectionsPart = Field(default=ConnectionsPart(), description="How many to have.")
-    retries: RetriesPart = Field(default=RetriesPart(), description="When another instance is asked.")
+    retries: RetriesPart = Field(default=RetriesPart(), description="When a request is sent once more.")
     tls: Origination = Field(default=None, description="`true`: instances are called over TLS. Default: `false`.")
     mark: ServiceMarkPart = Field(default=ServiceMarkPart(), description="What marks do here.")
     health: HealthPart = Field(default=HealthPart(), description="Which instances are well.")

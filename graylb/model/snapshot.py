@@ -17,6 +17,10 @@ from graylb.model.snapshot_faults import Fault, Mirror
 from graylb.model.snapshot_health import Outliers, SlowStart
 from graylb.model.snapshot_limits import NO_LIMITS, NO_MARKS, Memory, ServiceLimits
 from graylb.model.snapshot_observe import AccessLog, Tracing
+from graylb.model.snapshot_retries import IDEMPOTENT as IDEMPOTENT
+from graylb.model.snapshot_retries import Backoff as Backoff
+from graylb.model.snapshot_retries import Retries as Retries
+from graylb.model.snapshot_retries import RetryBudget as RetryBudget
 
 SLOTS = 10_000
 """Buckets of a split's sticky keys; one slot is 0.01 %."""
@@ -133,6 +137,7 @@ class Timeouts:
     connect: float = 5.0
     response: float = 15.0  # from the end of the request to the response head
     idle: float = 300.0  # no byte in either direction while a body is under way
+    request: float = 0.0  # from its head to the answer's end; 0: as long as it takes
 
 
 class Pem(str):
@@ -205,14 +210,6 @@ GRPC_STATUSES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Retries:
-    """When another instance is asked. What nobody has looked at is asked for again whatever this says."""
-
-    grpc_status: tuple[str, ...] = ()  # of GRPC_STATUSES, in their order
-    attempts: int = 2  # in all
-
-
-@dataclass(frozen=True, slots=True)
 class Check:
     """How an instance is asked whether it is well. Times in seconds."""
 
@@ -282,7 +279,7 @@ class Service:
     instances: tuple[Instance, ...] = ()
     timeouts: Timeouts = Timeouts()
     connections: Connections = Connections()
-    retries: Retries = Retries()
+    retries: Retries = field(default_factory=Retries)
     tunnels: Tunnels = Tunnels()
     health: Health = Health()
     fault: Fault | None = None

@@ -143,8 +143,22 @@ METRICS: Final = (
     Metric(
         "graylb_retries_total",
         "counter",
-        (),
-        "Attempts beyond a request's first one.",
+        (*_OF, "reason"),
+        "Attempts that failed and that another one followed. reason: `unseen`, `refused`, `stale`, `reset`, `timeout`, "
+        "`invalid`, `status` or `grpc-status`.",
+    ),
+    Metric(
+        "graylb_retry_budget_exhausted_total",
+        "counter",
+        ("service",),
+        "Failed attempts that were not repeated because the service's budget of retries was used up.",
+    ),
+    Metric(
+        "graylb_limited_total",
+        "counter",
+        (*_OF, "limit"),
+        "Requests that a limit turned away. limit: `requests`, `pending`, `connections`, `adaptive` or `rate NAME`; "
+        "version: empty where it is the service's.",
     ),
     Metric(
         "graylb_ejections_total",

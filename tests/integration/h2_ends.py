@@ -181,11 +181,13 @@ class Asked:
 
 class H2Upstream:
     """Answers by path: `/` the body, `/trailers` with trailers, `/N` N bytes, `/reset` not at all, `/hints` 103 first,
-    `/empty` a bare head, `/refuse…` once a refusal. What ends in `Hang` gets no answer, in `Begin` an endless one.
+    `/empty` a bare head, `/refuse…` once a refusal, `/503` that. What ends in `Hang` gets no answer, in `Begin` an
+    endless one. One that is not `failing` takes `/reset` and `/503` for any other path.
     """
 
     def __init__(self) -> None:
         self.requests: list[Asked] = []
+        self.failing = True
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.resets: list[int] = []
@@ -253,8 +255,11 @@ class H2Upstream:
     def _answer(self, link: H2Connection, stream: int, request: Asked, unsent: dict[int, tuple[bytes, Fields]]) -> None:
         path = dict(request.headers)[":path"]
         head: Fields = [(":status", "200"), ("x-upstream", "h2")]
-        if path == "/reset":
+        if path == "/reset" and self.failing:
             link.reset_stream(stream, ErrorCodes.INTERNAL_ERROR)
+        elif path == "/503" and self.failing:
+            link.send_headers(stream, [(":status", "503")])
+            unsent[stream] = b"sorry", []
         elif path.startswith("/refuse") and path not in self._refused:
             self._refused.add(path)
             link.reset_stream(stream, ErrorCodes.REFUSED_STREAM)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from graylb.model.snapshot import Retries
 from tests.integration.client import chunked
 from tests.integration.engines import (
     Ask,
@@ -285,7 +286,7 @@ def test_an_instance_that_dies_under_those_who_wait(another: bool) -> None:
     async def test(rig: Rig) -> None:
         one, two = await rig.origin(), await rig.origin()
         instances = [one, two] if another else [one]
-        rig.swap(service(*instances, connections=FULL))
+        rig.swap(service(*instances, connections=FULL, retries=Retries(on=())))
         first = [await rig.send(request(target="/hold")) for _ in instances]
         await until(lambda: all(len(each.asks) == 1 for each in instances), "both busy")
         waiting = [await rig.send(request(target=f"/{number}")) for number in range(8)]

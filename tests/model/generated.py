@@ -131,7 +131,18 @@ SERVICE = optional(
         baggage=st.sampled_from([False, "off", "lane"]),
     ),
     retries=optional(
-        {}, grpc_status=st.sampled_from([[], ["unavailable"], ["unknown", "cancelled"]]), attempts=st.just(3)
+        {},
+        grpc_status=st.sampled_from([[], ["unavailable"], ["unknown", "cancelled"]]),
+        attempts=st.just(3),
+        on=st.sampled_from([[], ["5xx", "reset"], ["timeout", "retriable-4xx"]]),
+        statuses=st.sampled_from([[], [503, 429]]),
+        methods=st.sampled_from([["GET"], ["PUT", "POST"]]),
+        per_try_timeout=st.sampled_from([0, "250ms"]),
+        backoff=optional({}, base=st.sampled_from([0, "10ms"]), max=st.just("1s")),
+        budget=optional({}, percent=st.just(50), min_per_second=st.sampled_from([0, 1.5])),
+        other_version=st.booleans(),
+        same_instance=st.booleans(),
+        buffer=st.sampled_from([0, "8KiB"]),
     ),
     tunnels=st.sampled_from(["keep", "cut", "drain 30s", {"drain": "1.5m"}, {"drain": 0.25}]),
     health=optional(

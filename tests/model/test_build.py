@@ -11,6 +11,7 @@ import pytest
 from graylb.model.build import SplitRequest, build, split_requests
 from graylb.model.documents import Document, load
 from graylb.model.snapshot import (
+    Backoff,
     Condition,
     Connections,
     Instance,
@@ -19,6 +20,7 @@ from graylb.model.snapshot import (
     Match,
     Redirect,
     Retries,
+    RetryBudget,
     Route,
     Service,
     Snapshot,
@@ -254,7 +256,30 @@ def test_connections(written: dict[str, Any], found: Connections) -> None:
 def test_retries() -> None:
     assert users().retries == Retries()
     written = {"grpc_status": ["unavailable", "aborted", "unavailable"], "attempts": 3}
-    assert users(retries=written).retries == Retries(("aborted", "unavailable"), 3)
+    assert users(retries=written).retries == Retries(grpc_status=("aborted", "unavailable"), attempts=3)
+    written = {
+        "on": ["5xx", "reset", "5xx"], "statuses": [429, 503, 429], "methods": ["PUT", "GET", "PUT"],
+        "per_try_timeout": "250ms", "backoff": {"base": 0}, "budget": {"percent": 50, "min_per_second": 0.5},
+        "other_version": True, "same_instance": True, "buffer": "8KiB",
+    }  # fmt: skip
+    assert users(retries=written).retries == Retries(
+        on=("reset", "5xx"),
+        statuses=(429, 503),
+        methods=("GET", "PUT"),
+        per_try_timeout=0.25,
+        backoff=Backoff(0.0, 0.25),
+        budget=RetryBudget(50.0, 0.5),
+        other_version=True,
+        same_instance=True,
+        buffer=8192,
+    )
+    assert users(retries={"per_try_timeout": 0, "on": []}).retries == Retries(on=())
+
+
+def test_the_time_of_a_whole_request() -> None:
+    assert users().timeouts.request == 0
+    assert users(timeouts={"request": "30s"}).timeouts.request == 30
+    assert users(timeouts={"request": 0}).timeouts.request == 0
 
 
 def test_idle_connections_are_those_of_the_limits_unless_the_service_says() -> None:

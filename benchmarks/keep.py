@@ -12,7 +12,7 @@ from benchmarks.control import verdict as control
 from benchmarks.faults import verdict as faults
 from benchmarks.h2 import run as h2
 from benchmarks.h2 import spec, streams, tls
-from benchmarks.load import attribute, bodies, idle, overload, pace, slow, workers
+from benchmarks.load import attribute, bodies, idle, observe, overload, pace, slow, workers
 from benchmarks.load.cases import CASES
 from benchmarks.load.peers import KINDS
 from benchmarks.soak import verdict
@@ -27,6 +27,7 @@ PAGES: dict[str, report.Page] = {
     "slow": slow.page,
     "overload": overload.page,
     "idle": idle.page,
+    "observe": observe.page,
     "attribute": attribute.page,
     "micro": report.micro_page,
     "h2": h2.page,

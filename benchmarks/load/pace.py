@@ -19,6 +19,7 @@ SHARE = 0.7
 """Of nginx's highest rate: what everybody is measured at."""
 CONNECTIONS = 64
 PATH = "/128"
+NICE = 10
 DOWNLOADS = Case("downloads", "1 MiB beside small requests", 1 << 20, connections=16)
 SMALL_CONNECTIONS = 8
 SMALL_RATE = 400.0
@@ -57,7 +58,8 @@ def beside(number: int, on: Stage, peer: Peer, seconds: int, case: str) -> dict[
     """
     what = f"round {number}, {peer.name}, {case}"
     rate = SMALL_RATE if case == "beside" else 0.0
-    downloads = spawn(wrk.command(DOWNLOADS, peer.port, seconds + 60), on.cores.load)
+    # at a lower priority: one core carries all clients, and what they wait for it is not the proxy's
+    downloads = spawn(["nice", "-n", str(NICE), *wrk.command(DOWNLOADS, peer.port, seconds + 60)], on.cores.load)
     try:
         command = on.native("pace", peer.port, PATH, SMALL_CONNECTIONS, rate, seconds)
         found = drive(command, on.cores.load, seconds + 30, what)

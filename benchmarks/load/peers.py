@@ -191,13 +191,15 @@ def caddy(setting: Setting) -> AbstractContextManager[Peer]:
 
 
 @contextmanager
-def graylb(setting: Setting, name: str = "graylb", rules: str = "", instances: str = "") -> Iterator[Peer]:
-    """`rules` and `instances`: lines to add to the document."""
+def graylb(
+    setting: Setting, name: str = "graylb", rules: str = "", instances: str = "", more: str = ""
+) -> Iterator[Peer]:
+    """`rules`, `instances` and, of the document as a whole, `more`: lines to add."""
     folder = setting.work / f"{name}-{setting.workers}"
     folder.mkdir()
     ports = folder / "ports.json"
-    more = {"rules": rules, "instances": instances, "workers": setting.workers}
-    config = write_config(setting, "graylb.yaml", folder / "graylb.yaml", **more)
+    added = {"rules": rules, "instances": instances, "more": more, "workers": setting.workers}
+    config = write_config(setting, "graylb.yaml", folder / "graylb.yaml", **added)
     command = [sys.executable, "-m", "graylb.cli", "run", "-c", str(config), "--ports-file", str(ports)]
     with running(name, command, setting.cores, folder / "graylb.log") as process:
         wait_until(lambda: ports.exists(), process, name, seconds=30)

@@ -1,9 +1,9 @@
 """`python -m benchmarks [WHAT]`: measure, keep the raw figures, generate the page.
 
 WHAT: load, bodies, pace, workers, slow, overload, observe, idle, attribute, micro, or all of these (the default); or
-one that is run by itself: h2, tls, streams, h2spec, control. A whole run writes WHAT.json and latest.md into the folder;
-one that was cut short by an option (--quick, --only, --peers, --seconds, fewer --rounds) writes partial-*.json and
-partial.md, which are not kept in git.
+one that is run by itself: h2, tls, streams, h2spec, control. A whole run writes WHAT.json and latest.md into the
+folder; one that was cut short by an option (--quick, --only, --peers, --seconds, fewer --rounds) writes
+partial-*.json and partial.md, which are not kept in git.
 Exit status: 0 measured, 1 a run failed and nothing was written for it, 2 wrong usage.
 """
 
@@ -32,10 +32,12 @@ from benchmarks.micro import run as micro
 OWN = ("h2", "tls", "streams", "h2spec", "control")
 MEASURED = ("micro", "load", "bodies", "pace", "workers", "slow", "overload", "observe", "idle", "attribute")
 ROUNDS = {
-    "h2": 5, "tls": 5, "load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 2, "overload": 3, "observe": 9, "micro": 15,
+    "h2": 5, "tls": 5, "load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 2, "overload": 3, "observe": 9,
+    "micro": 15,
 }  # fmt: skip
 QUICK_ROUNDS = {
-    "h2": 2, "tls": 2, "load": 3, "bodies": 1, "pace": 2, "workers": 2, "slow": 1, "overload": 1, "observe": 3, "micro": 5,
+    "h2": 2, "tls": 2, "load": 3, "bodies": 1, "pace": 2, "workers": 2, "slow": 1, "overload": 1, "observe": 3,
+    "micro": 5,
 }  # fmt: skip
 SECONDS = 2
 STANDARDS = {"h2": h2_peers.NAMES, "tls": tls.PEERS, "streams": h2_peers.NAMES, "h2spec": h2_peers.NAMES}

@@ -86,6 +86,11 @@ def of_workers(status: Mapping[str, Any]) -> Iterator[Sample]:
         yield "graylb_worker_restarts_total", of, each["restarts"]
         if each["revision"] is not None:
             yield "graylb_worker_revision", of, each["revision"]
+    for alarm, count in status["alarms"].items():
+        yield "graylb_alarms_total", (("alarm", alarm),), count
+    yield "graylb_access_log_write_failures_total", (), status["access_log"]["lines_dropped"]
+    for result in ("exported", "dropped", "failed"):
+        yield "graylb_spans_total", (("result", result),), status["tracing"][result]
 
 
 def of_processes(status: Mapping[str, Any]) -> Iterator[Sample]:

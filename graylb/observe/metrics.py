@@ -252,6 +252,20 @@ METRICS: Final = (
         ("result",),
         "Lines of the access log. result: `written`, or `dropped` because the writer was too slow.",
     ),
+    Metric(
+        "graylb_access_log_write_failures_total",
+        "counter",
+        (),
+        "Lines of the access log that its file did not take: a full disk, say.",
+        "control",
+    ),
+    Metric(
+        "graylb_spans_total",
+        "counter",
+        ("result",),
+        "Spans of traces. result: `exported`, `dropped` because too many waited, or `failed` at the collector.",
+        "control",
+    ),
     # ---- configuration
     Metric(
         "graylb_config_revision",
@@ -344,6 +358,14 @@ METRICS: Final = (
         "counter",
         ("worker",),
         "How often a worker died and was started again.",
+        "control",
+    ),
+    Metric(
+        "graylb_alarms_total",
+        "counter",
+        ("alarm",),
+        "What went wrong and was lived through. alarm: `worker_respawns`, `worker_hung`, `store_errors`, "
+        "`descriptors_exhausted`, `control_stalls`, `control_errors` or `clock_jumps`.",
         "control",
     ),
     Metric(

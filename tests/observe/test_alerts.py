@@ -129,6 +129,20 @@ CASES: dict[str, tuple[list[Series], list[list[Series]]]] = {
         [[{'graylb_worker_restarts_total{worker="0"}': "1x40"}]],
     ),
     "GraylbWorkerDown": ([gauge("graylb_worker_up", 0)], [[gauge("graylb_worker_up", 1)]]),
+    "GraylbAlarm": (
+        [{'graylb_alarms_total{alarm="store_errors"}': "0x20 1x20"}],
+        [
+            [{'graylb_alarms_total{alarm="store_errors"}': "1x40"}],
+            [{'graylb_alarms_total{alarm="worker_respawns"}': "0x20 1x20"}],
+        ],
+    ),
+    "GraylbLogLost": (
+        [{'graylb_access_log_lines_total{result="dropped"}': "0x20 9x20"}],
+        [
+            [{'graylb_access_log_lines_total{result="written"}': "0x20 9x20"}],
+            [{"graylb_access_log_write_failures_total": "3x40"}],
+        ],
+    ),
     "GraylbShedding": (
         [{'graylb_errors_total{service="users", version="v1", reason="circuit-open"}': "0+60x40"}],
         [[{'graylb_errors_total{service="users", version="v1", reason="upstream-reset"}': "0+60x40"}]],

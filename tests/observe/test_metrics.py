@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from graylb import _slab
+from graylb.control.alarms import ALARMS
 from graylb.observe.exposition import EDGES, families, render
 from graylb.observe.metrics import BOUNDS, BY_NAME, METRICS, Metric, page
 from graylb.observe.slabs import Slabs
@@ -38,6 +39,10 @@ def test_what_the_code_counts_is_in_the_table() -> None:
     for path in (*ROOT.glob("graylb/*.pyx"), *ROOT.glob("graylb/control/**/*.py")):
         found |= set(re.findall(r'"(graylb_[a-z0-9_]+)"', path.read_text()))
     assert found == set(BY_NAME), found ^ set(BY_NAME)
+
+
+def test_every_alarm_is_told_of() -> None:
+    assert set(re.findall("`([a-z_]+)`", BY_NAME["graylb_alarms_total"].text)) == ALARMS.keys()
 
 
 def test_no_name_is_there_twice() -> None:

@@ -27,7 +27,7 @@ from benchmarks.load.verify import verify
 from benchmarks.stats import rotated
 
 LOG = "access_log: {{path: {folder}/access.log}}\n"
-TRACES = "tracing: {{otlp: {{endpoint: 'http://127.0.0.1:{port}', protocol: http}}, sample: 1}}\n"
+TRACES = "tracing: {{otlp: {{endpoint: 'http://127.0.0.1:{port}', protocol: http}}, sample: 1, parent_based: false}}\n"
 SEEN = {"plain": "", "log": LOG, "traced": TRACES, "both": LOG + TRACES}
 """Name -> what its document has besides."""
 TITLES = {"plain": "neither", "log": "access log", "traced": "1 % traced", "both": "both"}

@@ -326,3 +326,11 @@ def test_a_response_in_full() -> None:
         b"connection: close\r\ncontent-length: 7\r\n\r\n"
     )
     assert b"X-Graylb-Rule: theirs\r\n" in _http1.rewrite_response(head)
+
+
+def test_the_trail_of_a_probe_stays_beside_decision_headers() -> None:
+    """It was dropped with the instance's own x-graylb-* lines, so `graylb doctor` saw no service behind a graylb."""
+    head = response(b"X-Graylb-Trail: 0;users;v2", b"X-Graylb-Train: theirs", b"Content-Length: 0")
+    out = _http1.rewrite_response(head, extra=b"x-graylb-rule: ours\r\n")
+    assert b"\r\nX-Graylb-Trail: 0;users;v2\r\n" in out
+    assert b"theirs" not in out

@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("documents", "check"),
     "lint": ("lint", "lint"),
     "mark": ("marks", "mark"),
+    "doctor": ("doctor", "doctor"),
     "schema": ("documents", "schema"),
     "explain": ("explain", "explain"),
     "split": ("releases", "split"),

@@ -49,6 +49,14 @@ def fail(message: str, status: int = 2) -> NoReturn:
     raise typer.Exit(status)
 
 
+def header_of(text: str) -> tuple[str, str]:
+    """Of `name: value`. Fails in one line."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        fail(f"--header {text!r}: expected 'name: value'")
+    return name.strip(), value.strip()
+
+
 def preset_of(sidecar: bool, edge: bool) -> Literal["sidecar", "edge"] | None:
     if sidecar and edge:
         fail("--sidecar --edge: expected one of them")

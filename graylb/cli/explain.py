@@ -16,6 +16,7 @@ from graylb.cli.common import (
     Target,
     console,
     fail,
+    header_of,
     locate,
     preset_of,
     print_json,
@@ -52,7 +53,7 @@ def explain(
 
     from graylb.model.snapshot import CLIENT_CERTIFICATE
 
-    headers = [_parse_header(each) for each in header or ()]
+    headers = [header_of(each) for each in header or ()]
     if client_certificate is not None:
         headers.insert(0, (CLIENT_CERTIFICATE, client_certificate))
     try:
@@ -69,13 +70,6 @@ def explain(
         print_json(found)
     else:
         _print(found)
-
-
-def _parse_header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        fail(f"--header {text!r}: expected 'name: value'")
-    return name.strip(), value.strip()
 
 
 def _explain(target: Target, preset: Name | None, listener: str | None, **request: Any) -> dict[str, Any]:

@@ -22,6 +22,22 @@ def mark(
     as_json: AsJson = False,
 ) -> None:
     """Sign a mark: two headers that the edge believes until their time is over."""
+    headers = signed(value, secret, valid, header, signature)
+    if as_json:
+        print_json(headers)
+    else:
+        for name, text in headers.items():
+            print(f"{name}: {text}")
+
+
+def signed(
+    value: str,
+    secret: Path,
+    valid: str,
+    header: str = "x-service-version",
+    signature: str = "x-service-version-signature",
+) -> dict[str, str]:
+    """The two headers. valid: a time such as 30m, from now on. Fails in one line."""
     from pydantic_core import PydanticCustomError
 
     from graylb.model.marks import MIN_SECRET
@@ -39,9 +55,4 @@ def mark(
         fail(f"--for {valid}: expected a time such as 30m or 12h")
     if len(key.encode()) < MIN_SECRET:
         fail(f"{secret}: expected a secret of at least {MIN_SECRET} bytes")
-    headers = {header: value, signature: sign(value, key, int(time.time() + seconds))}
-    if as_json:
-        print_json(headers)
-    else:
-        for name, text in headers.items():
-            print(f"{name}: {text}")
+    return {header: value, signature: sign(value, key, int(time.time() + seconds))}

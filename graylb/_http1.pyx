@@ -57,7 +57,7 @@ cdef int classify(const char* n, size_t size) noexcept nogil:
     elif size == 14:
         if gl_same(n, b"content-length", 14): return H_CONTENT_LENGTH
         if gl_same(n, b"http2-settings", 14): return H_HTTP2_SETTINGS
-        if gl_same(n, b"x-graylb-trail", 14): return H_OTHER   # the services' own, through every graylb of a chain
+        if gl_same(n, b"x-graylb-probe", 14) or gl_same(n, b"x-graylb-trail", 14): return H_OTHER  # of services (SDK)
     elif size == 15:
         if gl_same(n, b"x-forwarded-for", 15): return H_XFF
     elif size == 16:

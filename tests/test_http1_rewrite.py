@@ -18,6 +18,7 @@ HOP = {
     b"connection", b"keep-alive", b"proxy-connection", b"http2-settings", b"trailer", b"te", b"transfer-encoding",
     b"upgrade",
 }  # fmt: skip
+PROBES = {b"x-graylb-probe", b"x-graylb-trail"}
 PROTECTED = {b"host", b"content-length", b"forwarded", b"via", b"x-service-version", b"baggage", b"expect"}
 """What Connection cannot remove; and every x-forwarded-*."""
 LINE = re.compile(
@@ -64,7 +65,7 @@ def kept(fields: Fields, *, request: bool = True) -> Fields:
         (name, value)
         for name, value in fields
         if name.lower() not in HOP
-        and not (request and (b"_" in name or name.lower().startswith(b"x-graylb-")))
+        and not (request and (b"_" in name or name.lower().startswith(b"x-graylb-")) and name.lower() not in PROBES)
         and (name.lower() not in named or name.lower() in PROTECTED or name.lower().startswith(b"x-forwarded-"))
         and not (name.lower() == b"content-length" and value.startswith(b"0") and value != b"0")
     ]
@@ -328,9 +329,12 @@ def test_a_response_in_full() -> None:
     assert b"X-Graylb-Rule: theirs\r\n" in _http1.rewrite_response(head)
 
 
-def test_the_trail_of_a_probe_stays_beside_decision_headers() -> None:
-    """It was dropped with the instance's own x-graylb-* lines, so `graylb doctor` saw no service behind a graylb."""
+def test_probes_and_their_trails_go_through() -> None:
+    """They were dropped with what else calls itself graylb's, so `graylb doctor` saw no service behind a graylb."""
     head = response(b"X-Graylb-Trail: 0;users;v2", b"X-Graylb-Train: theirs", b"Content-Length: 0")
     out = _http1.rewrite_response(head, extra=b"x-graylb-rule: ours\r\n")
     assert b"\r\nX-Graylb-Trail: 0;users;v2\r\n" in out
+    assert b"theirs" not in out
+    out = _http1.rewrite_request(b"GET / HTTP/1.1\r\nHost: a\r\nX-Graylb-Probe: 1\r\nX-Graylb-Prose: theirs\r\n\r\n")
+    assert b"\r\nX-Graylb-Probe: 1\r\n" in out
     assert b"theirs" not in out

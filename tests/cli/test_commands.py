@@ -97,7 +97,7 @@ def test_check_explains_a_document_in_full(tmp_path: Path) -> None:
     assert "header_timeout: 5\n" in full
     assert "preset" not in full.partition("\n")[2]
     data = json.loads(graylb("check", "--explain", "--edge", "--json", path).stdout)
-    assert data["forwarding"] == {"x_forwarded": "replace", "forwarded": "replace", "via": True}
+    assert data["forwarding"] == {"x_forwarded": "replace", "forwarded": "replace", "via": True, "request_id": "pass"}
     fails(graylb("check", "--explain", path, again), 2, "expected one FILE")
     fails(graylb("check", "--edge", "--sidecar", path), 2, "expected one of them")
     assert graylb("check", "--edge", path).stdout == f"{path}: ok\n"

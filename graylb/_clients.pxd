@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from graylb._limits cimport Watermarks
 from graylb._live cimport Conn, TableState
+from graylb._mark cimport Role
 from graylb._pools cimport Pools
 
 cdef enum:
@@ -20,7 +21,7 @@ cdef struct Listening:
     uint8_t secure                 # over TLS, with its `certificates`
     const char* name
     uint32_t name_n
-    uint8_t edge                   # its role: marks that come by it are not believed as such
+    Role role                      # who is believed
     uint32_t bit                   # of its name in the current table; 0: no route names it
 
 cdef class Clients(Pools):

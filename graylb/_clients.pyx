@@ -6,6 +6,7 @@ from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from graylb._limits cimport FULL, HIGH, weigh
 from graylb._live cimport CLIENT, S_HEAD, S_PROXY, S_SESSION, Conn, Peer, TableState, Upstream
+from graylb._mark cimport EDGE, INBOUND, OUTBOUND
 from graylb._pools cimport Pools
 from graylb._proxy cimport ProxyInfo, read_proxy
 from graylb._sockets cimport MSG_NOSIGNAL, WHEEL, accept_from, close, exhausted, gl_now_ms, send
@@ -84,7 +85,7 @@ cdef class Clients(Pools):
         l.h2 = "h2" in protocols
         l.health = grpc_health
         l.secure = tls is not None
-        l.edge = role == "edge"
+        l.role = EDGE if role == "edge" else INBOUND if role == "inbound" else OUTBOUND
         self.certificates.append(tls)
         self.listeners.append((name, [ipaddress.ip_network(each, strict=False) for each in trusted], text))
         self.n_listening += 1

@@ -8,7 +8,7 @@ from graylb._fast import Table
 
 class Engine:
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, worker: int = 0, slab: int = -1, *, workers: int = 1
+        self, loop: asyncio.AbstractEventLoop, worker: int = 0, slab: int = -1, *, workers: int = 1, memory: int = -1
     ) -> None: ...
     on_ejections: Callable[[], object] | None
     @property

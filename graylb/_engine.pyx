@@ -104,7 +104,8 @@ cdef class Engine(Detours):
     """Serves clients by the current table. One engine a worker, on one event loop.
 
     loop: a running uvloop (or asyncio) loop. worker: number of this worker, sets its counters apart from its siblings'.
-    slab: the descriptor of where it counts, which may be closed afterwards; -1: in memory of its own.
+    slab: the descriptor of where it counts, which may be closed afterwards; -1: in memory of its own. memory: likewise of
+    where it remembers the marks of traces.
     workers: how many there are, each with its share of what limits the whole proxy.
     """
 
@@ -127,7 +128,7 @@ cdef class Engine(Detours):
     cdef dict told                 # (name, labels) -> what `_total` was told last
     cdef int ticks
 
-    def __init__(self, loop, int worker=0, int slab=-1, *, int workers=1):
+    def __init__(self, loop, int worker=0, int slab=-1, *, int workers=1, int memory=-1):
         self.worker = worker
         self.workers = workers
         self.slab = Slab(Memory(slab, worker))
@@ -145,7 +146,7 @@ cdef class Engine(Detours):
         self.logs = Logs(worker)
         self._open_own()
         self.seed = int.from_bytes(os.urandom(8), "little")
-        self.marker = Marker()
+        self.marker = Marker(memory)
         self.outliers = Outliers(self.slab)
         self._open_doors()
         self._open_books()
@@ -736,7 +737,7 @@ cdef class Engine(Detours):
         if x.grpc and self.listening[c.listener].health and h.path_len > HEALTH_LEN and memcmp(h.path, HEALTH, HEALTH_LEN) == 0:
             self._begin_health(c)
             return
-        if state.marks is not None and not self.marker.take(c, h, state, self.listening[c.listener].edge):
+        if state.marks is not None and not self.marker.take(c, h, state, self.listening[c.listener].role):
             x.d.service = x.d.instance = -1
             self._refuse(c, p, have, E_HEAD_TOO_LARGE)
             return

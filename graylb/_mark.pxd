@@ -16,6 +16,11 @@ cdef enum Arrival:         # bits of what was found in a head
     A_CONFLICT = 8         # headers and baggage, or two headers, differ
     A_TOO_MANY = 16        # headers: there is no room for its own
 
+cdef enum Role:            # of a listener
+    EDGE
+    INBOUND
+    OUTBOUND
+
 cdef struct Name:
     const char* p
     uint32_t n
@@ -41,6 +46,7 @@ cdef class Marks:
     cdef Name signature    # its header; n 0: none is believed
     cdef Network* networks
     cdef int n_networks
+    cdef uint64_t lifetime # ms that the mark of a trace is remembered; 0: none is
     cdef list held         # what the names point into
     cdef bytes secret
     cdef readonly dict settings

@@ -5,7 +5,7 @@ whatever else called itself one is out of sight by then: its header is dropped a
 says the same in Python, and tests hold the two together.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -97,6 +97,7 @@ cdef class Marks:
         self.held = []
         for i, text in enumerate(settings["headers"]): _named(self.held, &self.names[i], text)
         self.n_names = len(settings["headers"])
+        self.lifetime = <uint64_t>(settings["memory"] * 1000)
         if settings["baggage"]: _named(self.held, &self.key, settings["baggage"])
         if settings["key"] is not None:
             self.secret = files[settings["key"]]

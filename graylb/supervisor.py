@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from graylb import listeners, systemd
+from graylb import _memory, listeners, systemd
 from graylb.control import alarms, certificates, ejections, logs
 from graylb.control.comparisons import Comparisons
 from graylb.control.health import Health
@@ -113,6 +113,7 @@ class Supervisor:
         self.reports = Reports(options.document.parent, self._views_changed)
         self.listeners: list[Bound] = []
         self.slabs: Slabs | None = None
+        self.memory = -1  # of the marks of traces, shared by the workers
         self.draining = False
         self.withdrawn = False  # somebody asked that /ready says no
         self.rolling = False
@@ -289,6 +290,7 @@ class Supervisor:
         if unnamed := [f"{each.name} ({each.address})" for each in given if each.origin == "activated"]:
             served = ", ".join(each.address for each in wanted)
             raise StartError(f"no listener has the address of the socket {unnamed[0]} from systemd; there is {served}")
+        self.memory = _memory.create()
         self.slabs = Slabs(count)
         self.workers = [
             Worker(
@@ -298,6 +300,7 @@ class Supervisor:
                 of=count,
                 cpu=cpus[number % len(cpus)] if snapshot.pin_workers else None,
                 slab=self.slabs.fds[number],
+                memory=self.memory,
                 on_ready=self._worker_ready,
                 secrets=lambda table: certificates.told(table.snapshot, self._tickets),
                 pipes=self.reports.pipes,
@@ -439,6 +442,7 @@ class Supervisor:
             bound.close(remove=True)
         if self.slabs is not None:
             self.slabs.close()
+            os.close(self.memory)
 
     async def _end_background(self) -> None:
         for task in self._background:

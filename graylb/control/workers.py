@@ -50,23 +50,24 @@ class Process:
         return self._process.poll() is None
 
     async def begin(self, role: dict[str, Any], pipes: Sequence[int] = ()) -> asyncio.StreamReader:
-        """Hands over the role, the sockets that it names, pipes and the slab; what the process says.
+        """Hands over the role, the sockets that it names, pipes, the slab and the memory; what the process says.
 
         Raises OSError when it is gone.
         """
         listening = [each["fd"] for each in role["listeners"]]
         fds = [*listening, *pipes]
-        slab = None if role["slab"] is None else len(fds)
-        if role["slab"] is not None:
-            fds.append(role["slab"])
+        told: dict[str, Any] = {"pipes": list(range(len(listening), len(fds)))}
+        for each in ("slab", "memory"):
+            told[each] = None if role[each] is None else len(fds)
+            if role[each] is not None:
+                fds.append(role[each])
         for first in range(0, len(fds), channel.SOCKETS_AT_ONCE):
             socket.send_fds(
                 self._channel, [channel.encode(channel.SOCKETS)], fds[first : first + channel.SOCKETS_AT_ONCE]
             )
         reader, self._writer = await asyncio.open_connection(sock=self._channel)
         # a descriptor has another number over there: what counts is which one of them it is
-        numbered = [{**each, "fd": number} for number, each in enumerate(role["listeners"])]
-        told = {"listeners": numbered, "pipes": list(range(len(listening), len(listening) + len(pipes))), "slab": slab}
+        told["listeners"] = [{**each, "fd": number} for number, each in enumerate(role["listeners"])]
         self.send(channel.encode_json(channel.ROLE, {**role, **told}))
         return reader
 
@@ -192,7 +193,7 @@ class Worker:
 
     listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
     of: how many workers there are. cpu: the only one that it may run on. slab: the descriptor of what it counts in,
-    which outlives it. secrets: what a worker needs besides a table, the payload of a frame. pipes: ends for each
+    which outlives it. memory: likewise of the marks of traces. secrets: what a worker needs besides a table, the payload of a frame. pipes: ends for each
     process that is started, of the access log and of live views; they are closed here.
     on_pair: takes both answers to a mirrored request, see `tell_mirror`.
     """
@@ -206,6 +207,7 @@ class Worker:
         of: int = 1,
         cpu: int | None = None,
         slab: int | None = None,
+        memory: int | None = None,
         on_ready: Callable[[], None] = lambda: None,
         secrets: Callable[[Any], bytes] = lambda table: b"",
         pipes: Callable[[], Sequence[int]] = tuple,
@@ -216,7 +218,8 @@ class Worker:
         self.number = number
         self.secrets = secrets
         self.nursery = nursery
-        self.role = {"worker": number, "workers": of, "cpu": cpu, "slab": slab, "listeners": list(listeners)}
+        self.role = {"worker": number, "workers": of, "cpu": cpu, "slab": slab, "memory": memory}
+        self.role["listeners"] = list(listeners)
         self.on_ready = on_ready
         self.table: Table | None = None
         self.loaded = asyncio.Event()

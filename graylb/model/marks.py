@@ -18,6 +18,7 @@ MAX_NAMES = 4
 MAX_KEY = 64
 MIN_SECRET = 16
 MAX_SECRET = 4096
+MAX_MEMORY = 3600.0
 _A_MARK = "a mark: letters, digits and ._+/:@-, at most 128, with a letter or digit first"
 
 
@@ -55,6 +56,19 @@ Key = Annotated[
     str | Literal[False],
     PlainValidator(_key),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "boolean"}]}),
+]
+
+
+def _memory(value: Any) -> float:
+    if value is False or value == "off" or (value == 0 and not isinstance(value, str)):
+        return 0.0
+    if (found := values.duration(value)) > MAX_MEMORY:
+        raise fault("a time of at most an hour, or off")
+    return found
+
+
+Memory = Annotated[
+    float, PlainValidator(_memory), WithJsonSchema({"anyOf": [{"type": ["number", "string"]}, {"const": False}]})
 ]
 
 
@@ -109,10 +123,15 @@ class MarkPart(Part):
         default=(), description="Networks whose marks are believed at listeners of role `edge`. Default: none."
     )
     signed: SignedPart | None = Field(default=None, description="Believes signed marks. Default: none are.")
+    memory: Memory = Field(
+        default=60.0,
+        description="How long the mark of a trace that came in at a listener of role `inbound` is put onto calls of that "
+        "trace at listeners of role `outbound`; at most an hour. `off`: they have none.",
+    )
 
     def build(self) -> snapshot.Marks:
         key, header = (self.signed.secret, self.signed.header) if self.signed is not None else (None, "")
-        return snapshot.Marks(self.headers, self.baggage or None, self.trusted, key, header)
+        return snapshot.Marks(self.headers, self.baggage or None, self.trusted, key, header, self.memory)
 
 
 def _whole(value: Any) -> Any:

@@ -253,6 +253,7 @@ class Marks:
     trusted: tuple[str, ...] = ()  # networks whose marks are believed at the edge
     key: Pem | None = None  # the secret of marks that are signed
     signature: str = ""  # the header of the signature
+    memory: float = 60.0  # seconds that the mark of an inbound trace is remembered for outbound calls; 0: it is not
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,11 +124,14 @@ class Worker(asyncio.Protocol):
         ctypes.CDLL(None).prctl(PR_SET_NAME, b"graylb-%d" % number)
         if role["cpu"] is not None:
             os.sched_setaffinity(0, {role["cpu"]})
+        memory = -1 if role["memory"] is None else self.sockets.pop(role["memory"])  # the last one
         slab = -1 if role["slab"] is None else self.sockets.pop(role["slab"])  # behind those to listen on
-        self._engine = _engine.Engine(asyncio.get_running_loop(), number, slab, workers=role["workers"])
+        loop = asyncio.get_running_loop()
+        self._engine = _engine.Engine(loop, number, slab, workers=role["workers"], memory=memory)
         self._engine.on_ejections = self._tell_ejected
-        if slab >= 0:
-            os.close(slab)
+        for fd in (slab, memory):
+            if fd >= 0:
+                os.close(fd)
         if role["pipes"]:
             self._engine.open_logs(*(self.sockets[number] for number in role["pipes"]))
             del self.sockets[-len(role["pipes"]) :]  # they outlive a drain

@@ -4,6 +4,7 @@ may not set it, written under the names that people chose."""
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from graylb.release.marks import sign
 from tests.integration import chains, proxies
-from tests.integration.client import request
+from tests.integration.client import Client, request
 from tests.integration.proxies import Proxy
 from tests.integration.upstream import Upstream
 from tests.sdk import servers
@@ -230,3 +231,105 @@ def test_lanes_rules_and_marks_of_no_version(tmp_path: Path, ends: tuple[Upstrea
         assert ask("x-service-version: v7") == ("v2", None)
         proxy.edit(document(tmp_path, {"up": {**service, "mark": {"prefer": False}}}, listeners=listeners))
         assert ask("x-service-version: v1") == ("v2", None)
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Of services that pass on nothing but `traceparent`. Two workers: a call may come to the other one."""
+    folder = tmp_path_factory.mktemp("sidecar")
+    outbound = {"address": f"unix:{folder / 'out'}", "role": "outbound"}
+    with chains.http_chain(str(folder / "out"), with_sdk=False) as found:
+        made = proxies.document(chains.services(found), mark=True, workers=2)
+        made["listeners"] = [{"address": "127.0.0.1:0", "role": "inbound"}, outbound]
+        with proxies.running(folder, made) as proxy:
+            yield proxy
+
+
+async def ask_by_trace(address: str, count: int) -> Counter[tuple[bool, str]]:
+    """(with a mark, what the chain said), of so many requests by eight callers, each in a trace of its own."""
+    told: Counter[tuple[bool, str]] = Counter()
+
+    async def some(first: int) -> None:
+        async with httpx.AsyncClient(timeout=servers.PATIENCE) as client:
+            for number in range(first, count, 8):
+                marked = number % 3 == 0
+                headers = {"host": "a.test", "traceparent": f"00-{secrets.token_hex(16)}-00f067aa0ba902b7-01"}
+                answer = await client.get(
+                    f"http://{address}/", headers=headers | ({"x-service-version": "v2"} if marked else {})
+                )
+                told[marked, answer.text] += 1
+
+    await asyncio.gather(*(some(first) for first in range(8)))
+    return told
+
+
+def trace_figures(proxy: Proxy) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for worker in proxy.call("/stats"):
+        found.update({key: worker["stats"]["marks"][key] for key in ("remembered", "recalled", "ambiguous")})
+    return found
+
+
+def test_services_that_pass_on_nothing_but_traceparent_keep_the_mark(sidecar: Proxy) -> None:
+    before = trace_figures(sidecar)
+    assert asyncio.run(ask_by_trace(sidecar.address, 60)) == wanted(60)
+    assert trace_figures(sidecar) - before == Counter(remembered=20, recalled=40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ten_thousand_requests_that_pass_on_nothing_but_traceparent(sidecar: Proxy) -> None:
+    assert asyncio.run(ask_by_trace(sidecar.address, 10_000)) == wanted(10_000)
+
+
+def test_the_mark_of_a_trace_is_for_outbound_calls_of_that_trace_and_for_a_time(
+    tmp_path: Path, ends: tuple[Upstream, Upstream]
+) -> None:
+    listeners = [{"address": f"unix:{tmp_path / role}", "role": role} for role in ("edge", "inbound", "outbound")]
+
+    def parent(trace: str) -> str:
+        return f"traceparent: 00-{trace * 16}-00f067aa0ba902b7-01"
+
+    def ask(role: str, *headers: str) -> tuple[str | None, dict[str, list[str]]]:
+        with Client(f"unix:{tmp_path / role}") as client:
+            version = client.send(request("GET", "/", "up", headers)).response("GET").get("x-graylb-version")
+        return version, names(ends[1] if version == "v2" else ends[0])
+
+    marked = {"x-service-version": ["v2"], "baggage": ["x-service-version=v2"]}
+    made = document(tmp_path, versions(ends), listeners=[{"address": "127.0.0.1:0"}, *listeners], workers=1)
+    with proxies.running(tmp_path, made) as proxy:
+        assert ask("inbound", parent("ab"), "x-service-version: v2") == ("v2", marked)
+        assert ask("outbound", parent("ab")) == ("v2", marked)
+        assert ask("outbound", parent("ab"), "baggage: a=1") == (
+            "v2",
+            {**marked, "baggage": ["x-service-version=v2,a=1"]},
+        )
+        # neither other traces nor other roles; a mark that the call has itself counts more, and so does a broken one
+        assert ask("outbound", parent("ac")) == ("v1", {})
+        assert ask("outbound") == ("v1", {})
+        assert ask("outbound", parent("ab"), parent("ab")) == ("v1", {})
+        assert ask("inbound", parent("ab")) == ("v1", {})
+        assert ask("edge", parent("ab")) == ("v1", {})
+        assert ask("outbound", parent("ab"), "x-service-version: v1")[0] == "v1"
+        assert ask("outbound", parent("ab"), "x-service-version: a b") == ("v1", {})
+        # outbound and edge tell it nothing
+        assert ask("outbound", parent("ad"), "x-service-version: v2")[0] == "v2"
+        assert ask("edge", parent("ad"), "x-service-version: v2") == ("v1", {})
+        assert ask("outbound", parent("ad")) == ("v1", {})
+        # one trace, two marks: none
+        assert ask("inbound", parent("ab"), "x-service-version: v1")[0] == "v1"
+        assert ask("outbound", parent("ab")) == ("v1", {})
+        assert trace_figures(proxy) == Counter(remembered=1, recalled=2, ambiguous=1)
+        # a trace that begins here has a name of ours, which the service passes on
+        proxy.edit({**made, "tracing": {"otlp": {"endpoint": "http://127.0.0.1:9"}}})
+        assert ask("inbound", "x-service-version: v2")[0] == "v2"
+        begun = dict(ends[1].requests[-1].headers)["traceparent"]
+        assert ask("outbound", f"traceparent: {begun}") == ("v2", marked)
+        # for a time
+        proxy.edit({**made, "mark": {"memory": "1ms"}})
+        assert ask("inbound", parent("ba"), "x-service-version: v2")[0] == "v2"
+        proxies.until(lambda: ask("outbound", parent("ba"))[0] == "v1", "the mark to be forgotten")
+        proxy.edit({**made, "mark": {"memory": "off"}})
+        assert ask("inbound", parent("bb"), "x-service-version: v2")[0] == "v2"
+        assert ask("outbound", parent("bb")) == ("v1", {})
+        assert ask("outbound", f"traceparent: {begun}") == ("v1", {})

@@ -1,4 +1,4 @@
-"""The marks of traces, in the memory that workers share: against a dictionary, torn entries, several writers at once."""
+"""The marks of traces, in the memory of all workers: against a dictionary, torn entries, several writers at once."""
 
 from __future__ import annotations
 

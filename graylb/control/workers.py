@@ -193,8 +193,9 @@ class Worker:
 
     listeners: what each of its sockets is, as `Engine.listen` takes it; tls: the key of its certificates, or None.
     of: how many workers there are. cpu: the only one that it may run on. slab: the descriptor of what it counts in,
-    which outlives it. memory: likewise of the marks of traces. secrets: what a worker needs besides a table, the payload of a frame. pipes: ends for each
-    process that is started, of the access log and of live views; they are closed here.
+    which outlives it. memory: likewise of the marks of traces. secrets: what a worker needs besides a table, the
+    payload of a frame. pipes: ends for each process that is started, of the access log and of live views; they are
+    closed here.
     on_pair: takes both answers to a mirrored request, see `tell_mirror`.
     """
 
@@ -218,7 +219,7 @@ class Worker:
         self.number = number
         self.secrets = secrets
         self.nursery = nursery
-        self.role = {"worker": number, "workers": of, "cpu": cpu, "slab": slab, "memory": memory}
+        self.role: dict[str, Any] = {"worker": number, "workers": of, "cpu": cpu, "slab": slab, "memory": memory}
         self.role["listeners"] = list(listeners)
         self.on_ready = on_ready
         self.table: Table | None = None

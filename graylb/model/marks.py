@@ -125,8 +125,8 @@ class MarkPart(Part):
     signed: SignedPart | None = Field(default=None, description="Believes signed marks. Default: none are.")
     memory: Memory = Field(
         default=60.0,
-        description="How long the mark of a trace that came in at a listener of role `inbound` is put onto calls of that "
-        "trace at listeners of role `outbound`; at most an hour. `off`: they have none.",
+        description="How long the mark of a trace that came in at a listener of role `inbound` is put onto calls of "
+        "that trace at listeners of role `outbound`; at most an hour. `off`: they have none.",
     )
 
     def build(self) -> snapshot.Marks:

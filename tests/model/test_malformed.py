@@ -260,6 +260,8 @@ CASES: dict[str, str | bytes] = {
     "mark-trusted": service("") + "mark: {trusted: [10.0.0.0/99]}\n",
     "mark-secret-missing": service("") + "mark: {signed: {header: x-s}}\n",
     "mark-secret-lost": service("") + "mark: {signed: {secret: nowhere}}\n",
+    "mark-memory": service("") + "mark: {memory: 2h}\n",
+    "mark-memory-text": service("") + "mark: {memory: always}\n",
     "mark-carry": service("mark: {carry: {v2: a mark}}"),
     "mark-otherwise": service("mark: {otherwise: any}"),
     "retries-status": service("retries: {grpc_status: [unavailabel]}"),

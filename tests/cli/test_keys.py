@@ -273,6 +273,7 @@ def test_a_document_on_an_etcd_that_is_away(tmp_path: Path) -> None:
     place.fails(2, "get", words="$.etcd.endpoints")
 
 
+@pytest.mark.slow
 def test_beside_a_proxy_on_etcd(etcd: servers.Cluster, tmp_path: Path) -> None:
     """With it, or past it by the document; the status names every node, and the key that one refuses."""
     prefix = f"/test-{next(COUNT)}"

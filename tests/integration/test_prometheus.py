@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import uvloop
 import yaml
 
@@ -106,6 +107,7 @@ def shown(within: Any) -> Iterator[str]:
                 yield from shown(value)
 
 
+@pytest.mark.slow
 def test_what_prometheus_knows_is_what_happened(tmp_path: Path) -> None:
     """To the request, by version; no rule fails, and the dashboard's queries find something, most of them."""
     requests = 3000

@@ -16,6 +16,7 @@ from graylb.model.snapshot_health import Latency, Outliers, SlowStart
 from tests.integration import proxies
 from tests.integration.engines import TIMEOUTS, Ask, Handler, Origin, Rig, run, service, split, until
 from tests.integration.grpcs import Channel, servers
+from tests.integration.tally import statuses
 
 LONG = 3600.0
 
@@ -44,15 +45,6 @@ async def holds(ask: Ask) -> None:
 def ejected(rig: Rig) -> dict[str, str]:
     """Address to reason."""
     return {each["address"]: each["reason"] for each in rig.stats["ejected"]}
-
-
-async def statuses(rig: Rig, count: int) -> Counter[tuple[int, str | None]]:
-    caller = await rig.caller()
-    found: Counter[tuple[int, str | None]] = Counter()
-    for _ in range(count):
-        answer = await caller.ask()
-        found[answer.status, answer.get("x-graylb-version")] += 1
-    return found
 
 
 async def failing(rig: Rig, most: int = 400) -> Counter[int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from graylb.model.snapshot import Health, Instance, Service
 from tests.integration.engines import Origin, Rig, run, service, split
+from tests.integration.tally import statuses
 
 
 async def origins(rig: Rig, count: int) -> list[Origin]:
@@ -25,15 +24,6 @@ async def shares(rig: Rig, asked: list[Origin], count: int) -> list[int]:
     for _ in range(count):
         assert (await caller.ask()).status == 200
     return [len(origin.asks) - known for origin, known in zip(asked, before, strict=True)]
-
-
-async def statuses(rig: Rig, count: int) -> Counter[tuple[int, str | None]]:
-    caller = await rig.caller()
-    found: Counter[tuple[int, str | None]] = Counter()
-    for _ in range(count):
-        answer = await caller.ask()
-        found[answer.status, answer.get("x-graylb-version")] += 1
-    return found
 
 
 @pytest.mark.parametrize("policy", ["weighted", "least_request"])

@@ -43,6 +43,11 @@ BODIES = [
 ]  # fmt: skip
 
 
+async def whole(ask: Ask) -> None:
+    """Answers at once, what its path would have it wait for."""
+    ask.answer()
+
+
 @pytest.mark.parametrize("number", range(len(BODIES)))
 def test_a_copy_is_the_request_and_a_mark(number: int) -> None:
     head, body = BODIES[number]
@@ -88,9 +93,6 @@ def test_the_answer_neither_waits_nor_changes_whatever_becomes_of_the_copy() -> 
         async def large(ask: Ask) -> None:
             ask.answer(b"x" * 3_000_000)
 
-        async def whole(ask: Ask) -> None:
-            ask.answer()
-
         kinds = {"/reset": reset, "/garbage": garbage, "/cut": cut, "/hints": hints, "/large": large}
         two.handlers |= kinds
         one.handlers |= dict.fromkeys(kinds, whole)
@@ -134,10 +136,6 @@ def test_bounds_of_number_and_length() -> None:
     async def test(rig: Rig) -> None:
         one, two = await rig.origin(), await rig.origin()
         rig.swap(mirrored(one, two, max=2, body=10))
-
-        async def whole(ask: Ask) -> None:
-            ask.answer()
-
         one.handlers["/hold"] = whole
         for _ in range(5):
             assert (await rig.ask("GET", "/hold")).status == 200
@@ -224,10 +222,6 @@ def test_copies_have_connections_of_their_own() -> None:
 def test_copies_under_way_when_tables_change_and_instances_go() -> None:
     async def test(rig: Rig) -> None:
         one, two = await rig.origin(), await rig.origin()
-
-        async def whole(ask: Ask) -> None:
-            ask.answer()
-
         one.handlers["/hold"] = whole
         rig.swap(mirrored(one, two))
         for _ in range(3):
@@ -246,10 +240,6 @@ def test_copies_under_way_when_tables_change_and_instances_go() -> None:
 def test_an_engine_that_is_closed_drops_its_copies() -> None:
     async def test(rig: Rig) -> None:
         one, two = await rig.origin(), await rig.origin()
-
-        async def whole(ask: Ask) -> None:
-            ask.answer()
-
         one.handlers["/hold"] = whole
         rig.swap(mirrored(one, two))
         await rig.ask("GET", "/hold")

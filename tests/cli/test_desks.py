@@ -111,7 +111,7 @@ def test_a_proxy_without_its_files_at_hand(proxy: Running) -> None:
     assert (result.exit_code, json.loads(result.stdout)["applied"]) == (0, True)
     (newest, *_) = json.loads(graylb("history", "--json", "--admin", proxy.admin).stdout)
     assert (newest["split"], newest["who"]) != ("", "local")
-    assert f"revision {newest['revision']}:" in proxy.log()  # the proxy wrote it itself
+    proxy.wait_for_log(f"revision {newest['revision']}:")  # the proxy wrote it itself
 
 
 def test_the_log_level_and_the_end(tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_the_log_level(proxy: Proxy, client: httpx.Client) -> None:
     revision = get(client, "/status")["revision"]
     assert f"revision {revision} applied" not in proxy.log()
     client.put("/log-level", json={"level": "info"})
-    assert "ann: log level error, was debug" in proxy.log()
+    proxy.wait_for_log("ann: log level error, was debug")
     says(client.put("/log-level", json={"level": "loud"}), 422, "level")
 
 
@@ -299,8 +299,8 @@ def test_drain_under_load(tmp_path: Path, versions: tuple[Upstream, Upstream]) -
             answers = [each.response() for each in waiting]
             assert {(each.status, each.body) for each in answers} == {(200, b"at last")}
             assert proxy.process.wait(proxies.PATIENCE) == 0
-        assert "ann: drain, for at most 15 s" in proxy.log()
-        assert "told to drain: draining for at most 15 s" in proxy.log()
+        proxy.wait_for_log("ann: drain, for at most 15 s")
+        proxy.wait_for_log("told to drain: draining for at most 15 s")
         assert "ending the workers at once" not in proxy.log()
     finally:
         go_on.set()

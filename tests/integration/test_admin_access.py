@@ -72,7 +72,7 @@ def test_tokens(tmp_path: Path, versions: tuple[Upstream, Upstream]) -> None:
             assert client.get("/status", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
             file.unlink()
             says(client.get("/status", headers={"authorization": f"Bearer {TOKEN}"}), 401)
-        assert "nobody is let in by a token" in proxy.log()
+        proxy.wait_for_log("nobody is let in by a token")
         assert "401" not in proxy.log()
 
 
@@ -80,7 +80,7 @@ def test_client_certificates(tmp_path: Path, versions: tuple[Upstream, Upstream]
     tls = {**certificates.tls, "client_ca": str(certificates.folder / "clients.pem")}
     ann, stranger = certificates.issue("ann"), certificates.issue("eve", certificates.ca)
     with proxies.running(tmp_path, admins.document(*versions, tls=tls)) as proxy:
-        assert f"https://{proxy.admin}" in proxy.log()
+        proxy.wait_for_log(f"https://{proxy.admin}")
         with admins.client(proxy, tls=certificates.context(*ann), user="bob") as client:
             assert client.put("/services/users/split", json=SPLIT).status_code == 200
             assert newest(client) == "ann"

@@ -318,4 +318,4 @@ def test_a_grpc_status_counts_as_the_http_status_that_it_stands_for(tmp_path: Pa
                 good.address: [],
                 bad.address: [{key: one[key] for key in ("worker", "reason", "why", "times", "until")}],
             }
-            assert f"worker 0 ejects instance {bad.address} of echo (v1) for 30 s: " in proxy.log()
+            proxy.wait_for_log(f"worker 0 ejects instance {bad.address} of echo (v1) for 30 s: ")

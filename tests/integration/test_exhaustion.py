@@ -81,7 +81,7 @@ def test_a_hung_worker_is_replaced(proxy: Proxy) -> None:
     assert state["pid"] != worker
     assert (state["hung"], state["restarts"]) == (hung + 1, before + 1)
     assert alarm(proxy, "worker_hung") == hung + 1
-    assert "no sign of life for 0.5 s" in proxy.log()
+    proxy.wait_for_log("no sign of life for 0.5 s")
 
 
 def test_a_busy_worker_is_not_taken_for_a_hung_one(proxy: Proxy) -> None:

@@ -202,7 +202,7 @@ def test_a_roll_that_fails_has_not_happened(tmp_path: Path, upstream: Upstream, 
         with Load(proxy) as kept, Load(proxy, keep_alive=False) as fresh:
             fault(proxy)
             proxy.wait_for_log(f"; process {first} goes on")
-            assert reason in proxy.log()
+            proxy.wait_for_log(reason)
             assert gone(successor(proxy))
             for load in (kept, fresh):
                 load.wait_more(20)

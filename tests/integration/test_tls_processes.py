@@ -110,7 +110,7 @@ def test_certificates_in_the_status(tmp_path: Path, authority: Authority) -> Non
         assert first["names"] == ["a.test"]
         assert first["problem"].startswith("expires in 3 days")
         assert second["problem"] is None
-        assert "expires in 3 days" in proxy.log()
+        proxy.wait_for_log("expires in 3 days")
         checked = proxies.cli("check", proxy.file)
         assert "expires in 3 days" in checked.stdout + checked.stderr
         assert 'the certificate is not for "c.test"; it has b.test' in checked.stdout + checked.stderr

@@ -45,6 +45,7 @@ cdef enum LogField:
     L_REVISION
     L_ATTEMPTS
     L_STATUS
+    L_GRPC_STATUS
     L_ERROR
     L_ERROR_SOURCE
     L_ABORTED

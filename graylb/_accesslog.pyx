@@ -107,8 +107,8 @@ FIELDS = {
     "protocol": L_PROTOCOL, "tls": L_TLS, "request_id": L_REQUEST_ID, "trace_id": L_TRACE_ID, "span_id": L_SPAN_ID,
     "worker": L_WORKER, "service": L_SERVICE, "route": L_ROUTE, "version": L_VERSION, "rule": L_RULE, "slot": L_SLOT,
     "draw": L_DRAW, "fallback": L_FALLBACK, "instance": L_INSTANCE, "revision": L_REVISION, "attempts": L_ATTEMPTS,
-    "status": L_STATUS, "error": L_ERROR, "error_source": L_ERROR_SOURCE, "aborted": L_ABORTED, "bytes_in": L_BYTES_IN,
-    "bytes_out": L_BYTES_OUT, "duration": L_DURATION, "first_byte": L_FIRST_BYTE, "connect": L_CONNECT,
+    "status": L_STATUS, "grpc_status": L_GRPC_STATUS, "error": L_ERROR, "error_source": L_ERROR_SOURCE, "aborted": L_ABORTED,
+    "bytes_in": L_BYTES_IN, "bytes_out": L_BYTES_OUT, "duration": L_DURATION, "first_byte": L_FIRST_BYTE, "connect": L_CONNECT,
     "upstream_protocol": L_UPSTREAM_PROTOCOL, "": L_NONE,
 }
 OF_SPANS = {"parent_id": L_PARENT_ID, "tracestate": L_STATE}
@@ -244,6 +244,7 @@ cdef char* _ended(bint json, LogOp* op, Ended* e, Table t, char* o, const char* 
     cdef Text found
     cdef int field = op.field
     if field == L_STATUS: return gl_decimal(o, e.status) if e.status else NULL
+    if field == L_GRPC_STATUS: return gl_decimal(o, x.grpc_status - 1) if x.grpc_status else NULL
     if field == L_BYTES_IN: return gl_decimal(o, x.bytes_in)
     if field == L_BYTES_OUT: return gl_decimal(o, x.bytes_out)
     if field == L_DURATION: return _seconds(o, e.now_us - x.began_us)

@@ -442,7 +442,7 @@ cdef class Attempts(Admission):
 
     cdef void _saw_end(self, Exchange* x, Conn* u, const char* trailers, size_t n) noexcept:
         """The end of a gRPC call's answer."""
-        if x.grpc and (<Upstream>u.upstream).conduct.watched: self._saw_status(x, <Upstream>u.upstream, status_in(trailers, n))
+        if (<Upstream>u.upstream).conduct.watched: self._saw_status(x, <Upstream>u.upstream, status_in(trailers, n))
 
     cdef void _saw_status(self, Exchange* x, Upstream up, int grpc) noexcept:
         # a deadline that the caller himself has set says nothing of the instance

@@ -125,6 +125,7 @@ cdef class Detours(Tunnels):
         cdef Detour made = <Detour>x.detour
         made.fault.aborts += 1
         status[0] = made.fault.status
+        x.grpc_status = made.fault.grpc_status + 1
         return made.fault.answer(x.grpc, x.wants_json, close_after)
 
     # ---- copies ----------------------------------------------------------------------------------------------------

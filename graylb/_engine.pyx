@@ -18,7 +18,7 @@ from graylb._clients cimport LOOK_EVERY_MS
 from graylb._fast cimport (DECIDED, ILL, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
                            add_certificate, decide, free_context, make_context)
 from graylb._gate cimport Gate
-from graylb._grpc cimport put_timeout, take_timeout
+from graylb._grpc cimport put_timeout, read_status, status_in, take_timeout, told
 from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, GRPC, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
                             Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
@@ -1264,6 +1264,7 @@ cdef class Engine(Detours):
         c.held_len = 0
         self.statuses[2] += 1
         x.status = 200
+        x.grpc_status = told(status_in(PyBytes_AS_STRING(trailers or text), PyBytes_GET_SIZE(trailers or text)))
         self._drop_exchange(x)
         if trailers: _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
         memcpy(self.heads, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
@@ -1291,7 +1292,9 @@ cdef class Engine(Detours):
             return
         u.ended = end                                        # gRPC tells a bare status by a head that ends its stream
         self._saw_head(x, u)
-        if end and x.grpc and self._asks_another(x, u): return
+        if end and x.grpc:
+            if self._asks_another(x, u): return
+            x.grpc_status = told(read_status(&self.head))
         self._final(u, self.piece + HEADROOM, 0)
 
     cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept:
@@ -1322,7 +1325,9 @@ cdef class Engine(Detours):
             else: self._end_request(x)
             return
         if n and x.copy != NULL: self._note_trailers(x, trailers, n)
-        self._saw_end(x, c, trailers, n)
+        if x.grpc:
+            x.grpc_status = told(status_in(trailers, n))
+            self._saw_end(x, c, trailers, n)
         if n and x.client.fd < 0: _set_trailers(x.client, trailers, n)
         if x.response.kind == BODY_CLOSE: self._closed_answer(x)
         else: self._upstream_failed(c, E_UPSTREAM_INVALID)   # shorter than its Content-Length
@@ -1350,6 +1355,7 @@ cdef class Engine(Detours):
         cdef Conn* u = x.upstream
         self.errors[E_UPSTREAM_RESET] += 1
         x.failed = E_UPSTREAM_RESET + 1
+        x.grpc_status = told(status_in(PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers)))
         self._count_error(x, E_UPSTREAM_RESET)
         _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
         self._drop_exchange(x)

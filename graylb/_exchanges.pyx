@@ -195,6 +195,7 @@ cdef class Exchanges(Streams):
             close_after = c.fd >= 0 and (x.close_client or not x.request_done or self.draining)
             u = x.upstream
             x.failed = code + 1
+            if grpc: x.grpc_status = KINDS[code].grpc + 1
         else: self._log_refusal(c, code)
         answer = self.grpc_answers[code] if grpc else self.answers[code][wants_json][close_after and c.fd >= 0]
         if code == E_INJECTED: answer = self._injected(x, close_after and c.fd >= 0, &status)

@@ -25,6 +25,7 @@ cdef class Fault:
     cdef bytes grpc_answer
     cdef list answers              # [json][close]
     cdef readonly int status
+    cdef readonly int grpc_status
     cdef readonly uint64_t delays
     cdef readonly uint64_t aborts
     cdef readonly uint64_t overflows

@@ -50,6 +50,7 @@ cdef class Fault:
         if abort is None: return
         self.status = abort["status"]
         kind = replace(BY_REASON["injected-fault"], status=self.status, grpc=abort["grpc_status"])
+        self.grpc_status = kind.grpc
         self.grpc_answer = kind.grpc_response()
         self.answers = [[kind.response(json=json, close=close) for close in (False, True)] for json in (False, True)]
 

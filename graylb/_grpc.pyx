@@ -13,6 +13,10 @@ cdef enum:
     LONGEST = 99999999
     NAME = 14              # of "grpc-timeout: "
 
+CODE_NAMES = ("OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
+              "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable",
+              "DataLoss", "Unauthenticated")   # as grpc_server_handled_total of gRPC's own middlewares has them
+
 cdef int[17] HTTP = [200, 499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401]
 
 
@@ -102,6 +106,27 @@ cdef int read_status(Head* h) noexcept nogil:
 cdef int http_of(int status) noexcept nogil:
     """The HTTP status that comes nearest to a grpc-status, as Envoy maps them; one that does not exist is as UNKNOWN."""
     return HTTP[status] if 0 <= status <= 16 else 500
+
+
+cdef bint is_failure(int status) noexcept nogil:
+    """Whether a status tells of a failure of the server: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE and
+    DATA_LOSS (OpenTelemetry, semantic conventions for gRPC). These are those whose HTTP status would be 5xx."""
+    return http_of(status) >= 500
+
+
+cdef int told(int found) noexcept nogil:
+    """A status as an exchange keeps it, of what `read_status` or `status_in` finds: + 1, 0: there is none. A status that does
+    not exist is UNKNOWN to a client."""
+    if found == STATUS_NONE: return 0
+    return (found if found >= 0 else UNKNOWN) + 1
+
+
+cdef int final_status(int told, bint gone, bint broken) noexcept nogil:
+    """What a call that is over has come to, see `told`. gone: the client did not wait; broken: the answer was cut off, which
+    is INTERNAL to a client ("gRPC over HTTP2", errors). An answer without a status is UNKNOWN to it."""
+    if told: return told - 1
+    if gone: return CANCELLED
+    return INTERNAL if broken else UNKNOWN
 
 
 cdef int status_in(const char* p, size_t n) noexcept nogil:

@@ -186,6 +186,7 @@ cdef struct Exchange:
     uint8_t h2             # goes to its instance as a stream
     uint8_t health         # a call of grpc.health.v1, ours to answer: 1 Check, 2 another
     uint8_t grpc           # the client is to be told of errors as gRPC tells them
+    uint8_t grpc_status    # what it was told, or is to be, + 1; 0: nothing yet
     uint8_t is_copy        # it is the copy: 1; 2: and was answered
     uint8_t keeping        # what is sent is kept too, until it cannot be repeated any more
     uint16_t status
@@ -336,6 +337,7 @@ cdef class TableState:
     cdef PyObject** meters                 # Meter by the table's number of its service
     cdef list meter_boxes
     cdef uint64_t** routes                 # requests by class of status, by number of route; NULL before the first
+    cdef uint64_t** calls                  # likewise those of gRPC, by status; NULL before the first of all
     cdef list counters
     cdef Marks marks       # None: there are none
     cdef readonly dict service_settings    # name -> its entry of meta["services"]
@@ -352,5 +354,6 @@ cdef class TableState:
     cdef uint64_t grace_ms
 
     cdef uint64_t* _route(self, int route, Slab own) noexcept
+    cdef uint64_t* _calls(self, int route) noexcept
 
 cdef void record(Exchange* x, uint64_t now_us, Slab own) noexcept

@@ -9,12 +9,14 @@ from graylb._faults cimport Faults
 from graylb._mirrors cimport Mirror
 from graylb._fast cimport EJECTED, FULL, ILL, NONE32, WARMING, Instance, Str, Table
 from graylb._http1 cimport MAX_HEADERS
+from graylb._grpc cimport STATUS_NONE, final_status, is_failure
 from graylb._limits cimport Breaker, Limits, share
 from graylb._mark cimport Marks, ServiceMark
 from graylb._meter cimport Meter, Series
 from graylb._retries cimport set_policy
 from graylb._slab cimport COUNTER, Slab
 
+from graylb._grpc import CODE_NAMES
 from graylb._meter import CODES
 
 import socket
@@ -64,17 +66,24 @@ cdef void record(Exchange* x, uint64_t now_us, Slab own) noexcept:
     cdef Series s
     cdef uint64_t* cells
     cdef int status = x.status // 100 if x.status < 600 else 5
+    cdef int grpc = STATUS_NONE
     if x.d.route >= 0:
         cells = state.routes[x.d.route]
         if cells == NULL: cells = state._route(x.d.route, own)
         cells[status] += 1
     if x.d.service < 0: return
     (<Meter>state.meters[x.d.service]).count(state.table, &x.d, status)
+    if x.grpc and (x.status == 200 or x.status == 0):
+        grpc = final_status(x.grpc_status, x.status == 0 or x.cut == 1, x.cut == 2)
+        (<Meter>state.meters[x.d.service]).count_call(state.table, &x.d, grpc)
+        if x.d.route >= 0: state._calls(x.d.route)[grpc] += 1
     if x.d.instance < 0: return
     s = (<Upstream>state.upstreams[x.d.instance]).series
     s.bytes_in[0] += x.bytes_in
     s.bytes_out[0] += x.bytes_out
-    if x.response_begun: s.statuses[status] += 1
+    if x.response_begun:
+        s.statuses[status] += 1
+        if grpc > 0 and is_failure(grpc): s.failed_calls += 1
     if x.status == 0 or x.status == 101: return      # how long a tunnel was open is no latency
     s.took(now_us - x.began_us)
     if x.head_us: s.began_to_answer(x.head_us - x.began_us)
@@ -254,6 +263,19 @@ cdef class TableState:
             return own.memory.scrap
         return self.routes[route]
 
+    cdef uint64_t* _calls(self, int route) noexcept:
+        """Where gRPC calls by this route, which has a service, are counted."""
+        cdef ServiceLive live = <ServiceLive>self.services[self.table.routes[route].service]
+        if self.calls == NULL: self.calls = <uint64_t**>calloc(self.table.header.n_routes + 1, sizeof(void*))
+        if self.calls == NULL: return live.slab.memory.scrap
+        if self.calls[route] != NULL: return self.calls[route]
+        labels = (("service", live.name), ("route", self.table._str(self.table.routes[route].name)))
+        try:
+            self.calls[route] = live.slab.several(COUNTER, "graylb_route_grpc_requests_total", labels, "grpc_code", CODE_NAMES)
+        except MemoryError:
+            return live.slab.memory.scrap
+        return self.calls[route]
+
     def count_down(self):
         """To be called when marks of instances have changed."""
         cdef Upstream u
@@ -269,6 +291,7 @@ cdef class TableState:
         free(self.services)
         free(self.meters)
         free(self.routes)
+        free(self.calls)
 
 
 cdef bint _same(Table a, int i, Table b, int k) noexcept:

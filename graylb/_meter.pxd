@@ -11,6 +11,7 @@ cdef enum Tag:             # what a cell of a Meter counts
     T_DECISIONS            # by rule and version that was wanted: three, see Means
     T_ERRORS               # by version: one for each kind
     T_FALLBACKS            # by version that was wanted and version that served
+    T_CALLS                # of gRPC, by rule and version that served: one for each status
 
 cdef enum Means:
     BY_RULE = 0
@@ -23,6 +24,7 @@ cdef class Series:
     cdef readonly str version
     cdef Slab slab                 # for all figures that have its version; they go with it
     cdef uint64_t statuses[6]      # of its instances' own answers
+    cdef uint64_t failed_calls     # of them: those of gRPC, with 200, that tell of a failure of the server
     cdef uint64_t* bytes_in        # this and what follows: NULL before `open`
     cdef uint64_t* bytes_out
     cdef uint64_t* attempts
@@ -57,5 +59,6 @@ cdef class Meter:
     cdef uint64_t* _make(self, Table t, int service, int tag, int64_t a, uint32_t version) except NULL
     cdef int _grow(self) except -1
     cdef void count(self, Table t, Decision* d, int status) noexcept
+    cdef void count_call(self, Table t, Decision* d, int status) noexcept
     cdef void count_error(self, Table t, Decision* d, int code) noexcept
     cdef void count_fallback(self, Table t, Decision* d) noexcept

@@ -14,6 +14,7 @@ from graylb._limits cimport figures as limit_figures
 from graylb._retries cimport CAUSES
 from graylb._slab cimport COUNTER, GAUGE, HISTOGRAM_BUCKETS, Slab, bucket
 
+from graylb._grpc import CODE_NAMES
 from graylb._retries import CAUSE_NAMES
 from graylb._slab import bucket_end
 from graylb.errors import KINDS
@@ -81,7 +82,7 @@ cdef class Series:
         """Counters as a dict; times: microseconds, as [end of bucket, count] for those that have any."""
         cdef int k
         return {"service": self.service, "version": self.version, "limits": limit_figures(&self.breaker),
-                "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)},
+                "statuses": {f"{i}xx": self.statuses[i] for i in range(1, 6)}, "failed_calls": self.failed_calls,
                 "bytes_in": self.bytes_in[0], "bytes_out": self.bytes_out[0],
                 "times": [] if self.times == NULL else
                          [[bucket_end(k), self.times[k]] for k in range(HISTOGRAM_BUCKETS) if self.times[k]],
@@ -136,6 +137,7 @@ cdef class Meter:
         if a >= 0: rule = t._rule_name(service, a)
         else: rule = "(split)" if (<const Target*>(t.base + s.targets) + s.default_target).is_split else "(stable)"
         labels = (*labels, ("rule", rule))
+        if tag == T_CALLS: return of.slab.several(COUNTER, "graylb_grpc_requests_total", labels, "grpc_code", CODE_NAMES)
         if tag == T_DECISIONS: return of.slab.several(COUNTER, "graylb_decisions_total", labels, "by", MEANS)
         return of.slab.several(COUNTER, "graylb_requests_total", labels, "code", CODES)
 
@@ -159,6 +161,10 @@ cdef class Meter:
         cdef int means = BY_SLOT if d.slot >= 0 else (BY_DRAW if d.drew else BY_RULE)
         self.of(t, d.service, T_REQUESTS, d.rule, served(t, d))[status] += 1
         self.of(t, d.service, T_DECISIONS, d.rule, d.wanted if d.wanted != NONE32 else served(t, d))[means] += 1
+
+    cdef void count_call(self, Table t, Decision* d, int status) noexcept:
+        """A request that was a call of gRPC, once more. status: one of gRPC's."""
+        self.of(t, d.service, T_CALLS, d.rule, served(t, d))[status] += 1
 
     cdef void count_error(self, Table t, Decision* d, int code) noexcept:
         """One that graylb has answered with an error of its own."""

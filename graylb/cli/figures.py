@@ -13,11 +13,14 @@ Key = tuple[str, str]
 
 @dataclass
 class Counts:
-    """Of one version, of all workers together. times: end of a bucket in microseconds -> answers."""
+    """Of one version, of all workers together. times: end of a bucket in microseconds -> answers; failed_calls: those of
+    gRPC that say so in their grpc-status.
+    """
 
     statuses: Counter[str] = field(default_factory=Counter)
     times: Counter[int] = field(default_factory=Counter)
     in_flight: int = 0
+    failed_calls: int = 0
 
     @property
     def requests(self) -> int:
@@ -31,7 +34,7 @@ class Row:
     service: str
     version: str
     requests: float
-    errors: float  # 5xx, percent of the answers
+    errors: float  # 5xx, and failures of the server by grpc-status: percent of the answers
     p50: float | None
     p95: float | None
     p99: float | None
@@ -53,6 +56,7 @@ def counts(stats: Iterable[Mapping[str, Any]]) -> dict[Key, Counts]:
             of = found.setdefault((each["service"], each["version"] or ""), Counts())
             of.statuses.update(each["statuses"])
             of.times.update(dict(each["times"]))
+            of.failed_calls += each["failed_calls"]
         for each in worker["stats"]["instances"]:
             found.setdefault((each["service"], each["version"]), Counts()).in_flight += each["in_flight"]
     return found
@@ -79,7 +83,7 @@ def rows(
                 service,
                 version,
                 requests=each.requests / seconds if seconds else 0.0,
-                errors=100 * each.statuses["5xx"] / each.requests if each.requests else 0.0,
+                errors=100 * (each.statuses["5xx"] + each.failed_calls) / each.requests if each.requests else 0.0,
                 p50=p50,
                 p95=p95,
                 p99=p99,
@@ -95,7 +99,9 @@ def _since(before: Counts, now: Counts) -> Counts:
     """A worker that was replaced counts anew: what is less than before is all new."""
     if now.requests < before.requests:
         return now
-    return Counts(now.statuses - before.statuses, now.times - before.times, now.in_flight)
+    return Counts(
+        now.statuses - before.statuses, now.times - before.times, now.in_flight, now.failed_calls - before.failed_calls
+    )
 
 
 def _percentile(times: Counter[int], share: float) -> float | None:

@@ -130,7 +130,7 @@ def _table(found: list[Row]) -> Table:
     from rich.table import Table
 
     table = Table("service", "version", box=SIMPLE)
-    for name in ("requests/s", "5xx", "p50 ms", "p95 ms", "p99 ms", "in flight", "wanted", "served"):
+    for name in ("requests/s", "errors", "p50 ms", "p95 ms", "p99 ms", "in flight", "wanted", "served"):
         table.add_column(name, justify="right", no_wrap=True)
     last = ""
     for row in found:

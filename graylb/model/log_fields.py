@@ -32,6 +32,7 @@ FIELDS: Final[dict[str, str]] = {
     "revision": "of the configuration",
     "attempts": "connections to instances that the request was sent on, or was to be",
     "status": "sent to the client; 499: it went away before an answer began",
+    "grpc_status": "of a call of gRPC that was answered: 0 to 16",
     "error": "reason of an error of graylb's own, as in `x-graylb-error`",
     "aborted": "`client` or `instance`: who ended it before its time",
     "bytes_in": "of the request's body",

@@ -70,7 +70,7 @@ def _tells(each: Series) -> bool:
     if each.value:
         return True
     last, value = each.labels[-1] if each.labels else ("", "")
-    return each.name not in SPARSE and (last != "code" or value in SHOWN_AT_ZERO)
+    return each.name not in SPARSE and (last not in ("code", "grpc_code") or value in SHOWN_AT_ZERO)
 
 
 def _family(name: str, members: list[Series]) -> Family:

@@ -11,7 +11,9 @@ Source = Literal["worker", "control"]
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds: `le` of every histogram. The slab has 16 buckets to each doubling; a bound is met within 3.2 %."""
 CODES: Final = ("none", "1xx", "2xx", "3xx", "4xx", "5xx")
-SHOWN_AT_ZERO: Final = frozenset(("2xx", "5xx"))
+GRPC_FAILURES: Final = ("Unknown", "DeadlineExceeded", "Unimplemented", "Internal", "Unavailable", "DataLoss")
+"""Of the server, by OpenTelemetry's semantic conventions for gRPC; `_grpc.is_failure` says the same."""
+SHOWN_AT_ZERO: Final = frozenset(("2xx", "5xx", "OK", *GRPC_FAILURES))
 """Codes that a series tells of from its first request on, so that rates see the first error."""
 
 
@@ -43,6 +45,21 @@ METRICS: Final = (
         "counter",
         ("service", "route", "code"),
         "The same requests by route.",
+    ),
+    Metric(
+        "graylb_grpc_requests_total",
+        "counter",
+        (*_OF, "rule", "grpc_code"),
+        "Those of them that are calls of gRPC over HTTP/2 and were answered as such, with 200 and a grpc-status, or not at "
+        "all. grpc_code: as grpc_server_handled_total names them, `OK`, `Unavailable`; `Canceled` where the client went "
+        "away before the end, `Internal` where the instance cut its answer off, `Unknown` where it ended without a "
+        "status. A failure of the server is one of " + ", ".join(f"`{code}`" for code in GRPC_FAILURES) + ".",
+    ),
+    Metric(
+        "graylb_route_grpc_requests_total",
+        "counter",
+        ("service", "route", "grpc_code"),
+        "The same calls by route.",
     ),
     Metric(
         "graylb_request_duration_seconds",

@@ -25,6 +25,7 @@ from tests.integration import admins, proxies
 from tests.integration.counting import Crowd, Instance
 from tests.integration.engines import Ask, Rig, request, rule, run, service, split, until
 from tests.integration.proxies import Proxy
+from tests.integration.scrapes import by, scrape
 
 
 @contextmanager
@@ -198,26 +199,6 @@ def test_bodies_are_counted_without_their_heads() -> None:
 
 
 # ---- a real proxy ----------------------------------------------------------------------------------------------------
-
-
-def scrape(proxy: Proxy) -> dict[str, Counter[tuple[tuple[str, str], ...]]]:
-    """{sample: {labels: value}} of /metrics."""
-    with admins.client(proxy) as client:
-        answer = client.get("/metrics")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Counter[Any]] = {}
-    for family in parse(answer.text):
-        for sample in family.samples:
-            of = found.setdefault(sample.name, Counter())
-            of[tuple(sorted(sample.labels.items()))] = sample.value  # type: ignore[assignment]
-    return found
-
-
-def by(found: Counter[Any], label: str) -> Counter[str]:
-    summed: Counter[str] = Counter()
-    for labels, value in found.items():
-        summed[dict(labels).get(label, "")] += value
-    return +summed
 
 
 class Bench:

@@ -32,6 +32,15 @@ def requests(version: str, ok: float, failed: float = 0.0, rule: str = "(split)"
     }
 
 
+def calls(version: str, failed: float, code: str = "Unavailable") -> Series:
+    """Of gRPC, a second, which are answered with 200."""
+    return {
+        f'graylb_grpc_requests_total{{service="users", version="{version}", rule="(split)", grpc_code="{code}"}}': (
+            f"0+{60 * failed}x40"
+        )
+    }
+
+
 def latency(version: str, quick: float, slow: float) -> Series:
     """Requests a second of at most 10 ms, and of 250 ms to 1 s."""
     of = f'graylb_request_duration_seconds_bucket{{service="users", version="{version}", le='
@@ -65,6 +74,8 @@ CASES: dict[str, tuple[list[Series], list[list[Series]]]] = {
             [STABLE, requests("v1", 81, 9), requests("v2", 9, 1)],  # no worse than the stable version
             [STABLE, requests("v1", 81, 9), requests("v2", 10)],  # it is the stable version that fails
             [STABLE, requests("v1", 90), requests("v2", 0.04, 0.04)],  # too few to tell
+            [STABLE, requests("v1", 90), requests("v2", 10), calls("v2", 1, "NotFound")],  # no failure of the server
+            [STABLE, requests("v1", 90), calls("v1", 9), requests("v2", 10), calls("v2", 1)],
         ],
     ),
     "GraylbCanarySlow": (

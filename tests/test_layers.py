@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._slab": (),
     "graylb._limits": ("graylb._fast",),
     "graylb._mirrors": ("graylb._faults",),
-    "graylb._meter": ("graylb._slab", "graylb._limits", "graylb._retries", "graylb._fast"),
+    "graylb._meter": ("graylb._grpc", "graylb._slab", "graylb._limits", "graylb._retries", "graylb._fast"),
     "graylb._mark": ("graylb._http1",),
     "graylb._retries": (),
     "graylb._memory": ("graylb._mark",),
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "graylb._live": (
         "graylb._mark",
+        "graylb._grpc",
         "graylb._meter",
         "graylb._slab",
         "graylb._retries",

@@ -13,8 +13,8 @@ Key = tuple[str, str]
 
 @dataclass
 class Counts:
-    """Of one version, of all workers together. times: end of a bucket in microseconds -> answers; failed_calls: those of
-    gRPC that say so in their grpc-status.
+    """Of one version, of all workers together. times: end of a bucket in microseconds -> answers; failed_calls: those
+    of gRPC that say so in their grpc-status.
     """
 
     statuses: Counter[str] = field(default_factory=Counter)

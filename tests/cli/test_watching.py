@@ -112,7 +112,13 @@ def test_top_shows_versions_side_by_side(proxy: Proxy) -> None:
 
 
 def stats(worker: int, requests: int, errors: int, times: dict[int, int]) -> dict[str, Any]:
-    version = {"service": "s", "version": "v1", "statuses": {"2xx": requests, "5xx": errors}, "times": [*times.items()]}
+    version = {
+        "service": "s",
+        "version": "v1",
+        "statuses": {"2xx": requests, "5xx": errors},
+        "failed_calls": 0,
+        "times": [*times.items()],
+    }
     instance = {"service": "s", "version": "v1", "in_flight": 2}
     return {"worker": worker, "stats": {"versions": [version], "instances": [instance]}}
 

@@ -50,9 +50,9 @@ METRICS: Final = (
         "graylb_grpc_requests_total",
         "counter",
         (*_OF, "rule", "grpc_code"),
-        "Those of them that are calls of gRPC over HTTP/2 and were answered as such, with 200 and a grpc-status, or not "
+        "Of these the calls of gRPC over HTTP/2 that were answered as such, with 200 and a grpc-status, or not "
         "at all. grpc_code: as grpc_server_handled_total names them, `OK`, `Unavailable`; `Canceled` where the client "
-        "went away before the end, `Internal` where the instance cut its answer off, `Unknown` where it ended without a "
+        "went away before, `Internal` where the instance cut its answer off, `Unknown` where it ended without a "
         "status. A failure of the server is one of " + ", ".join(f"`{code}`" for code in GRPC_FAILURES) + ".",
     ),
     Metric(

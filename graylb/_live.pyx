@@ -86,6 +86,7 @@ cdef void record(Exchange* x, uint64_t now_us, Slab own) noexcept:
         if grpc > 0 and is_failure(grpc): s.failed_calls += 1
     if x.status == 0 or x.status == 101: return      # how long a tunnel was open is no latency
     s.took(now_us - x.began_us)
+    if x.traced & T_SAMPLED: s.sampled(now_us - x.began_us, now_us, x.trace_id, x.span_id)
     if x.head_us: s.began_to_answer(x.head_us - x.began_us)
 
 

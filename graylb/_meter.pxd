@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from graylb._fast cimport Decision, Table
 from graylb._limits cimport Breaker
 from graylb._retries cimport CAUSES
-from graylb._slab cimport Slab
+from graylb._slab cimport Exemplar, Slab
 
 cdef enum Tag:             # what a cell of a Meter counts
     T_REQUESTS = 1         # by rule and version that served: six, by class of status
@@ -36,11 +36,13 @@ cdef class Series:
     cdef uint64_t* idle
     cdef uint64_t* times           # NULL until there is one
     cdef uint64_t* first_bytes
+    cdef Exemplar* examples        # of times
     cdef Breaker breaker
     cdef uint64_t retried[CAUSES]  # attempts of its instances that another one followed
     cdef open(self)
     cdef uint64_t* _histogram(self, str name) noexcept
     cdef void took(self, uint64_t us) noexcept
+    cdef void sampled(self, uint64_t us, uint64_t now_us, const char* trace_id, const char* span_id) noexcept
     cdef void began_to_answer(self, uint64_t us) noexcept
 
 cdef struct Cell:

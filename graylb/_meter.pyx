@@ -12,7 +12,7 @@ from graylb._fast cimport NONE32, Decision, Service, Table, Target
 from graylb._limits cimport Breaker
 from graylb._limits cimport figures as limit_figures
 from graylb._retries cimport CAUSES
-from graylb._slab cimport COUNTER, GAUGE, HISTOGRAM_BUCKETS, Slab, bucket
+from graylb._slab cimport COUNTER, GAUGE, HISTOGRAM_BUCKETS, Exemplar, Slab, bucket, show
 
 from graylb._grpc import CODE_NAMES
 from graylb._retries import CAUSE_NAMES
@@ -60,6 +60,15 @@ cdef class Series:
         if self.times == NULL: self.times = self._histogram("graylb_request_duration_seconds")
         self.times[bucket(us)] += 1
         self.times[HISTOGRAM_BUCKETS] += us
+
+    cdef void sampled(self, uint64_t us, uint64_t now_us, const char* trace_id, const char* span_id) noexcept:
+        """And it is traced: an exemplar."""
+        if self.examples == NULL:
+            try:
+                self.examples = self.slab.exemplars("graylb_request_duration_seconds", (("service", self.service), ("version", self.version)))
+            except MemoryError:
+                return
+        show(self.examples, us, now_us, trace_id, span_id)
 
     cdef void began_to_answer(self, uint64_t us) noexcept:
         """The head of an answer was here after so long."""

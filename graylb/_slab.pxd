@@ -8,11 +8,21 @@ cdef enum:
     VALUES_AT = 64         # in a record; its text is behind them
     HISTOGRAM_BUCKETS = 512
     HISTOGRAM_CELLS = 513  # the buckets, and the sum of what was observed
+    EXEMPLARS = 32         # of a histogram: one for each doubling
+    EXEMPLAR_CELLS = 288   # see Exemplar
 
 cdef enum Kind:
     COUNTER = 1
     GAUGE                  # a worker that takes the place of another begins with 0
     HISTOGRAM
+    EXEMPLAR               # of a histogram of the same name and labels
+
+cdef struct Exemplar:      # 9 cells: a request that was traced
+    uint64_t version       # odd while it is written; 0: there is none
+    uint64_t us            # what was observed
+    uint64_t at_us         # of CLOCK_MONOTONIC
+    char trace_id[32]      # in hexadecimal
+    char span_id[16]
 
 cdef struct SlabHeader:    # 64 bytes
     uint64_t magic
@@ -56,6 +66,7 @@ cdef class Slab:
     cdef uint64_t* counter(self, str name, tuple labels) except NULL
     cdef uint64_t* gauge(self, str name, tuple labels) except NULL
     cdef uint64_t* histogram(self, str name, tuple labels) except NULL
+    cdef Exemplar* exemplars(self, str name, tuple labels) except NULL
     cdef uint64_t* several(self, int kind, str name, tuple labels, str dimension, tuple values) except NULL
     cdef uint64_t* _take(self, int kind, str name, tuple labels, str dimension, tuple values, uint32_t n) except NULL
     cpdef Slab part(self)
@@ -73,5 +84,7 @@ cdef class Sum:
     cdef readonly int kind
     cdef readonly uint32_t n
     cdef bint add(self, const Record* r, uint64_t generation) noexcept
+    cdef void _newest(self) noexcept
 
 cdef int bucket(uint64_t us) noexcept
+cdef void show(Exemplar* cells, uint64_t us, uint64_t now_us, const char* trace_id, const char* span_id) noexcept

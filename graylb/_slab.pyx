@@ -7,8 +7,8 @@ role, and keeps it: a worker that is killed loses nothing, and its successor goe
     offset 64  records, one behind the other, each `length` bytes long: 64 bytes of Record, `n` values, `text` bytes of JSON
 
 A record is written first and counted then, by a release store, so a reader that has read the count finds it whole. Its
-values are read one by one while they change: each is right by itself. When nobody counts in a record any more, it says since
-when; some time later its place may become another series, and its `generation` is odd as long as that takes.
+values are read one by one while they change: each is right by itself; exemplars have versions, so that a reader sees whole ones. When
+nobody counts in a record any more, it says since when; some time later its place may become another series, and its `generation` is odd as long as that takes.
 
 A series is asked for once, when something is configured; what is given is a pointer, and counting is `p[0] += 1`. Whatever
 asks holds a `Slab`: the series of one made by `part` are given up with it. A slab that is full has one more record for each
@@ -39,6 +39,7 @@ cdef extern from * nogil:
     #define gl_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define gl_read(p) __atomic_load_n((p), __ATOMIC_RELAXED)
     #define gl_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #define gl_written() __atomic_thread_fence(__ATOMIC_RELEASE)
     """
     void* gl_map(int, size_t, int)
     void gl_unmap(const void*, size_t)
@@ -47,12 +48,13 @@ cdef extern from * nogil:
     uint64_t gl_acquire(const uint64_t*)
     uint64_t gl_read(const uint64_t*)
     void gl_fence()
+    void gl_written()
     int __builtin_clzll(unsigned long long)
 
 SIZE = 64 << 20            # bytes of address space; memory is taken only as it is written to
 GONE_AFTER = 600           # seconds that a series is told of still when nobody counts in it any more
 OTHER = "(other)"
-KINDS = {COUNTER: "counter", GAUGE: "gauge", HISTOGRAM: "histogram"}
+KINDS = {COUNTER: "counter", GAUGE: "gauge", HISTOGRAM: "histogram", EXEMPLAR: "exemplar"}
 BUCKETS = HISTOGRAM_BUCKETS
 
 cdef uint64_t MAGIC = 0x42414c53424c5947   # "GYLBSLAB"
@@ -65,6 +67,19 @@ cdef int bucket(uint64_t us) noexcept:
     if us >> 36: us = (<uint64_t>1 << 36) - 1
     e = 63 - __builtin_clzll(us)
     return min((e - 3) * 16 + <int>((us >> (e - 4)) & 15), HISTOGRAM_BUCKETS - 1)
+
+
+cdef void show(Exemplar* cells, uint64_t us, uint64_t now_us, const char* trace_id, const char* span_id) noexcept:
+    """Makes a request the exemplar of times like its own. By a sequence lock (Boehm, "Can seqlocks get along with programming
+    language memory models?", 2012): odd while it is written, also when its writer was killed in the middle."""
+    cdef Exemplar* e = cells + (bucket(us) >> 4)
+    e.version |= 1
+    gl_written()
+    e.us = us
+    e.at_us = now_us
+    memcpy(e.trace_id, trace_id, 32)
+    memcpy(e.span_id, span_id, 16)
+    gl_publish(&e.version, e.version + 1)
 
 
 def bucket_of(uint64_t us):
@@ -230,6 +245,10 @@ cdef class Slab:
         """Of times: 512 cells by `bucket`, and the sum of all of them, in microseconds."""
         return self._take(HISTOGRAM, name, labels, None, (), HISTOGRAM_CELLS)
 
+    cdef Exemplar* exemplars(self, str name, tuple labels) except NULL:
+        """Of the histogram of this name and these labels, to be written by `show`."""
+        return <Exemplar*>self._take(EXEMPLAR, name, labels, None, (), EXEMPLAR_CELLS)
+
     cdef uint64_t* several(self, int kind, str name, tuple labels, str dimension, tuple values) except NULL:
         """Neighbours that differ in one label, `dimension`: a cell for each of its values, in this order."""
         return self._take(kind, name, labels, dimension, values, <uint32_t>len(values))
@@ -264,6 +283,11 @@ cdef class Slab:
         cdef uint64_t* cells = self.histogram(name, labels)
         cells[bucket(us)] += 1
         cells[HISTOGRAM_BUCKETS] += us
+
+    def show(self, str name, tuple labels, uint64_t us, uint64_t at_us, bytes trace_id, bytes span_id):
+        """An exemplar of a histogram; ids: 32 and 16 hexadecimal digits."""
+        if len(trace_id) != 32 or len(span_id) != 16: raise ValueError((trace_id, span_id))
+        show(self.exemplars(name, labels), us, at_us, PyBytes_AS_STRING(trace_id), PyBytes_AS_STRING(span_id))
 
     def add_several(self, str name, tuple labels, str dimension, tuple values, int cell, uint64_t n=1):
         """Counts n in one of the counters that differ in one label."""
@@ -330,6 +354,19 @@ cdef class Reader:
         return key
 
 
+cdef void copy_exemplars(const uint64_t* p, uint64_t* to) noexcept:
+    """Those that are whole; the version of any other is 0."""
+    cdef uint32_t i, k, cells = sizeof(Exemplar) // sizeof(uint64_t)
+    cdef uint64_t version
+    for i in range(EXEMPLARS):
+        version = gl_acquire(p)
+        for k in range(1, cells): to[k] = gl_read(p + k)
+        gl_fence()
+        to[0] = version if version & 1 == 0 and gl_read(p) == version else 0
+        p += cells
+        to += cells
+
+
 cdef class Sum:
     """The values of one series, of all workers together."""
 
@@ -347,11 +384,32 @@ cdef class Sum:
         cdef const uint64_t* p = <const uint64_t*>(<const char*>r + VALUES_AT)
         cdef uint32_t i
         if r.n != self.n: return False
-        for i in range(self.n): self.fresh[i] = gl_read(p + i)
+        if self.kind == EXEMPLAR: copy_exemplars(p, self.fresh)
+        else:
+            for i in range(self.n): self.fresh[i] = gl_read(p + i)
         gl_fence()
         if gl_read(&r.generation) != generation: return False
+        if self.kind == EXEMPLAR:
+            self._newest()
+            return True
         for i in range(self.n): self.values[i] += self.fresh[i]
         return True
+
+    cdef void _newest(self) noexcept:
+        """Of the exemplars of several workers the newest ones."""
+        cdef Exemplar* mine = <Exemplar*>self.values
+        cdef const Exemplar* other = <const Exemplar*>self.fresh
+        cdef int i
+        for i in range(EXEMPLARS):
+            if other[i].version and (mine[i].version == 0 or other[i].at_us > mine[i].at_us): mine[i] = other[i]
+
+    def exemplars(self):
+        """[(microseconds, microseconds of CLOCK_MONOTONIC when that was, trace id, span id)], by rising times."""
+        cdef const Exemplar* e = <const Exemplar*>self.values
+        cdef int i
+        if self.kind != EXEMPLAR: raise TypeError("no exemplars")
+        return [(e[i].us, e[i].at_us, e[i].trace_id[:32].decode("ascii"), e[i].span_id[:16].decode("ascii"))
+                for i in range(EXEMPLARS) if e[i].version]
 
     def __len__(self):
         return self.n

@@ -6,11 +6,14 @@ histogram without observations, errors and statuses that have not occurred.
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.samples import Exemplar
 
 from graylb import _slab
 from graylb.observe.metrics import BOUNDS, BY_NAME, METRICS, SHOWN_AT_ZERO
@@ -82,8 +85,9 @@ def _family(name: str, members: list[Series]) -> Family:
         for each in members:
             assert each.cells is not None
             total = each.cells.total()
-            counts = zip((*LE, "+Inf"), (*each.cells.up_to(EDGES), total), strict=True)
-            histogram.add_metric([value for _, value in each.labels], list(counts), each.cells[_slab.BUCKETS] / 1e6)
+            counts = zip((*LE, "+Inf"), (*each.cells.up_to(EDGES), total), _exemplars(each.exemplars), strict=True)
+            buckets = [(le, count, one) if one else (le, count) for le, count, one in counts]
+            histogram.add_metric([value for _, value in each.labels], buckets, each.cells[_slab.BUCKETS] / 1e6)
         return histogram
     family: CounterMetricFamily | GaugeMetricFamily
     if members[0].kind == "counter":
@@ -93,3 +97,19 @@ def _family(name: str, members: list[Series]) -> Family:
     for each in members:
         family.add_metric([value for _, value in each.labels], each.value)
     return family
+
+
+def _exemplars(of: _slab.Sum | None) -> list[Exemplar | None]:
+    """One for each `le`, the newest that was more than the bound before and not more than it; None: there is none."""
+    found: list[Exemplar | None] = [None] * (len(BOUNDS) + 1)
+    newest = [0] * len(found)
+    if of is None:
+        return found
+    offset = time.time() - time.monotonic()
+    for us, at_us, trace_id, span_id in of.exemplars():
+        number = bisect_left(BOUNDS, us / 1e6)
+        if at_us > newest[number]:
+            newest[number] = at_us
+            labels = {"trace_id": trace_id, "span_id": span_id}
+            found[number] = Exemplar(labels, us / 1e6, round(at_us / 1e6 + offset, 3))
+    return found

@@ -23,6 +23,7 @@ class Series:
     labels: Labels
     value: int
     cells: _slab.Sum | None = None  # of a histogram
+    exemplars: _slab.Sum | None = None  # of its times
 
 
 class Slabs:
@@ -59,14 +60,17 @@ class Slabs:
         sums: dict[tuple[int, int, bytes], _slab.Sum] = {}
         for reader in self._readers:
             reader.add_to(sums, gone_after)
-        return [each for (kind, _, text), found in sums.items() for each in _told(kind, text, found)]
+        exemplars = {text: found for (kind, _, text), found in sums.items() if _slab.KINDS[kind] == "exemplar"}
+        return [each for (kind, _, text), found in sums.items() for each in _told(kind, text, found, exemplars)]
 
 
-def _told(kind: int, text: bytes, found: _slab.Sum) -> Iterator[Series]:
-    name, labels, dimension, values = _parsed(text)
+def _told(kind: int, text: bytes, found: _slab.Sum, exemplars: dict[bytes, _slab.Sum]) -> Iterator[Series]:
     said = _slab.KINDS[kind]
+    if said == "exemplar":
+        return
+    name, labels, dimension, values = _parsed(text)
     if said == "histogram":
-        yield Series(name, said, labels, 0, found)
+        yield Series(name, said, labels, 0, found, exemplars.get(text))
     elif dimension is None:
         yield Series(name, said, labels, found[0])
     else:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,7 @@ class Prometheus:
                     f"--config.file={file}",
                     f"--storage.tsdb.path={folder / 'data'}",
                     "--web.listen-address=127.0.0.1:0",
+                    "--enable-feature=exemplar-storage",
                 ],
                 stdout=log,
                 stderr=log,
@@ -120,7 +122,11 @@ def test_what_prometheus_knows_is_what_happened(tmp_path: Path) -> None:
         ]
         v1, v2 = (f"127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in servers)
         users = proxies.service((v1, "v1"), (v2, "v2"), split={"v1": 80, "v2": 20}, stable="v1")
-        document = proxies.document({"users": users}, admin={"address": "127.0.0.1:0"}, workers=2)
+        tracing = {
+            "otlp": {"endpoint": "http://127.0.0.1:9"},
+            "sample": "10%",
+        }  # nobody is there: exemplars need no collector
+        document = proxies.document({"users": users}, admin={"address": "127.0.0.1:0"}, workers=2, tracing=tracing)
         proxy = await asyncio.to_thread(Proxy, tmp_path, document)
         stack = contextlib.ExitStack()
         try:
@@ -143,6 +149,14 @@ def test_what_prometheus_knows_is_what_happened(tmp_path: Path) -> None:
         found = seen.ask('sum by (version) (graylb_requests_total{service!=""})')
         assert found == {(version,): count for version, count in asked.items()}
         assert seen.ask("graylb_stable_info") != {}
+        range_ = {"start": str(time.time() - 600), "end": str(time.time() + 60)}
+        exemplars = until(
+            lambda: seen.get("query_exemplars", query="graylb_request_duration_seconds_bucket", **range_), "exemplars"
+        )
+        assert all(
+            re.fullmatch("[0-9a-f]{32}", one["labels"]["trace_id"]) for of in exemplars for one in of["exemplars"]
+        )
+        assert {of["seriesLabels"]["version"] for of in exemplars} == {"v1", "v2"}
         until(lambda: len(seen.ask("service_version:graylb_request_duration_seconds:p99_5m")) == 2, "recording rules")
         rules = [rule for group in seen.get("rules")["groups"] for rule in group["rules"]]
         assert len(rules) > 20

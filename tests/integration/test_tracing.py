@@ -6,6 +6,7 @@ import gzip
 import http.server
 import re
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from concurrent import futures
@@ -21,6 +22,7 @@ from opentelemetry.trace import SpanKind
 
 from graylb.model.snapshot import Forwarding
 from graylb.model.snapshot_observe import OtlpExport, Tracing
+from graylb.observe.slabs import Slabs
 from tests.integration import proxies
 from tests.integration.engines import Ask, Rig, run, service
 from tests.integration.proxies import until
@@ -38,6 +40,32 @@ def parts(ask: Ask) -> tuple[str, str, str]:
     found = re.fullmatch(r"00-([0-9a-f]{32})-([0-9a-f]{16})-(0[01])", ask.get("traceparent") or "")
     assert found, ask.head
     return found[1], found[2], found[3]
+
+
+def test_requests_that_are_sampled_are_exemplars_of_their_latency() -> None:
+    """Of the span that is exported, and no other request is one."""
+
+    async def test(rig: Rig, slabs: Slabs) -> None:
+        with told(rig, None) as (_, events):
+            rig.tracing = Tracing(OTLP, sample=0.0)
+            origin = await rig.origin()
+            rig.swap(service(origin))
+            await rig.ask("GET", "/", UNSAMPLED)
+            (times,) = [each for each in slabs.read() if each.name == "graylb_request_duration_seconds"]
+            assert times.exemplars is None
+            await rig.ask("GET", "/", PARENT)
+            (span,) = await spans(events, 1)
+            (times,) = [each for each in slabs.read() if each.name == "graylb_request_duration_seconds"]
+            assert times.exemplars is not None
+            ((us, at_us, trace_id, span_id),) = times.exemplars.exemplars()
+            assert (trace_id, span_id) == (TRACE, span["span_id"])
+            assert 0 < us < at_us <= time.monotonic() * 1e6
+
+    slabs = Slabs(1)
+    try:
+        run(lambda rig: test(rig, slabs), slab=slabs.fds[0])
+    finally:
+        slabs.close()
 
 
 async def spans(pipe: Pipe, count: int) -> list[dict[str, Any]]:

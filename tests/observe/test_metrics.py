@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from graylb import _slab
@@ -79,6 +82,40 @@ def test_the_text_is_what_was_counted() -> None:
     assert buckets["0.005"] == buckets["60.0"] == 3
     assert buckets["+Inf"] == found["graylb_request_duration_seconds_count", of] == 4
     assert found["graylb_request_duration_seconds_sum", of] == pytest.approx(90.0061)
+
+
+def test_openmetrics_shows_the_newest_exemplar_of_each_bucket_within_its_bounds() -> None:
+    of = (("service", "s"), ("version", "v1"))
+    slabs = Slabs(1)
+    now = time.monotonic()
+    times = [100, 400, 501, 700, 2500, 2501, 4900, 5001, 800_000, 90_000_000]
+    try:
+        slab = _slab.Slab(_slab.Memory(slabs.fds[0]))
+        for number, us in enumerate(times):
+            slab.observe("graylb_request_duration_seconds", of, us)
+            at = round((now - 60 + number) * 1e6)
+            slab.show("graylb_request_duration_seconds", of, us, at, b"%032x" % us, b"%016x" % us)
+        text, kind = render(slabs.read(), (), "application/openmetrics-text; version=1.0.0")
+        plain, _ = render(slabs.read(), ())
+    finally:
+        slabs.close()
+    assert kind.startswith("application/openmetrics-text")
+    assert b"trace_id" not in plain
+    shown = {}
+    below = 0.0
+    for family in parse_openmetrics(text.decode()):
+        for sample in family.samples:
+            if sample.name == "graylb_request_duration_seconds_bucket":
+                le = float(sample.labels["le"])
+                if sample.exemplar is not None:
+                    us = int(sample.exemplar.labels["trace_id"], 16)
+                    assert below < sample.exemplar.value == us / 1e6 <= le
+                    assert int(sample.exemplar.labels["span_id"], 16) == us
+                    assert abs(float(sample.exemplar.timestamp) - (time.time() - 60)) < 30
+                    shown[le] = us
+                below = le
+    # one is kept of each doubling of microseconds: 501 took the place of 400, 2501 of 2500, 5001 of 4900
+    assert shown == {0.0005: 100, 0.001: 700, 0.005: 2501, 0.01: 5001, 1.0: 800_000, math.inf: 90_000_000}
 
 
 def test_families_come_in_the_order_of_the_table() -> None:

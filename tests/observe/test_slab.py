@@ -166,6 +166,66 @@ def test_a_reader_beside_a_writer_sees_only_what_was_and_never_less_than_before(
             process.wait()
 
 
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1 << 36)), max_size=60))
+def test_the_newest_exemplar_of_each_doubling_is_kept(times: list[tuple[int, int]]) -> None:
+    """Of two workers together, whichever has seen it."""
+    with slabs(2) as both:
+        writers = [writer(both, 0), writer(both, 1)]
+        writers[0].observe("t_seconds", V1, 1)
+        newest: dict[int, tuple[int, int, str, str]] = {}
+        for at, (number, us) in enumerate(times, 1):
+            trace_id, span_id = b"%032x" % at, b"%016x" % at
+            writers[number].show("t_seconds", V1, us, at, trace_id, span_id)
+            newest[min(us, (1 << 36) - 1).bit_length() if us >= 16 else 0] = (
+                us,
+                at,
+                trace_id.decode(),
+                span_id.decode(),
+            )
+        (found,) = both.read()
+        assert found.cells is not None
+        assert found.cells.total() == 1
+        shown = found.exemplars.exemplars() if found.exemplars else []
+        assert sorted(shown) == sorted(newest.values())
+
+
+SHOWER = """
+import sys
+from graylb import _slab
+slab = _slab.Slab(_slab.Memory(int(sys.argv[1])))
+slab.observe("t_seconds", (), 1)
+n = 0
+while True:
+    n += 1
+    slab.show("t_seconds", (), 1000 + n % 2, n, b"%032x" % n, b"%016x" % n)
+"""
+
+
+def test_an_exemplar_is_read_whole_also_while_it_is_written_and_after_its_writer_was_killed() -> None:
+    with slabs() as one:
+        at = 0
+        for _ in range(2):
+            process = subprocess.Popen([sys.executable, "-c", SHOWER, str(one.fds[0])], pass_fds=one.fds)
+            try:
+                last, looks, deadline = 0, 0, time.monotonic() + 20
+                while looks < 1000:
+                    for each in one.read():
+                        for us, at, trace_id, span_id in each.exemplars.exemplars() if each.exemplars else ():
+                            assert us == 1000 + at % 2
+                            assert int(trace_id, 16) == int(span_id, 16) == at
+                            looks += at != last
+                            last = at
+                    assert time.monotonic() < deadline
+            finally:
+                process.kill()
+                process.wait()
+        slab = writer(one)
+        slab.show("t_seconds", (), 1000, 7, b"%032x" % 7, b"%016x" % 7)
+        (found,) = one.read()
+        assert found.exemplars is not None
+        assert found.exemplars.exemplars() == [(1000, 7, f"{7:032x}", f"{7:016x}")]
+
+
 def test_a_full_slab_counts_the_rest_together() -> None:
     with slabs(size=SMALL) as one:
         slab = writer(one)

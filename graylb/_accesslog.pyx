@@ -309,7 +309,7 @@ cdef class Format:
         return o + op.n + 1
 
     cdef char* head(self, Asked* a, char* o, char* limit) noexcept:
-        """What is known when a head is, for `line`: the pieces in a row, each behind its length."""
+        """What is known when a head is, for `line`: the pieces in a row, each behind its length, as many as there is room for."""
         cdef int i = 0, k
         cdef uint32_t size
         cdef char* start
@@ -318,6 +318,7 @@ cdef class Format:
             if not self.ops[i].run:
                 i += 1
                 continue
+            if limit - o < 4: break
             start = o
             o += 4
             for k in range(i, i + self.ops[i].run):
@@ -339,14 +340,14 @@ cdef class Format:
         while i < self.n:
             op = &self.ops[i]
             if op.run:
-                size = 0
-                if heads + 4 <= heads_end: memcpy(&size, heads, 4)
+                i += op.run
+                if heads_end - heads < 4: continue       # `head` had no room for it
+                memcpy(&size, heads, 4)
                 heads += 4
                 if limit - o >= <ssize_t>size:
                     memcpy(o, heads, size)
                     o += size
                 heads += size
-                i += op.run
                 continue
             i += 1
             if limit - o < <ssize_t>(op.n + MARGIN): continue

@@ -59,7 +59,7 @@ cdef inline int _hex(char c) noexcept:
 
 
 cdef uint32_t _decoded(const char* p, const char* e, char* o, uint32_t room) noexcept:
-    """A baggage value without its percent encoding; room + 1 where it is longer."""
+    """A baggage value without its percent encoding, as far as there is room."""
     cdef uint32_t n = 0
     cdef char c
     while p < e:
@@ -68,7 +68,7 @@ cdef uint32_t _decoded(const char* p, const char* e, char* o, uint32_t room) noe
             c = <char>(_hex(p[1]) * 16 + _hex(p[2]))
             p += 2
         p += 1
-        if n == room: return room + 1
+        if n == room: return room
         o[n] = c
         n += 1
     return n
@@ -250,7 +250,7 @@ cdef class Marks:
                     z = <const char*>memchr(v, 59, s - v) if s > v else NULL
                     if z == NULL: z = s
                     _trim(&v, &z)
-                    n[0] = _decoded(v, z, member, MAX_MARK + 1)
+                    n[0] = _decoded(v, z, member, MAX_MARK + 1)   # one more than a mark may have
                 p = s + 1
         return -1
 

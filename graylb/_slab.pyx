@@ -103,6 +103,14 @@ def create(str name, size_t size=0):
     return fd
 
 
+cdef bint _is_whole(const char* base, size_t size, size_t at) noexcept:
+    """Whether a record begins here: a worker that ran wild is not to take its successor, or who reads, with it."""
+    cdef uint32_t length
+    if at + VALUES_AT > size: return False
+    length = (<const Record*>(base + at)).length
+    return length >= VALUES_AT and length % 64 == 0 and at + length <= size
+
+
 def _second(pair):
     return pair[1]
 
@@ -147,6 +155,9 @@ cdef class Memory:
         cdef Record* r
         for i in range(self.header.count):
             r = <Record*>(self.base + at)
+            if not _is_whole(self.base, self.size, at) or VALUES_AT + 8 * <uint64_t>r.n + (0 if r.generation & 1 else r.text) > r.length:
+                gl_publish(&self.header.count, i)  # it ran wild: what stands from here on is lost
+                break
             if r.gone == 0: r.gone = now
             if r.kind == GAUGE: memset(self.base + at + VALUES_AT, 0, 8 * r.n)
             # it was killed while it made this one another series
@@ -177,7 +188,7 @@ cdef class Memory:
             memset(self.base + at + VALUES_AT, 0, 8 * n)
             memcpy(self.base + at + VALUES_AT + 8 * n, PyBytes_AS_STRING(text), r.text)
             if at == self.header.end:
-                r.generation = 0
+                r.generation = r.gone = 0
                 self.header.end += length
                 gl_publish(&self.header.count, self.header.count + 1)
             else: gl_publish(&r.generation, r.generation + 1)
@@ -327,6 +338,7 @@ cdef class Reader:
         if gl_acquire(&self.header.magic) != MAGIC: return   # its worker has not begun
         count = gl_acquire(&self.header.count)
         for i in range(count):
+            if not _is_whole(self.base, self.size, at): return
             r = <const Record*>(self.base + at)
             at += r.length
             gone = gl_read(&r.gone)
@@ -346,6 +358,7 @@ cdef class Reader:
         at = <size_t>(<const char*>r - self.base)
         known = self.texts.get(at)
         if known is not None and known[0] == generation: return known[1]
+        if kind == 0 or kind > HISTOGRAM or (kind == HISTOGRAM and n != HISTOGRAM_CELLS): return None
         if VALUES_AT + 8 * <size_t>n + length > r.length: return None
         key = (kind, n, PyBytes_FromStringAndSize(<const char*>r + VALUES_AT + 8 * n, length))
         gl_fence()

@@ -96,6 +96,13 @@ def test_what_has_no_value_is_left_out_of_json_and_a_dash_in_a_text() -> None:
     assert _accesslog.first_part(made, head) == b"01/Jan/1970:00:00:00 +0000 [-] GET-"
 
 
+def test_a_format_of_many_pieces_does_not_write_beyond_its_room() -> None:
+    """The length before each piece was written where no piece had room any more."""
+    made = _accesslog.Format(False, log_fields.split("$target" * 4 + "$method$status" * 280))
+    head = b"GET /" + b'"' * 60_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n"
+    assert 120_000 < len(_accesslog.first_part(made, head)) <= 131_072
+
+
 def test_a_format_is_read() -> None:
     assert log_fields.split("$method ${path}x $$5 $http_x_id") == (
         ("", "method"), (" ", "path"), ("x $5 ", "http_x_id"), ("", ""),

@@ -91,6 +91,8 @@ FORGED: list[Headers] = [
     [("baggage", "x-service-version=%76%32")],
     [("baggage", "x-service-version=v1,x-service-version=v2")],
     [("baggage", "a=" + "b" * 9000 + ",x-service-version=v2")],
+    # one byte more than was kept of the longer was compared with it
+    [("x-service-version", "v" * 130), ("baggage", "x-service-version=" + "v" * 130)],
     [("connection", "x-service-version"), ("x-service-version", "v2")],
     [("x-service-version", "v2"), ("x-service-version-signature", "")],
     [("x-service-version", "v2"), ("x-service-version-signature", f"{LATER}." + "0" * 64)],

@@ -194,12 +194,12 @@ def _lookup(record: dict[str, Any], name: str) -> Any:
 
 
 def _text(value: Any) -> str:
+    while isinstance(value, list):  # nested as deep as whoever wrote the line likes
+        value = value[0] if value else None
     if isinstance(value, str):
         return value
-    if value is None:
+    if value is None or isinstance(value, dict):
         return ""
-    if isinstance(value, list):
-        return _text(value[0]) if value else ""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
@@ -210,7 +210,7 @@ def _text(value: Any) -> str:
 _QUOTED = r'"([^"\\]*(?:\\.[^"\\]*)*)"'
 _LINE = re.compile(
     r"(?:([^\s:]+|\[[^\s\]]+\]):\d+ )?"  # virtual host and port, of Apache's vhost_combined
-    r"(\S+) \S+ (.+?) \[([^\]]*)\] " + _QUOTED + r" (\d{3}|-) (\S+)"
+    r"(\S+) \S+ (.+?) \[([^\[\]]*)\] " + _QUOTED + r" (\d{3}|-) (\S+)"
     r"(?: " + _QUOTED + " " + _QUOTED + r")?(.*)"
 )
 _EXTRA = re.compile(_QUOTED)

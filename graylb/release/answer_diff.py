@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Final
 
 import orjson
@@ -64,14 +65,13 @@ class Mask:
 
     def covers(self, place: Place) -> bool:
         """Whether the place, or one that it is under, is what the pattern names."""
-        return self._from(0, place, 0)
-
-    def _from(self, step: int, place: Place, at: int) -> bool:
-        if step == len(self.steps):
-            return True
-        deep, key = self.steps[step]
-        last = len(place) if deep else min(at + 1, len(place))
-        return any((key is None or place[n] == key) and self._from(step + 1, place, n + 1) for n in range(at, last))
+        reached: Collection[int] = (0,)  # how much of the place the steps so far may have used
+        for deep, key in self.steps:
+            tried = range(min(reached), len(place)) if deep else reached
+            reached = {n + 1 for n in tried if n < len(place) and (key is None or place[n] == key)}
+            if not reached:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +171,9 @@ def _bodies(one: bytes, two: bytes, settings: Settings, found: Found) -> None:
     for place, values in differing(*documents):
         if len(found) >= MAX_FOUND:
             return
-        if not any(mask.covers(place) for mask in settings.masks):
-            found.setdefault(Difference("json", written(place)), (_value(values[0]), _value(values[1])))
+        difference = Difference("json", shown(written(place)))
+        if difference not in found and not any(mask.covers(place) for mask in settings.masks):
+            found[difference] = _value(values[0]), _value(values[1])
 
 
 class _Absent:
@@ -182,17 +183,20 @@ class _Absent:
 ABSENT: Final = _Absent()
 
 
-def differing(one: Any, two: Any, place: Place = ()) -> Iterator[tuple[Place, tuple[Any, Any]]]:
+def differing(one: Any, two: Any) -> Iterator[tuple[Place, tuple[Any, Any]]]:
     """Places of JSON values that differ, with both values: the smallest parts. 1 equals 1.0 and does not equal true."""
-    if isinstance(one, dict) and isinstance(two, dict):
-        for key in dict.fromkeys((*one, *two)):
-            yield from differing(one.get(key, ABSENT), two.get(key, ABSENT), (*place, key))
-    elif isinstance(one, list) and isinstance(two, list):
-        for number in range(max(len(one), len(two))):
-            first, second = (each[number] if number < len(each) else ABSENT for each in (one, two))
-            yield from differing(first, second, (*place, number))
-    elif one is not two and (isinstance(one, bool) or isinstance(two, bool) or one != two):
-        yield place, (one, two)
+    # no recursion: instances nest as deep as they like
+    ahead: list[tuple[Place, Any, Any]] = [((), one, two)]
+    while ahead:
+        place, one, two = ahead.pop()
+        if isinstance(one, dict) and isinstance(two, dict):
+            keys = list(dict.fromkeys((*one, *two)))
+            ahead += [((*place, key), one.get(key, ABSENT), two.get(key, ABSENT)) for key in reversed(keys)]
+        elif isinstance(one, list) and isinstance(two, list):
+            pairs = list(zip_longest(one, two, fillvalue=ABSENT))
+            ahead += [((*place, n), *pairs[n]) for n in reversed(range(len(pairs)))]
+        elif one is not two and (isinstance(one, bool) or isinstance(two, bool) or one != two):
+            yield place, (one, two)
 
 
 def written(place: Place) -> str:
@@ -201,7 +205,12 @@ def written(place: Place) -> str:
 
 
 def _value(value: Any) -> str:
-    return "absent" if value is ABSENT else shown(orjson.dumps(value).decode())
+    if value is ABSENT:
+        return "absent"
+    try:
+        return shown(orjson.dumps(value).decode())
+    except orjson.JSONEncodeError:  # it reads deeper than it writes
+        return "[… nested too deep]" if isinstance(value, list) else "{… nested too deep}"
 
 
 def _bytes(body: bytes) -> str:

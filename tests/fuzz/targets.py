@@ -1,4 +1,4 @@
-"""What is fuzzed: each parser of ours with a corpus and the law that must hold (`messages`, `streams`, `tables`).
+"""What is fuzzed: each parser of ours with a corpus and the law that must hold (the other modules here).
 
 A target takes any bytes and fails by an AssertionError, by an exception nobody promised, or by a sanitizer's report.
 `python -m tests.fuzz` mutates blindly, in any build; `python -m tests.fuzz.guided` follows coverage (`make fuzz`).
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from graylb import builds
-from tests.fuzz import messages, tables
+from tests.fuzz import fields, messages, shared, tables, told
 from tests.integration.payloads import PAYLOADS
 from tests.proxy_reader import SIGNATURE
 
@@ -66,6 +66,18 @@ TARGETS = {
     "proxy": Fuzzed(messages.proxy, lambda: list(PROXIED)),
     "load": Fuzzed(tables.load, lambda: list(tables.images())),
     "decide": Fuzzed(tables.decide, lambda: requests()[::10] + tables.asked()),
+    "marks": Fuzzed(fields.marks, lambda: requests()[::10] + fields.marked()),
+    "parent": Fuzzed(fields.parent, lambda: list(fields.PARENTS)),
+    "grpc": Fuzzed(fields.grpc, lambda: list(fields.CALLS)),
+    "log": Fuzzed(fields.log, lambda: requests()[::10] + list(fields.LOGGED)),
+    "line": Fuzzed(told.line, lambda: list(told.LINES)),
+    "health": Fuzzed(told.health, lambda: list(told.CHECKS)),
+    "trails": Fuzzed(told.trails_of, lambda: list(told.TRAILS)),
+    "carried": Fuzzed(told.carried, lambda: list(told.CARRIED)),
+    "answers": Fuzzed(told.answers, lambda: list(told.PAIRS)),
+    "frames": Fuzzed(told.frames, lambda: list(told.FRAMES)),
+    "slab": Fuzzed(shared.slab, shared.images),
+    "memory": Fuzzed(shared.memory, lambda: list(shared.STEPS)),
 }
 if builds.has("h2"):
     from tests.fuzz import streams
@@ -80,6 +92,8 @@ SPLICES = (
     b"chunked", b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n", b"Host: b\r\n", b"Connection: x\r\n",
     b"HTTP/1.1",
     b"X: y\r\n" * 100, b"\r\n\r\n", b"http://a.test",
+    b"x-service-version", b"baggage: ", b"x-service-version=v2", b"=", b"%", b"-", b'"', b"\\", b"{", b"[[", b"]]",
+    b"grpc-status:", b"grpc-timeout: ",
 )  # fmt: skip
 
 

@@ -176,3 +176,16 @@ def test_no_line_is_more_than_a_bad_one(line: bytes, kind: Format) -> None:
     ):
         with contextlib.suppress(BadLine):
             assert reader(kind, Fields.of(()))(text).head.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("value", [b"[" * 1000 + b'"/"' + b"]" * 1000, b'{"a":' * 1000 + b"1" + b"}" * 1000])
+def test_values_nest_as_deep_as_they_like(value: bytes) -> None:
+    for line in (b'{"path":' + value + b"}", b'{"path":"/","headers":{"x":' + value + b"}}"):
+        with contextlib.suppress(BadLine):
+            assert read("json", line).head.startswith(b"GET / HTTP/1.1\r\n")
+
+
+def test_a_line_of_many_brackets_is_read_in_one_go() -> None:
+    """Each of them was taken for the one before the time: a minute for a line of this length."""
+    with pytest.raises(BadLine, match="not a line of the combined format"):
+        read("combined", b"192.0.2.7 - ann" + b" [" * 50_000)

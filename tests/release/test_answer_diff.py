@@ -169,3 +169,26 @@ def test_a_report_counts_by_path_and_stays_small() -> None:
         crowd.add("GET / HTTP/1.1", said({str(number): 1}), said({}))
     assert len(crowd.told()["paths"][0]["differences"]) == answer_diff.MAX_KINDS
     assert orjson.dumps(crowd.told())
+
+
+@pytest.mark.parametrize("depth", [300, 1020])
+@pytest.mark.parametrize(("opening", "closing", "where"), [(b"[", b"]", "$[*][*]"), (b'{"a":', b"}", "$.a.a")])
+def test_bodies_nest_as_deep_as_they_like(depth: int, opening: bytes, closing: bytes, where: str) -> None:
+    """As deep as they are read: recursion ended, and so did writing the value that an example shows."""
+    one, two = (said(opening * depth + leaf + closing * depth) for leaf in (b"1", b"2"))
+    (difference,) = compare(one, two, NOTHING)
+    assert difference.where.startswith(where)
+    assert len(difference.where) <= answer_diff.MAX_SHOWN
+    (shown,) = compare(one, said(b"2"), NOTHING).values()
+    assert shown == ((opening[:1] + b"\xe2\x80\xa6 nested too deep" + closing).decode(), "2")
+
+
+def test_a_mask_of_many_depths_takes_no_longer_than_its_document() -> None:
+    assert not Mask.parse("$" + "..a" * 12 + "..b").covers(("a",) * 1000)
+    assert Mask.parse("$" + "..a" * 12 + "..b").covers((*("a",) * 1000, "b", "c"))
+
+
+def test_a_place_is_shown_fit_for_a_terminal_and_not_longer_than_a_value() -> None:
+    (difference,) = compare(said({"\x1b[2J" + "x" * 1000: 1}), said({}), NOTHING)
+    assert difference.where.startswith(r"$.\x1b[2Jxxx")
+    assert len(difference.where) < 2 * answer_diff.MAX_SHOWN

@@ -65,7 +65,8 @@ cdef class Sockets:
     cdef object loop
     cdef object on_ready
     cdef object ticker
-    cdef int ep
+    cdef int ep_clients            # what has come from clients, and room to send to them
+    cdef int ep_instances
     cdef epoll_event* events
     cdef char* memory              # a block; the one that is received into
     cdef char* buf                 # behind its headroom
@@ -89,6 +90,7 @@ cdef class Sockets:
     cdef uint64_t batch_ended
     cdef bint cut_short            # the last batch was full: what it left behind is in this one
     cdef void _measure(self, int n) noexcept
+    cdef void _take(self, epoll_event* events, int n) noexcept
     cdef uint64_t ticked
     cdef size_t slice              # bytes that one connection may move in its turn, in this batch
     cdef size_t gulp               # bytes to receive at once

@@ -1,7 +1,10 @@
-"""The floor under the engine: data sockets in one epoll descriptor, what is pending on them, and the clock.
+"""The floor under the engine: data sockets in two epoll descriptors, what is pending on them, and the clock.
 
-uvloop calls in once for a batch of events (`_on_ready`) and for each tick (`_on_tick`); everything else is C level. What a
+uvloop calls in when there are events (`_on_ready`) and for each tick (`_on_tick`); everything else is C level. What a
 connection's events mean is for the floors above: they fill in the hooks at the end.
+
+Within a batch, what has come from instances is looked at again after every few clients: answers are passed on before many more
+requests are begun, so that only a few are under way at once and what those need stays in the processor's cache.
 
 Rules of the house: a connection is freed only after the batch (`_reap`), for events of this batch may still name it; the
 shared buffer belongs to the function that received into it, so nothing below it may start another connection's reading:
@@ -91,7 +94,8 @@ cdef extern from * nogil:
     void gl_soon(const void*, size_t)
 
 cdef enum:
-    EVENTS = 512
+    EVENTS = 512             # of clients in one batch, of instances at once
+    FEW_CLIENTS = 32         # between two looks at the instances
     IDLE_US = 1000
     SPARE_BLOCKS = 16
     SMALL_OUT = 1024         # bytes pending of a stream, as a rule
@@ -156,17 +160,19 @@ cdef class Sockets:
         self.loop = loop
         self.secure = _find_tls()
         self.handshakes_failed = {}
-        self.ep = epoll_create1(EPOLL_CLOEXEC)
+        self.ep_clients = epoll_create1(EPOLL_CLOEXEC)
+        self.ep_instances = epoll_create1(EPOLL_CLOEXEC)
         self.memory = <char*>malloc(BLOCK)
-        self.events = <epoll_event*>malloc(EVENTS * sizeof(epoll_event))
-        if self.ep < 0 or self.memory == NULL or self.events == NULL: raise MemoryError
+        self.events = <epoll_event*>malloc(2 * EVENTS * sizeof(epoll_event))
+        if self.ep_clients < 0 or self.ep_instances < 0 or self.memory == NULL or self.events == NULL: raise MemoryError
         self.buf = self.memory + HEADROOM
         for i in range(WHEEL): self.wheel[i].later = self.wheel[i].earlier = &self.wheel[i]
         self.now = gl_now_ms()
         self.ticked = self.now // TICK_MS
         self._share(FEW + 1)
         self.on_ready = self._on_ready
-        loop.add_reader(self.ep, self.on_ready)
+        loop.add_reader(self.ep_clients, self.on_ready)
+        loop.add_reader(self.ep_instances, self.on_ready)
         self.ticker = loop.call_later(TICK_MS / 1000.0, self._on_tick)
 
     cdef _shut(self):
@@ -174,7 +180,8 @@ cdef class Sockets:
         cdef Conn* c
         cdef Pipe* p
         self.ticker.cancel()
-        self.loop.remove_reader(self.ep)
+        self.loop.remove_reader(self.ep_clients)
+        self.loop.remove_reader(self.ep_instances)
         while self.again != NULL:
             c = self.again
             self.again = c.after
@@ -188,7 +195,8 @@ cdef class Sockets:
             c = self.conns
             self.conns = c.next
             free(c)
-        close(self.ep)
+        close(self.ep_clients)
+        close(self.ep_instances)
 
     def __dealloc__(self):
         cdef Block* b
@@ -206,8 +214,7 @@ cdef class Sockets:
     # ---- entries from the loop -------------------------------------------------------------------------------------
 
     def _on_ready(self):
-        cdef int i, n
-        cdef uint32_t ev
+        cdef int n, at = 0
         cdef Conn* c
         cdef Conn* batch
         if self.closed: return
@@ -215,20 +222,15 @@ cdef class Sockets:
         self.in_batch = True
         self.now = gl_now_ms()
         self.shaken = 0
-        n = epoll_wait(self.ep, self.events, EVENTS, 0)
+        n = max(epoll_wait(self.ep_clients, self.events, EVENTS, 0), 0)
         if self.lag_us: self._measure(n)
         self._share(n + self.n_again)
-        for i in range(n):
-            # what the next events need comes into the cache while this one is in the kernel
-            if i + 2 < n: gl_soon(self.events[i + 2].data.ptr, 192)
-            if i + 1 < n: gl_soon((<Conn*>self.events[i + 1].data.ptr).x, 320)
-            c = <Conn*>self.events[i].data.ptr
-            ev = self.events[i].events
-            if c.tls != NULL and not c.tls.ready:
-                if not c.dead: self._shake(c, ev)
-                continue
-            if ev & EPOLLOUT and not c.dead and (c.out_len or c.connecting): self._writable(c)
-            if ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not c.dead: self._event(c, ev)
+        while True:
+            self._take(self.events + EVENTS, max(epoll_wait(self.ep_instances, self.events + EVENTS, EVENTS, 0), 0))
+            if at >= n: break
+            self._take(self.events + at, min(n - at, FEW_CLIENTS))
+            at += FEW_CLIENTS
+            self.now = gl_now_ms()
         batch = self.again
         self.again = NULL
         self.n_again = 0
@@ -243,6 +245,23 @@ cdef class Sockets:
         self.in_batch = False
         if self.lag_us: self.batch_ended = gl_now_us()
         if self.again != NULL: self._kick()
+
+    cdef void _take(self, epoll_event* events, int n) noexcept:
+        cdef int i
+        cdef uint32_t ev
+        cdef Conn* c
+        for i in range(n):
+            # what the next events need comes into the cache while this one is in the kernel
+            if i + 3 < n: gl_soon(events[i + 3].data.ptr, 192)
+            if i + 2 < n: gl_soon((<Conn*>events[i + 2].data.ptr).x, 320)
+            if i + 1 < n and (<Conn*>events[i + 1].data.ptr).x != NULL: gl_soon((<Conn*>events[i + 1].data.ptr).x.client, 192)
+            c = <Conn*>events[i].data.ptr
+            ev = events[i].events
+            if c.tls != NULL and not c.tls.ready:
+                if not c.dead: self._shake(c, ev)
+                continue
+            if ev & EPOLLOUT and not c.dead and (c.out_len or c.connecting): self._writable(c)
+            if ev & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR) and not c.dead: self._event(c, ev)
 
     cdef void _measure(self, int n) noexcept:
         """How long what has come may have waited: as long as the batch before took, or those before that did not get to it."""
@@ -300,7 +319,7 @@ cdef class Sockets:
         c.side = side
         c.later = c.earlier = c
         self._place(c)
-        if gl_watch(self.ep, fd, c) < 0:
+        if gl_watch(self.ep_clients if side == CLIENT else self.ep_instances, fd, c) < 0:
             self._unplace(c)
             close(fd)
             free(c)

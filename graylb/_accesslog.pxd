@@ -8,6 +8,7 @@ from graylb._live cimport Exchange, Peer
 cdef enum:
     LINE_MAX = 131072      # bytes of a line; what is beyond is left out
     MARGIN = 64            # room for the end of a value that is cut off
+    PADDING = 32           # bytes behind a literal text that may be read
 
 cdef enum LogField:
     L_NONE = 0
@@ -57,7 +58,7 @@ cdef enum LogField:
     L_UPSTREAM_PROTOCOL
 
 cdef struct LogOp:
-    const char* text       # before the value
+    const char* text       # before the value, and PADDING bytes
     uint32_t n
     uint8_t field
     uint16_t run           # so many operations from here on are of the head; 0: this is not, or not the first
@@ -77,7 +78,7 @@ cdef struct Asked:
     uint8_t h2
     uint32_t worker
     uint64_t wall_us       # Unix time
-    const char* date       # of that second: 2026-11-22T15:21:45
+    const char* date       # of that second: 2026-11-22T15:21:45, in 24 bytes
     const char* local      # 22/Nov/2026:15:21:45 +0000
     Text request_id        # made here; else the client's
     Text trace_id
@@ -97,6 +98,7 @@ cdef class Format:
     cdef readonly object made_of   # what it was made of: (json, parts)
     cdef LogOp* ops
     cdef int n
+    cdef uint32_t longest          # of the literal texts
     cdef list kept
 
     cdef _name(self, LogOp* op, str name)

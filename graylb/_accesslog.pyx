@@ -74,13 +74,66 @@ cdef extern from * nogil:
         if (*p >= 0x20 && *p < 0x7f && *p != '"' && *p != '\\\\') *o++ = *p;
         else { o[0] = '\\\\'; o[1] = 'x'; o[2] = GL_HEX_UP[*p >> 4]; o[3] = GL_HEX_UP[*p & 15]; o += 4; } }
       return o; }
-    static char *gl_decimal(char *o, uint64_t n) {
+    /* whether one of 8 bytes may need an escape: no printable ASCII, a quote or a backslash; sometimes yes where none does */
+    static inline int gl_doubtful(uint64_t v) {
+      const uint64_t one = 0x0101010101010101u;
+      return ((v | (v + one) | (v - one * 0x20) | ((v ^ one * '"') - one) | ((v ^ one * '\\\\') - one)) & one * 0x80) != 0; }
+    /* copies a text that needs no escape in either format; 0: it may need some */
+    static inline int gl_copied(char *o, const char *p, size_t n) {
+      uint64_t v, w; uint32_t a, b; size_t i;
+      if (n >= 8) {
+    #ifdef __SSE2__
+        if (n >= 16) {
+          for (i = 0;; i += 16) {
+            if (i > n - 16) i = n - 16;                  /* the last piece overlaps the one before */
+            __m128i t = _mm_loadu_si128((const __m128i *)(p + i));
+            if (_mm_movemask_epi8(_mm_or_si128(
+                  _mm_or_si128(_mm_cmplt_epi8(t, _mm_set1_epi8(0x20)), _mm_cmpeq_epi8(t, _mm_set1_epi8(0x7f))),
+                  _mm_or_si128(_mm_cmpeq_epi8(t, _mm_set1_epi8('"')), _mm_cmpeq_epi8(t, _mm_set1_epi8('\\\\')))))) return 0;
+            _mm_storeu_si128((__m128i *)(o + i), t);
+            if (i == n - 16) return 1; } }
+    #endif
+        for (i = 0; i + 8 < n; i += 8) {
+          memcpy(&v, p + i, 8);
+          if (gl_doubtful(v)) return 0;
+          memcpy(o + i, &v, 8); }
+        memcpy(&w, p + n - 8, 8);
+        if (gl_doubtful(w)) return 0;
+        memcpy(o + n - 8, &w, 8);
+        return 1; }
+      if (n >= 4) {
+        memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4);
+        if (gl_doubtful((uint64_t)a << 32 | b)) return 0;
+        memcpy(o, &a, 4); memcpy(o + n - 4, &b, 4);
+        return 1; }
+      for (i = 0; i < n; i++) {
+        if (p[i] < 0x20 || p[i] == 0x7f || p[i] == '"' || p[i] == '\\\\') return 0;
+        o[i] = p[i]; }
+      return 1; }
+    /* a text with 32 bytes behind it that may be read, to where there is room for so many */
+    static inline char *gl_literal(char *o, const char *p, size_t n) {
+      memcpy(o, p, 32);
+      if (n > 32) memcpy(o + 32, p + 32, n - 32);
+      return o + n; }
+    static const char GL_PAIRS[] =
+      "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849"
+      "5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
+    static char *gl_long_decimal(char *o, uint64_t n) {
       char digits[20]; int k = 20;
-      do { digits[--k] = '0' + n % 10; n /= 10; } while (n);
+      while (n >= 10) { k -= 2; memcpy(digits + k, GL_PAIRS + n % 100 * 2, 2); n /= 100; }
+      if (n) digits[--k] = '0' + n;
       memcpy(o, digits + k, 20 - k);
       return o + 20 - k; }
-    static char *gl_six(char *o, uint32_t n) {
-      int k; for (k = 5; k >= 0; k--) { o[k] = '0' + n % 10; n /= 10; }
+    static inline char *gl_decimal(char *o, uint64_t n) {
+      if (n < 10) { *o = '0' + n; return o + 1; }
+      if (n < 100) { memcpy(o, GL_PAIRS + n * 2, 2); return o + 2; }
+      if (n < 1000) { *o = '0' + n / 100; memcpy(o + 1, GL_PAIRS + n % 100 * 2, 2); return o + 3; }
+      return gl_long_decimal(o, n); }
+    static inline char *gl_six(char *o, uint32_t n) {
+      uint32_t thousands = n / 10000, rest = n % 10000;
+      memcpy(o, GL_PAIRS + thousands * 2, 2);
+      memcpy(o + 2, GL_PAIRS + rest / 100 * 2, 2);
+      memcpy(o + 4, GL_PAIRS + rest % 100 * 2, 2);
       return o + 6; }
     static void gl_dates(uint64_t second, char *date, char *local) {
       static const char *months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
@@ -95,6 +148,8 @@ cdef extern from * nogil:
     """
     char* gl_json_text(char*, const char*, const char*, size_t)
     char* gl_plain_text(char*, const char*, const char*, size_t)
+    bint gl_copied(char*, const char*, size_t)
+    char* gl_literal(char*, const char*, size_t)
     char* gl_decimal(char*, uint64_t)
     char* gl_six(char*, uint32_t)
     void gl_dates(uint64_t, char*, char*)
@@ -113,6 +168,8 @@ FIELDS = {
 }
 OF_SPANS = {"parent_id": L_PARENT_ID, "tracestate": L_STATE}
 
+cdef Head NO_HEAD                                        # has nothing
+memset(&NO_HEAD, 0, sizeof(Head))
 cdef const char* REQUEST_ID = b"x-request-id"
 cdef const char* TRACEPARENT = b"traceparent"
 cdef const char* TRACESTATE = b"tracestate"
@@ -148,74 +205,85 @@ cdef inline Text _str(Table t, Str s) noexcept:
     return _text(t.base + s.off, s.n)
 
 
-cdef char* _put(bint json, char* o, const char* limit, Text t) noexcept:
+cdef inline char* _put(bint json, char* o, const char* limit, Text t) noexcept:
     """A text, quoted in JSON."""
-    if not json: return gl_plain_text(o, limit, t.p, t.n)
-    o[0] = 34
-    o = gl_json_text(o + 1, limit, t.p, t.n)
+    if json:
+        o[0] = 34
+        o += 1
+    if limit - o >= <ssize_t>t.n and gl_copied(o, t.p, t.n): o += t.n
+    elif json: o = gl_json_text(o, limit, t.p, t.n)
+    else: return gl_plain_text(o, limit, t.p, t.n)
+    if not json: return o
     o[0] = 34
     return o + 1
 
 
-cdef char* _seconds(char* o, uint64_t us) noexcept:
-    o = gl_decimal(o, us // 1000000)
+cdef inline char* _seconds(char* o, uint64_t us) noexcept:
+    if us < 1000000:
+        o[0] = 48
+        o += 1
+    else: o = gl_decimal(o, us // 1000000)
     o[0] = 46
     return gl_six(o + 1, <uint32_t>(us % 1000000))
 
 
-cdef Text _asked_text(LogOp* op, Asked* a) noexcept:
-    """The fields of a head that are texts as they come."""
-    cdef Head* h = a.head
-    cdef Text found
-    cdef int field = op.field
-    if field == L_CLIENT_IP: return _text(a.peer.text if a.peer.text_len else NULL, a.peer.text_len)
-    if field == L_LISTENER: return a.listener
-    if field == L_SCHEME: return _text(b"https", 5) if a.secure else _text(b"http", 4)
-    if field == L_SPAN_ID: return a.span_id
-    if field == L_PARENT_ID: return a.parent_id
-    if h == NULL: return _text(NULL, 0)
-    if field == L_METHOD: return _text(h.method, h.method_len)
-    if field == L_HOST: return _text(h.host if h.host_len else NULL, h.host_len)
-    if field == L_PATH: return _text(h.path, h.path_len)
-    if field == L_QUERY: return _text(h.query, h.query_len)
-    if field == L_TARGET: return _text(h.target, h.target_len)
-    if field == L_PROTOCOL: return _text(b"HTTP/2", 6) if a.h2 else (_text(b"HTTP/1.1", 8) if h.minor else _text(b"HTTP/1.0", 8))
-    if field == L_HEADER: return header_of(h, op.name, op.name_n)
-    if field == L_STATE: return header_of(h, TRACESTATE, 10)
-    if field == L_REQUEST_ID: return a.request_id if a.request_id.p != NULL else header_of(h, REQUEST_ID, 12)
-    if field == L_TRACE_ID:
+cdef inline char* _date(bint json, Asked* a, char* o) noexcept:
+    if json:
+        o[0] = 34
+        o += 1
+    memcpy(o, a.date, 24)                                # which is longer than what counts: so it is one or two moves
+    o[19] = 46
+    o = gl_six(o + 20, <uint32_t>(a.wall_us % 1000000))
+    o[0] = 90
+    o[1] = 34
+    return o + 2 if json else o + 1
+
+
+cdef Text _odd_text(LogOp* op, Asked* a) noexcept:
+    """Of a head's fields those that are searched for."""
+    cdef Text found = _text(NULL, 0)
+    if op.field == L_HEADER: return header_of(a.head, op.name, op.name_n)
+    elif op.field == L_STATE: return header_of(a.head, TRACESTATE, 10)
+    elif op.field == L_REQUEST_ID: return a.request_id if a.request_id.p != NULL else header_of(a.head, REQUEST_ID, 12)
+    elif op.field == L_TRACE_ID:
         if a.trace_id.p != NULL: return a.trace_id
-        found = header_of(h, TRACEPARENT, 11)
+        found = header_of(a.head, TRACEPARENT, 11)
         if found.p != NULL and found.n >= 55: return _text(found.p + 3, 32)
-    return _text(NULL, 0)
+        return _text(NULL, 0)
+    return found
 
 
-cdef char* _asked(bint json, LogOp* op, Asked* a, char* o, const char* limit) noexcept:
-    """A field of the head; NULL: it has no value."""
+cdef inline char* _asked(bint json, LogOp* op, Asked* a, char* o, const char* limit) noexcept:
+    """A field of the head; NULL: it has no value. One chain over the fields, which becomes a table of jumps."""
+    cdef Head* h = a.head
     cdef Text t
-    if op.field == L_TIME:
-        if json:
-            o[0] = 34
-            o += 1
-        memcpy(o, a.date, 19)
-        o[19] = 46
-        o = gl_six(o + 20, <uint32_t>(a.wall_us % 1000000))
-        o[0] = 90
-        if not json: return o + 1
-        o[1] = 34
-        return o + 2
-    if op.field == L_TIME_LOCAL: return _put(json, o, limit, _text(a.local, 26))
-    if op.field == L_WORKER: return gl_decimal(o, a.worker)
-    if op.field == L_CLIENT_PORT: return gl_decimal(o, a.peer.port) if a.peer.port else NULL
-    if op.field == L_TLS:
+    cdef int field = op.field
+    if field == L_TIME: return _date(json, a, o)
+    elif field == L_TIME_LOCAL: t = _text(a.local, 26)
+    elif field == L_WORKER: return gl_decimal(o, a.worker)
+    elif field == L_CLIENT_PORT: return gl_decimal(o, a.peer.port) if a.peer.port else NULL
+    elif field == L_TLS:
         if a.secure: memcpy(o, b"true", 4)
         else: memcpy(o, b"false", 5)
         return o + (4 if a.secure else 5)
-    t = _asked_text(op, a)
+    elif field == L_CLIENT_IP: t = _text(a.peer.text if a.peer.text_len else NULL, a.peer.text_len)
+    elif field == L_LISTENER: t = a.listener
+    elif field == L_SCHEME: t = _text(b"https", 5) if a.secure else _text(b"http", 4)
+    elif field == L_SPAN_ID: t = a.span_id
+    elif field == L_PARENT_ID: t = a.parent_id
+    elif field == L_METHOD: t = _text(h.method, h.method_len)
+    elif field == L_HOST: t = _text(h.host if h.host_len else NULL, h.host_len)
+    elif field == L_PATH: t = _text(h.path, h.path_len)
+    elif field == L_QUERY: t = _text(h.query, h.query_len)
+    elif field == L_TARGET: t = _text(h.target, h.target_len)
+    elif field == L_PROTOCOL:
+        if h == &NO_HEAD: return NULL
+        t = _text(b"HTTP/2", 6) if a.h2 else (_text(b"HTTP/1.1", 8) if h.minor else _text(b"HTTP/1.0", 8))
+    else: t = _odd_text(op, a)
     return _put(json, o, limit, t) if t.p != NULL else NULL
 
 
-cdef Text _decided(int field, Exchange* x, Table t) noexcept:
+cdef inline Text _decided(int field, Exchange* x, Table t) noexcept:
     """The fields of a decision that are texts."""
     cdef const Service* s
     cdef const Str* versions
@@ -226,38 +294,48 @@ cdef Text _decided(int field, Exchange* x, Table t) noexcept:
     s = &t.services[x.d.service]
     if field == L_SERVICE: return _str(t, s.name)
     if field == L_RULE: return _str(t, (<const Rule*>(t.base + s.rules))[x.d.rule].name) if x.d.rule >= 0 else _text(NULL, 0)
-    versions = <const Str*>(t.base + s.versions)
     if field == L_FALLBACK:
         if not x.d.fell_back: return _text(NULL, 0)
+        versions = <const Str*>(t.base + s.versions)
         return _str(t, versions[x.d.wanted]) if x.d.wanted != NONE32 else _text(b"subset", 6)
     if x.d.instance < 0: return _text(NULL, 0)
-    if field == L_VERSION: return _str(t, versions[t.instances[x.d.instance].version])
     if field == L_INSTANCE: return _str(t, t.instances[x.d.instance].address)
-    # L_UPSTREAM_PROTOCOL
-    if not x.attempts: return _text(NULL, 0)
-    return _text(b"HTTP/2", 6) if x.h2 else _text(b"HTTP/1.1", 8)
+    # L_VERSION
+    versions = <const Str*>(t.base + s.versions)
+    return _str(t, versions[t.instances[x.d.instance].version])
 
 
-cdef char* _ended(bint json, LogOp* op, Ended* e, Table t, char* o, const char* limit) noexcept:
-    """A field of the end; NULL: it has no value."""
+cdef inline char* _ended(bint json, LogOp* op, Ended* e, Table t, char* o, const char* limit) noexcept:
+    """A field of the end; NULL: it has no value. One chain, as in `_asked`."""
     cdef Exchange* x = e.x
     cdef Text found
     cdef int field = op.field
     if field == L_STATUS: return gl_decimal(o, e.status) if e.status else NULL
-    if field == L_GRPC_STATUS: return gl_decimal(o, x.grpc_status - 1) if x.grpc_status else NULL
-    if field == L_BYTES_IN: return gl_decimal(o, x.bytes_in)
-    if field == L_BYTES_OUT: return gl_decimal(o, x.bytes_out)
-    if field == L_DURATION: return _seconds(o, e.now_us - x.began_us)
-    if field == L_FIRST_BYTE: return _seconds(o, x.head_us - x.began_us) if x.head_us else NULL
-    if field == L_CONNECT: return _seconds(o, x.connect_us) if x.connect_us else NULL
-    if field == L_ATTEMPTS: return gl_decimal(o, x.attempts) if x.attempts else NULL
-    if field == L_REVISION: return gl_decimal(o, t.revision)
-    if field == L_SLOT: return gl_decimal(o, x.d.slot) if x.d.service >= 0 and x.d.slot >= 0 else NULL
-    if field == L_DRAW: return gl_decimal(o, x.d.draw) if x.d.service >= 0 and x.d.drew else NULL
-    if field == L_ERROR: found = e.error
+    elif field == L_GRPC_STATUS: return gl_decimal(o, x.grpc_status - 1) if x.grpc_status else NULL
+    elif field == L_BYTES_IN: return gl_decimal(o, x.bytes_in)
+    elif field == L_BYTES_OUT: return gl_decimal(o, x.bytes_out)
+    elif field == L_DURATION: return _seconds(o, e.now_us - x.began_us)
+    elif field == L_FIRST_BYTE: return _seconds(o, x.head_us - x.began_us) if x.head_us else NULL
+    elif field == L_CONNECT: return _seconds(o, x.connect_us) if x.connect_us else NULL
+    elif field == L_ATTEMPTS: return gl_decimal(o, x.attempts) if x.attempts else NULL
+    elif field == L_REVISION: return gl_decimal(o, t.revision)
+    elif field == L_SLOT: return gl_decimal(o, x.d.slot) if x.d.service >= 0 and x.d.slot >= 0 else NULL
+    elif field == L_DRAW: return gl_decimal(o, x.d.draw) if x.d.service >= 0 and x.d.drew else NULL
+    elif field == L_ERROR: found = e.error
     elif field == L_ERROR_SOURCE: found = e.source
-    elif field == L_ABORTED: found = _text(NULL, 0) if not x.cut else (_text(b"client", 6) if x.cut == 1 else _text(b"instance", 8))
-    else: found = _decided(field, x, t)
+    elif field == L_ABORTED:
+        if not x.cut: return NULL
+        found = _text(b"client", 6) if x.cut == 1 else _text(b"instance", 8)
+    elif field == L_UPSTREAM_PROTOCOL:
+        if x.d.service < 0 or x.d.instance < 0 or not x.attempts: return NULL
+        found = _text(b"HTTP/2", 6) if x.h2 else _text(b"HTTP/1.1", 8)
+    elif field == L_SERVICE: found = _decided(L_SERVICE, x, t)
+    elif field == L_ROUTE: found = _decided(L_ROUTE, x, t)
+    elif field == L_VERSION: found = _decided(L_VERSION, x, t)
+    elif field == L_RULE: found = _decided(L_RULE, x, t)
+    elif field == L_FALLBACK: found = _decided(L_FALLBACK, x, t)
+    elif field == L_INSTANCE: found = _decided(L_INSTANCE, x, t)
+    else: return NULL
     return _put(json, o, limit, found) if found.p != NULL else NULL
 
 
@@ -277,9 +355,11 @@ cdef class Format:
         if self.ops == NULL: raise MemoryError
         for i, (literal, name) in enumerate(parts):
             text = literal.encode()
+            self.ops[i].n = <uint32_t>PyBytes_GET_SIZE(text)
+            self.longest = max(self.longest, self.ops[i].n)
+            text += bytes(PADDING)
             self.kept.append(text)
             self.ops[i].text = PyBytes_AS_STRING(text)
-            self.ops[i].n = <uint32_t>PyBytes_GET_SIZE(text)
             self._name(&self.ops[i], name)
             if L_NONE < self.ops[i].field <= L_LAST_OF_HEAD:
                 if first < 0: first = i
@@ -301,7 +381,7 @@ cdef class Format:
     def __dealloc__(self):
         free(self.ops)
 
-    cdef char* _one(self, LogOp* op, char* value, char* o) noexcept:
+    cdef inline char* _one(self, LogOp* op, char* value, char* o) noexcept:
         """The end of the line after a field's text at o and its value, which ends at `value`; NULL: it has none."""
         if value != NULL: return value
         if self.json: return o
@@ -309,22 +389,24 @@ cdef class Format:
         return o + op.n + 1
 
     cdef char* head(self, Asked* a, char* o, char* limit) noexcept:
-        """What is known when a head is, for `line`: the pieces in a row, each behind its length, as many as there is room for."""
+        """What is known when a head is, for `line`: the pieces in a row, each behind its length. What finds no room before the
+        limit is cut off or left out, and then there are less than `longest` + MARGIN bytes up to it."""
         cdef int i = 0, k
         cdef uint32_t size
         cdef char* start
         cdef LogOp* op
+        if a.head == NULL: a.head = &NO_HEAD
         while i < self.n:
             if not self.ops[i].run:
                 i += 1
                 continue
-            if limit - o < 4: break
+            if limit - o < MARGIN: break
             start = o
             o += 4
             for k in range(i, i + self.ops[i].run):
                 op = &self.ops[k]
                 if limit - o < <ssize_t>(op.n + MARGIN): continue
-                memcpy(o, op.text, op.n)
+                gl_literal(o, op.text, op.n)
                 o = self._one(op, _asked(self.json, op, a, o + op.n, limit), o)
             i += self.ops[i].run
             size = <uint32_t>(o - start - 4)
@@ -351,7 +433,7 @@ cdef class Format:
                 continue
             i += 1
             if limit - o < <ssize_t>(op.n + MARGIN): continue
-            memcpy(o, op.text, op.n)
+            gl_literal(o, op.text, op.n)
             if op.field == L_NONE: o += op.n
             else: o = self._one(op, _ended(self.json, op, e, t, o + op.n, limit), o)
         if self.json:
@@ -376,7 +458,7 @@ def first_part(Format f, bytes head, str address="", uint64_t wall_us=0, uint32_
     """The pieces of a request's head in a row, without their lengths. ValueError: it is no head."""
     cdef Head* h = <Head*>malloc(sizeof(Head))
     cdef bytes out = PyBytes_FromStringAndSize(NULL, LINE_MAX + 2 * MARGIN)
-    cdef char date[19]
+    cdef char date[24]
     cdef char local[26]
     cdef char* o = PyBytes_AS_STRING(out)
     cdef char* e

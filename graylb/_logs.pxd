@@ -83,5 +83,6 @@ cdef class Logs:
     cdef char* lines(self, Exchange* x, char* e) noexcept
     cdef void _trace(self, Exchange* x, Settings s, Head* h) noexcept
     cdef void _name_request(self, Exchange* x, Settings s, Head* h) noexcept
+    cdef bint _told(self, Exchange* x, Settings s, Asked* a, char* at, char* end) noexcept
     cdef bint _tell_span(self, Exchange* x, Settings s, uint16_t status) noexcept
     cdef bint _seen(self, Exchange* x, uint16_t status) noexcept

@@ -148,7 +148,7 @@ cdef class Logs:
         self.events = Outlet()
         self.full = Format(True, [(f',"{name}":', name) for name in FULL])
         self.kept = []
-        self.scratch = <char*>malloc(2 * (LINE_MAX + 2 * MARGIN))
+        self.scratch = <char*>malloc(2 * LINE_MAX + 6 * MARGIN)
         if self.scratch == NULL: raise MemoryError
         self.random_state = int.from_bytes(os.urandom(8), "little")
         self.texts = []
@@ -221,7 +221,6 @@ cdef class Logs:
                     bint secure, bint h2) noexcept:
         """Keeps what will be told of a request's head, if anything will be. h: NULL where it is none."""
         cdef Asked a
-        cdef char* o = self.scratch
         cdef char* q
         cdef size_t n
         if not s.any_ and not self.n_views: return
@@ -252,23 +251,40 @@ cdef class Logs:
         if x.request_id_n:
             a.request_id.p = x.request_id
             a.request_id.n = x.request_id_n
-        if s.format is not None:
-            x.captured |= C_LOG
-            o = s.format.head(&a, o, self.scratch + LINE_MAX)
-        x.full_at = <uint32_t>(o - self.scratch)
-        if self.n_views or (x.traced and (s.always_errors or x.traced & T_SAMPLED)):
-            x.captured |= C_FULL
-            o = self.full.head(&a, o, o + LINE_MAX)
-        n = o - self.scratch
+        if s.format is not None: x.captured |= C_LOG
+        if self.n_views or (x.traced and (s.always_errors or x.traced & T_SAMPLED)): x.captured |= C_FULL
+        if not x.captured: return
+        if x.log_cap and self._told(x, s, &a, x.log, x.log + x.log_cap - 2 * MARGIN): return
+        # its first one, or one of which there is much to tell
+        self._told(x, s, &a, self.scratch, self.scratch + 2 * LINE_MAX + 3 * MARGIN)
+        n = x.log_len + 2 * MARGIN + 1024
         if n > x.log_cap:
-            q = <char*>realloc(x.log, n + 256)
+            q = <char*>realloc(x.log, n)
             if q == NULL:
                 x.captured = 0
                 return
             x.log = q
-            x.log_cap = <uint32_t>(n + 256)
-        memcpy(x.log, self.scratch, n)
-        x.log_len = <uint32_t>n
+            x.log_cap = <uint32_t>n
+        memcpy(x.log, self.scratch, x.log_len)
+
+    cdef bint _told(self, Exchange* x, Settings s, Asked* a, char* at, char* end) noexcept:
+        """Writes what both formats tell of a head. False: perhaps there was no room for all of it."""
+        cdef char* o = at
+        cdef char* limit = at
+        cdef uint32_t longest = 0
+        if x.captured & C_LOG:
+            limit = min(o + LINE_MAX, end)
+            longest = s.format.longest
+            o = s.format.head(a, o, limit)
+            if limit - o < <ssize_t>(longest + MARGIN) and limit == end: return False
+        x.full_at = <uint32_t>(o - at)
+        if x.captured & C_FULL:
+            limit = min(o + LINE_MAX, end)
+            longest = self.full.longest
+            o = self.full.head(a, o, limit)
+            if limit - o < <ssize_t>(longest + MARGIN) and limit == end: return False
+        x.log_len = <uint32_t>(o - at)
+        return True
 
     cdef void ended(self, Exchange* x, uint64_t now_us) noexcept:
         """An exchange that was kept something of is over: its lines."""

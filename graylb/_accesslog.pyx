@@ -74,42 +74,35 @@ cdef extern from * nogil:
         if (*p >= 0x20 && *p < 0x7f && *p != '"' && *p != '\\\\') *o++ = *p;
         else { o[0] = '\\\\'; o[1] = 'x'; o[2] = GL_HEX_UP[*p >> 4]; o[3] = GL_HEX_UP[*p & 15]; o += 4; } }
       return o; }
-    /* whether one of 8 bytes may need an escape: no printable ASCII, a quote or a backslash; sometimes yes where none does */
-    static inline int gl_doubtful(uint64_t v) {
-      const uint64_t one = 0x0101010101010101u;
-      return ((v | (v + one) | (v - one * 0x20) | ((v ^ one * '"') - one) | ((v ^ one * '\\\\') - one)) & one * 0x80) != 0; }
-    /* copies a text that needs no escape in either format; 0: it may need some */
+    /* copies a text that needs no escape in either format; 0: it may need some. Pieces may overlap */
+    #ifdef __SSE2__
+    static inline int gl_escapes(__m128i t) {            /* signed: bytes over 0x7f are below 0x20, too */
+      return _mm_movemask_epi8(_mm_or_si128(
+        _mm_or_si128(_mm_cmplt_epi8(t, _mm_set1_epi8(0x20)), _mm_cmpeq_epi8(t, _mm_set1_epi8(0x7f))),
+        _mm_or_si128(_mm_cmpeq_epi8(t, _mm_set1_epi8('"')), _mm_cmpeq_epi8(t, _mm_set1_epi8('\\\\'))))); }
     static inline int gl_copied(char *o, const char *p, size_t n) {
       uint64_t v, w; uint32_t a, b; size_t i;
-      if (n >= 8) {
-    #ifdef __SSE2__
-        if (n >= 16) {
-          for (i = 0;; i += 16) {
-            if (i > n - 16) i = n - 16;                  /* the last piece overlaps the one before */
-            __m128i t = _mm_loadu_si128((const __m128i *)(p + i));
-            if (_mm_movemask_epi8(_mm_or_si128(
-                  _mm_or_si128(_mm_cmplt_epi8(t, _mm_set1_epi8(0x20)), _mm_cmpeq_epi8(t, _mm_set1_epi8(0x7f))),
-                  _mm_or_si128(_mm_cmpeq_epi8(t, _mm_set1_epi8('"')), _mm_cmpeq_epi8(t, _mm_set1_epi8('\\\\')))))) return 0;
-            _mm_storeu_si128((__m128i *)(o + i), t);
-            if (i == n - 16) return 1; } }
+      if (n >= 16) {
+        for (i = 0; i + 16 < n; i += 16) {
+          __m128i t = _mm_loadu_si128((const __m128i *)(p + i));
+          if (gl_escapes(t)) return 0;
+          _mm_storeu_si128((__m128i *)(o + i), t); }
+        __m128i last = _mm_loadu_si128((const __m128i *)(p + n - 16));
+        _mm_storeu_si128((__m128i *)(o + n - 16), last);
+        return !gl_escapes(last); }
+      if (n >= 8) { memcpy(&v, p, 8); memcpy(&w, p + n - 8, 8); memcpy(o, &v, 8); memcpy(o + n - 8, &w, 8); }
+      else if (n >= 4) {
+        memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4); memcpy(o, &a, 4); memcpy(o + n - 4, &b, 4);
+        v = w = (uint64_t)a << 32 | b; }
+      else if (n) {
+        o[0] = p[0]; o[n >> 1] = p[n >> 1]; o[n - 1] = p[n - 1];
+        v = w = ((uint8_t)p[0] * 0x0101010101010101u & ~(uint64_t)0xffff00) | (uint64_t)(uint8_t)p[n >> 1] << 8
+              | (uint64_t)(uint8_t)p[n - 1] << 16; }
+      else return 1;
+      return !gl_escapes(_mm_set_epi64x((long long)v, (long long)w)); }
+    #else
+    static inline int gl_copied(char *o, const char *p, size_t n) { return 0; }
     #endif
-        for (i = 0; i + 8 < n; i += 8) {
-          memcpy(&v, p + i, 8);
-          if (gl_doubtful(v)) return 0;
-          memcpy(o + i, &v, 8); }
-        memcpy(&w, p + n - 8, 8);
-        if (gl_doubtful(w)) return 0;
-        memcpy(o + n - 8, &w, 8);
-        return 1; }
-      if (n >= 4) {
-        memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4);
-        if (gl_doubtful((uint64_t)a << 32 | b)) return 0;
-        memcpy(o, &a, 4); memcpy(o + n - 4, &b, 4);
-        return 1; }
-      for (i = 0; i < n; i++) {
-        if (p[i] < 0x20 || p[i] == 0x7f || p[i] == '"' || p[i] == '\\\\') return 0;
-        o[i] = p[i]; }
-      return 1; }
     /* a text with 32 bytes behind it that may be read, to where there is room for so many */
     static inline char *gl_literal(char *o, const char *p, size_t n) {
       memcpy(o, p, 32);

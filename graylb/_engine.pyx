@@ -310,9 +310,10 @@ cdef class Engine(Detours):
                 self.outliers.well(u, self.now)
         if self.state is not None: self.state.count_down()
 
-    def open_logs(self, int access, int events):
-        """Where lines of the access log go, and those for whoever looks on: ends of pipes, which stay the caller's. -1: nowhere."""
-        self.logs.open(access, events)
+    def open_logs(self, int access, int bell, int events):
+        """Where lines of the access log go, a ring and its bell, and those for whoever looks on: a pipe's end. -1: nowhere. All
+        stay the caller's. Raises OSError."""
+        self.logs.open(access, bell, events)
 
     def watch(self, list views):
         """Who looks on, see `_logs.Logs.watch`."""

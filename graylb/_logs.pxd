@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._accesslog cimport Asked, Format
 from graylb._http1 cimport Head
 from graylb._live cimport Exchange, Peer
+from graylb._ring cimport Ring
 
 cdef enum:
     ERROR_CODES = 40
@@ -50,7 +51,7 @@ cdef struct View:
     uint16_t high
 
 cdef class Logs:
-    cdef readonly Outlet access
+    cdef readonly Ring access
     cdef readonly Outlet events
     cdef Format full
     cdef uint32_t worker

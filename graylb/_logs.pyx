@@ -1,7 +1,7 @@
 """What a worker tells of its requests: lines of the access log, and of live views, on their way to the control process.
 
-Lines go through pipes, one for the access log and one for all else, each from a bounded buffer: whole lines or none. What
-finds no room is dropped and counted; nothing waits. `asked` keeps what is known of a request when its head is, for the head is
+Lines of the access log are made in memory that the control process reads (`_ring`), all else goes through a pipe from a
+bounded buffer: whole lines or none. What finds no room is dropped and counted; nothing waits. `asked` keeps what is known of a request when its head is, for the head is
 gone at the end; `ended` makes the lines, and is the only place that does.
 """
 
@@ -14,6 +14,7 @@ from graylb._accesslog cimport LINE_MAX, MARGIN, Asked, Ended, Format, Text, dat
 from graylb._fast cimport Rule, Service, Str, Table
 from graylb._http1 cimport DROP, Head, Header, put_line, same_name
 from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Exchange, Peer, TableState
+from graylb._ring cimport Ring
 from graylb._trace cimport Context_, low_half, put_hex, read_parent
 from graylb._sockets cimport gl_now_us
 
@@ -144,7 +145,7 @@ cdef class Logs:
 
     def __cinit__(self, uint32_t worker=0):
         self.worker = worker
-        self.access = Outlet()
+        self.access = Ring(LINE_MAX + 2 * MARGIN)
         self.events = Outlet()
         self.full = Format(True, [(f',"{name}":', name) for name in FULL])
         self.kept = []
@@ -167,13 +168,13 @@ cdef class Logs:
     def __dealloc__(self):
         free(self.scratch)
 
-    def open(self, int access, int events):
-        """The pipes' ends, as `Outlet.open` takes them."""
-        self.access.open(access)
+    def open(self, int access, int bell, int events):
+        """A ring and its bell, as `Ring.open` takes them, and a pipe's end as `Outlet.open` does."""
+        self.access.open(access, bell)
         self.events.open(events)
 
     def close(self):
-        self.access.close()
+        self.access.flush()
         self.events.close()
 
     def watch(self, views):
@@ -307,7 +308,7 @@ cdef class Logs:
         if x.captured & C_LOG:
             one_of = s.sample[e.status // 100 if e.status < 600 else 5]
             if one_of == <uint32_t>0xffffffff or <uint32_t>self.random() < one_of:
-                o = self.access.room()
+                o = self.access.place()
                 if o != NULL: self.access.wrote(s.format.line(&e, state.table, x.log, x.log + x.full_at, o, o + LINE_MAX))
         if x.captured & C_FULL and self._seen(x, e.status):
             if not self.left: self.unseen += 1

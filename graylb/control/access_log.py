@@ -1,14 +1,13 @@
 """Carries the workers' lines to where the access log goes, in a thread of its own: nobody waits for a disk or a reader.
 
-Each worker writes whole lines into a pipe. They are taken from it some fifty times a second, in large pieces, cut
-behind the last whole line and appended. What a full disk does not take is dropped, counted in lines, and told; it goes
-on by itself. A line that was taken in part is finished first, so the file has whole lines only.
+Each worker writes whole lines into memory of its own (`_ring`), and rings a bell ten times a second, or when there is
+much. They are appended from there, in one piece and without a copy; those of a worker that was killed, too. What a full
+disk does not take is dropped, counted in lines, and told; it goes on by itself. A line that was taken in part is
+finished first, so the file has whole lines only.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import select
 import threading
@@ -19,28 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from graylb import _ring
 from graylb.control.logs import log
 from graylb.model.snapshot_observe import AccessLog
 
-PIPE_BYTES: Final = 1 << 20
-GAP: Final = 0.02
-"""Seconds between two rounds, so that each has a large piece."""
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at whether the file was moved, or can be opened again."""
 STUCK: Final = 1.0
 """Seconds that a reader of stdout has, before lines are dropped."""
 LAST: Final = 2.0
 """Seconds for the rest at the end."""
+ENDED: Final = 0.02
+"""Seconds between two looks at whether they are over."""
+PIECE: Final = 1 << 19
+"""Bytes that are written at once, at most."""
+RINGS: Final = 4096
+"""Bytes of a bell, read at once."""
 _STREAMS: Final = {"stdout": 1, "stderr": 2}
-
-
-def open_pipe() -> tuple[int, int]:
-    """Both ends, the first non-blocking; as large as the system allows. Raises OSError."""
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    with contextlib.suppress(OSError):  # a user may have used up what all their pipes may hold
-        fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    os.set_blocking(ours, False)
-    return ours, theirs
 
 
 @dataclass
@@ -55,8 +49,14 @@ class Figures:
 
 @dataclass
 class _Source:
-    fd: int
-    rest: bytes = b""  # of a line that is not whole yet
+    """A worker. bell: closed when it is gone."""
+
+    lines: _ring.Reader
+    bell: int
+
+    def close(self) -> None:
+        self.lines.close()
+        os.close(self.bell)
 
 
 @dataclass
@@ -88,7 +88,7 @@ class _Sink:
             return True
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
-    def write(self, data: memoryview | bytes) -> tuple[int, OSError | None]:
+    def write(self, data: memoryview) -> tuple[int, OSError | None]:
         """Whole lines -> (bytes taken, what went wrong). A line begun is finished by the next call."""
         taken = 0
         try:
@@ -131,7 +131,6 @@ class Writer:
         self._wanted: AccessLog | None = None
         self._sink: _Sink | None = None
         self._sources: dict[int, _Source] = {}
-        self._buffer = bytearray(PIPE_BYTES)
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.epoll()
@@ -140,9 +139,9 @@ class Writer:
         self._tried = 0.0
         self._thread: threading.Thread | None = None
 
-    def add(self, fd: int) -> None:
-        """Takes the reading end of a worker's pipe, and closes it at its end."""
-        self._order(lambda: self._begin(fd))
+    def add(self, lines: _ring.Reader, bell: int) -> None:
+        """Takes the reading ends of a worker's ring and of its bell, and closes them when it is gone."""
+        self._order(lambda: self._begin(_Source(lines, bell)))
 
     def follow(self, wanted: AccessLog | None) -> None:
         """Lines go there from now on; None: nowhere. What cannot be opened is tried again and again."""
@@ -159,7 +158,7 @@ class Writer:
         self._order(self._reopen)
 
     def close(self) -> None:
-        """Writes what is in the pipes of workers that have ended, and ends."""
+        """Writes what workers that have ended have left, and ends."""
         if self._thread is not None and self._thread.is_alive():
             self._order(self._end)
             self._thread.join(LAST + 1)
@@ -167,8 +166,8 @@ class Writer:
             self._drop_all()
 
     def _drop_all(self) -> None:
-        for fd in self._sources:
-            os.close(fd)
+        for source in self._sources.values():
+            source.close()
         self._sources.clear()
         if self._wake >= 0:
             self._poll.close()
@@ -189,20 +188,27 @@ class Writer:
 
     def _run(self) -> None:
         while self._ending is None or (self._sources and time.monotonic() < self._ending):
-            ready = self._poll.poll(None if self._ending is None else GAP)
+            ready = self._poll.poll(None if self._ending is None else ENDED)
+            if any(fd == self._wake for fd, _ in ready):
+                os.eventfd_read(self._wake)
             while self._orders:
                 self._orders.popleft()()
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._wake)
             for fd, _ in ready:
                 if fd in self._sources:
-                    self._carry(self._sources[fd])
-            if self._ending is None and not self._orders:
-                select.select([self._wake], [], [], GAP)
+                    self._answer(self._sources[fd])
 
-    def _begin(self, fd: int) -> None:
-        self._sources[fd] = _Source(fd)
-        self._poll.register(fd, select.EPOLLIN)
+    def _begin(self, source: _Source) -> None:
+        self._sources[source.bell] = source
+        self._poll.register(source.bell, select.EPOLLIN)
+
+    def _answer(self, source: _Source) -> None:
+        """Its bell rang."""
+        gone = not os.read(source.bell, RINGS)
+        self._carry(source)
+        if gone:
+            self._poll.unregister(source.bell)
+            del self._sources[source.bell]
+            source.close()
 
     def _end(self) -> None:
         self._ending = time.monotonic() + LAST
@@ -242,31 +248,20 @@ class Writer:
         return self._sink
 
     def _carry(self, source: _Source) -> None:
-        """What is in a pipe now, up to the last whole line."""
-        while True:
+        """All lines that are there now; each piece makes room for others."""
+        size = PIECE
+        while size > PIECE // 2:
             try:
-                n = os.readv(source.fd, [self._buffer])
-            except BlockingIOError:
+                lines = source.lines.unread(PIECE)
+            except OSError as error:
+                log.error("lines of a worker for the access log are lost: %s", error.strerror)
                 return
-            if n == 0:  # its worker has ended; a line that it began is lost
-                self._poll.unregister(source.fd)
-                os.close(source.fd)
-                del self._sources[source.fd]
-                return
-            end = self._buffer.rfind(b"\n", 0, n) + 1
-            if end:
-                first = 0
-                if source.rest:
-                    first = self._buffer.index(b"\n") + 1
-                    self._write(source.rest + self._buffer[:first])
-                with memoryview(self._buffer) as whole, whole[first:end] as piece:
-                    self._write(piece)
-                source.rest = b""
-            source.rest += self._buffer[end:n]
-            if n < len(self._buffer):
-                return
+            with lines:
+                self._write(lines)
+                size = len(lines)
+            source.lines.taken(size)
 
-    def _write(self, lines: memoryview | bytes | bytearray) -> None:
+    def _write(self, lines: memoryview) -> None:
         if not lines:
             return
         sink = self._opened()
@@ -274,7 +269,7 @@ class Writer:
             if self._wanted is not None:
                 self.figures.lines_dropped += bytes(lines).count(b"\n")
             return
-        taken, error = sink.write(memoryview(lines))
+        taken, error = sink.write(lines)
         self.figures.bytes_written += taken
         if error is not None:
             self.figures.lines_dropped += bytes(lines[taken:]).count(b"\n")

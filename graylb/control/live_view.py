@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,16 @@ MAX_VIEWS: Final = 16
 QUEUE: Final = 1000
 """Lines that wait for a viewer."""
 PIECE: Final = 1 << 16
+PIPE_BYTES: Final = 1 << 20
+
+
+def open_pipe() -> tuple[int, int]:
+    """Both ends, the first non-blocking; as large as the system allows. Raises OSError."""
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # a user may have used up what all their pipes may hold
+        fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    os.set_blocking(ours, False)
+    return ours, theirs
 
 
 class TooManyViews(Exception):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graylb.control.access_log import Writer, open_pipe
-from graylb.control.live_view import Views
+from graylb import _ring
+from graylb.control.access_log import Writer
+from graylb.control.live_view import Views, open_pipe
 from graylb.control.logs import log
 from graylb.control.spans import Spans
 from graylb.model.snapshot import Snapshot
@@ -43,20 +45,24 @@ class Reports:
         self._spans.follow(snapshot.tracing)
 
     def pipes(self) -> list[int]:
-        """The writing ends of a new worker's pipes, which the caller closes: of the access log, of all else.
+        """What a new worker tells through, for the caller to close: the access log's ring and its bell, a pipe for all
+        else.
 
         Raises OSError.
         """
-        ours, theirs = open_pipe()
-        try:
+        with contextlib.ExitStack() as undo:
+            ring = _ring.create()
+            undo.callback(os.close, ring)
+            lines = _ring.Reader(ring)
+            undo.callback(lines.close)
+            bell, ringing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            undo.callback(os.close, bell)
+            undo.callback(os.close, ringing)
             events, telling = open_pipe()
-        except OSError:
-            os.close(ours)
-            os.close(theirs)
-            raise
-        self._log.add(ours)
+            undo.pop_all()
+        self._log.add(lines, bell)
         self.views.add(events)
-        return [theirs, telling]
+        return [ring, ringing, telling]
 
     def reopen(self) -> None:
         """For who has moved the file away."""

@@ -133,7 +133,9 @@ class Worker(asyncio.Protocol):
             if fd >= 0:
                 os.close(fd)
         if role["pipes"]:
-            self._engine.open_logs(*(self.sockets[number] for number in role["pipes"]))
+            ring, bell, events = (self.sockets[number] for number in role["pipes"])
+            self._engine.open_logs(ring, bell, events)
+            os.close(ring)
             del self.sockets[-len(role["pipes"]) :]  # they outlive a drain
         self._start(self._load_tables())
         self._start(self._keep_resolving())

@@ -1,9 +1,10 @@
-"""The access log's writer: whole lines from pipes to a real file, rotation, a full disk, streams that nobody reads."""
+"""The access log's writer: workers, alive and killed, real files, rotation, a full disk, streams that nobody reads."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 
 import pytest
 
-from graylb.control.access_log import Writer, open_pipe
+from graylb import _ring
+from graylb.control.access_log import Writer
 from graylb.model.snapshot_observe import AccessLog
 
 PATIENCE = 10.0
+LARGEST = 1 << 17
+"""Bytes of a line."""
 
 
 def until(holds: Callable[[], Any], what: str) -> None:
@@ -31,10 +35,25 @@ def writer(tmp_path: Path) -> Iterator[Writer]:
     made.close()
 
 
-def pipe(writer: Writer) -> int:
-    ours, theirs = open_pipe()
-    writer.add(ours)
-    return theirs
+class Worker:
+    """The end of one that writes lines; `end`: as when it exits, whatever it was about."""
+
+    def __init__(self, writer: Writer, size: int = 1 << 20) -> None:
+        fd = _ring.create()
+        bell, self._bell = os.pipe2(os.O_NONBLOCK)
+        self.ring = _ring.Ring(LARGEST)
+        self.ring.open(fd, self._bell)
+        self.ring.resize(size)
+        writer.add(_ring.Reader(fd), bell)
+        os.close(fd)
+
+    def write(self, *lines: bytes) -> None:
+        for line in lines:
+            assert self.ring.write(line)
+        self.ring.tell()
+
+    def end(self) -> None:
+        os.close(self._bell)
 
 
 def text(path: Path) -> str:
@@ -43,15 +62,12 @@ def text(path: Path) -> str:
 
 def test_lines_of_several_workers_stay_whole(writer: Writer, tmp_path: Path) -> None:
     writer.start(AccessLog("access.log"))
-    ends = [pipe(writer) for _ in range(3)]
+    workers = [Worker(writer) for _ in range(3)]
     for number in range(200):
-        for worker, fd in enumerate(ends):
-            line = f"{worker} {number} {'x' * 300}\n".encode()
-            os.write(fd, line[:100])  # a pipe may end in the middle of one
-            os.write(fd, line[100:])
-    os.write(ends[0], b"begun and never ended")
-    for fd in ends:
-        os.close(fd)
+        for worker, each in enumerate(workers):
+            each.write(f"{worker} {number} {'x' * 300}\n".encode())
+    for each in workers:
+        each.end()
     writer.close()
     lines = text(tmp_path / "access.log").splitlines()
     assert len(lines) == 600
@@ -60,24 +76,47 @@ def test_lines_of_several_workers_stay_whole(writer: Writer, tmp_path: Path) -> 
         assert [int(line.split()[1]) for line in lines if line.startswith(f"{worker} ")] == list(range(200))
 
 
+def test_a_worker_that_is_killed_loses_no_line(writer: Writer, tmp_path: Path) -> None:
+    fd = _ring.create()
+    bell, ringing = os.pipe2(os.O_NONBLOCK)
+    lines = _ring.Reader(fd)
+    if (child := os.fork()) == 0:
+        try:
+            os.close(bell)
+            ring = _ring.Ring(LARGEST)
+            ring.open(fd, ringing)
+            ring.resize(1 << 20)
+            for number in range(1000):
+                ring.write(b"%d\n" % number)  # and tells nobody
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.close(ringing)
+    os.close(fd)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    writer.start(AccessLog("access.log"))
+    writer.add(lines, bell)
+    writer.close()
+    assert [int(line) for line in text(tmp_path / "access.log").splitlines()] == list(range(1000))
+
+
 def test_a_moved_file_is_opened_anew_and_so_it_is_on_demand(writer: Writer, tmp_path: Path) -> None:
     file = tmp_path / "access.log"
     writer.start(AccessLog("access.log"))
-    fd = pipe(writer)
-    os.write(fd, b"one\n")
+    worker = Worker(writer)
+    worker.write(b"one\n")
     until(lambda: text(file) == "one\n", "the first line")
     file.rename(tmp_path / "access.log.1")
     writer.reopen()
-    os.write(fd, b"two\n")
+    worker.write(b"two\n")
     until(lambda: text(file) == "two\n", "a new file on demand")
     file.rename(tmp_path / "access.log.2")
 
     def another() -> bool:
-        os.write(fd, b"three\n")
+        worker.write(b"three\n")
         return file.exists()
 
     until(another, "a new file within a second")
-    os.close(fd)
+    worker.end()
     writer.close()
     assert text(tmp_path / "access.log.1") == "one\n"
     both = text(tmp_path / "access.log.2") + text(file)
@@ -87,14 +126,14 @@ def test_a_moved_file_is_opened_anew_and_so_it_is_on_demand(writer: Writer, tmp_
 
 def test_the_path_changes_with_the_document(writer: Writer, tmp_path: Path) -> None:
     writer.start(AccessLog("a.log"))
-    fd = pipe(writer)
-    os.write(fd, b"one\n")
+    worker = Worker(writer)
+    worker.write(b"one\n")
     until(lambda: text(tmp_path / "a.log") == "one\n", "the first line")
     writer.follow(AccessLog("b.log"))
     until((tmp_path / "b.log").exists, "the other file")
-    os.write(fd, b"two\n")
+    worker.write(b"two\n")
     until(lambda: text(tmp_path / "b.log") == "two\n", "the second line")
-    os.close(fd)
+    worker.end()
     writer.close()
     assert (text(tmp_path / "a.log"), text(tmp_path / "b.log")) == ("one\n", "two\n")
     assert writer.figures.lines_dropped == 0
@@ -105,19 +144,19 @@ def test_a_full_disk_drops_lines_and_says_so_until_there_is_room(
 ) -> None:
     (tmp_path / "full").symlink_to("/dev/full")
     writer.start(AccessLog("full"))
-    fd = pipe(writer)
-    os.write(fd, b"one\ntwo\n")
+    worker = Worker(writer)
+    worker.write(b"one\n", b"two\n")
     until(lambda: writer.figures.lines_dropped == 2, "two dropped lines")
     assert writer.figures.problem == "full: No space left on device"
     (tmp_path / "full").unlink()
     (tmp_path / "full").touch()
 
     def again() -> bool:
-        os.write(fd, b"three\n")
+        worker.write(b"three\n")
         return not writer.figures.problem
 
     until(again, "lines to be written again")
-    os.close(fd)
+    worker.end()
     writer.close()
     assert set(text(tmp_path / "full").splitlines()) == {"three"}
 
@@ -130,18 +169,18 @@ def test_a_line_that_a_full_disk_took_in_part_is_finished(writer: Writer, tmp_pa
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     file = tmp_path / "access.log"
     writer.start(AccessLog("access.log"))
-    fd = pipe(writer)
+    worker = Worker(writer)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (25, former[1]))
-        os.write(fd, b"0123456789\n" * 4)  # two and a half fit
+        worker.write(*[b"0123456789\n"] * 4)  # two and a half fit
         until(lambda: writer.figures.lines_dropped == 1, "the last line to be dropped")
         assert writer.figures.problem == "access.log: File too large"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
         signal.signal(signal.SIGXFSZ, handler)
-    os.write(fd, b"again\n")
+    worker.write(b"again\n")
     until(lambda: text(file).endswith("again\n"), "the next line")
-    os.close(fd)
+    worker.end()
     assert text(file) == "0123456789\n" * 3 + "again\n"
 
 
@@ -149,47 +188,49 @@ def test_a_start_with_a_path_that_cannot_be_opened_is_refused(writer: Writer, tm
     with pytest.raises(FileNotFoundError):
         writer.start(AccessLog("nowhere/access.log"))
     # in force already, it is tried again
-    fd = pipe(writer)
+    worker = Worker(writer)
     writer.follow(AccessLog("later/access.log"))
 
     def dropped() -> int:
-        os.write(fd, b"one\n")
+        worker.write(b"one\n")
         return writer.figures.lines_dropped
 
     until(dropped, "a dropped line")
     (tmp_path / "later").mkdir()
 
     def written() -> bool:
-        os.write(fd, b"two\n")
+        worker.write(b"two\n")
         return bool(text(tmp_path / "later" / "access.log"))
 
     until(written, "lines in the new folder")
-    os.close(fd)
+    worker.end()
 
 
 def test_a_stream_that_nobody_reads_drops_lines(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     from graylb.control import access_log
 
-    ours, theirs = open_pipe()
-    os.set_blocking(theirs, False)
+    ours, theirs = os.pipe2(os.O_NONBLOCK)
     monkeypatch.setitem(access_log._STREAMS, "stdout", theirs)
     monkeypatch.setattr(access_log, "STUCK", 0.01)
     writer.start(AccessLog("stdout"))
-    fd = pipe(writer)
+    worker = Worker(writer, 1 << 23)
     line = b"x" * 999 + b"\n"
-    for _ in range(3000):
-        os.write(fd, line)
-    until(lambda: writer.figures.lines_dropped > 0, "dropped lines")
-    os.close(fd)
-    found = b""
+    worker.write(*[line] * 3000)
+    until(lambda: writer.figures.lines_dropped > 2000, "dropped lines")
+    found, asked = b"", 3000
 
-    def read() -> int:
-        nonlocal found
+    def settled() -> bool:
+        nonlocal found, asked
         with contextlib.suppress(BlockingIOError):
             found += os.read(ours, 1 << 20)
-        return found.count(b"\n") + writer.figures.lines_dropped
+        if found.count(b"\n") + writer.figures.lines_dropped >= asked:
+            return True
+        worker.write(line)  # with which one that was taken in part is finished
+        asked += 1
+        return False
 
-    until(lambda: read() >= 3000, "every line to be written or counted")
+    until(settled, "every line to be written or counted")
+    worker.end()
     assert found.replace(line, b"") in (b"", b"x" * len(found.replace(line, b"")))
     os.close(ours)
     os.close(theirs)

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from graylb import _ring
 from graylb.model import log_fields
 from graylb.model.snapshot import Condition, Instance, Match, Rule, Subset
 from graylb.model.snapshot_observe import AccessLog
@@ -33,24 +34,49 @@ class Pipe:
                 self.data += piece
         return self.data
 
+    def close(self) -> None:
+        os.close(self.ours)
+        os.close(self.theirs)
+
     async def lines(self, count: int) -> list[dict[str, Any]]:
         await until(lambda: self.read().count(b"\n") >= count, lambda: self.data.decode())
         assert self.data.endswith(b"\n")
         return [orjson.loads(line) for line in self.data.splitlines()]
 
 
+class Lines(Pipe):
+    """The same of a ring, whose bell is the pipe: what it has not told of is not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fd = _ring.create()
+        self._reader = _ring.Reader(self.fd)
+
+    def read(self) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(self.ours, 4096):
+                with self._reader.unread() as lines:
+                    self.data += lines
+                    self._reader.taken(len(lines))
+        return self.data
+
+    def close(self) -> None:
+        super().close()
+        self._reader.close()
+        os.close(self.fd)
+
+
 @contextlib.contextmanager
-def told(rig: Rig, wanted: AccessLog | None) -> Iterator[tuple[Pipe, Pipe]]:
-    pipes = Pipe(), Pipe()
-    rig.engine.open_logs(pipes[0].theirs, pipes[1].theirs)
+def told(rig: Rig, wanted: AccessLog | None) -> Iterator[tuple[Lines, Pipe]]:
+    lines, events = Lines(), Pipe()
+    rig.engine.open_logs(lines.fd, lines.theirs, events.theirs)
     rig.access_log = wanted
     try:
-        yield pipes
+        yield lines, events
     finally:
-        rig.engine.open_logs(-1, -1)
-        for pipe in pipes:
-            os.close(pipe.ours)
-            os.close(pipe.theirs)
+        rig.engine.open_logs(-1, -1, -1)
+        lines.close()
+        events.close()
 
 
 def test_a_line_tells_request_decision_and_end() -> None:

@@ -26,6 +26,8 @@ SMALL_RATE = 400.0
 BOUND_MS = 10.0
 """Of the 99th percentile of small requests beside downloads."""
 BESIDE = ("beside", "clients")
+DIRECT = "no proxy"
+"""Small requests that go to the instance itself while the downloads go through graylb: what its own core costs it."""
 FAR_BEHIND = 0.01
 """Share of requests unanswered long after the end beyond which a proxy has no latency to speak of at that rate."""
 
@@ -50,18 +52,21 @@ def steady(number: int, on: Stage, peer: Peer, rate: float, seconds: float) -> d
     return row(number, "steady", peer.name, found, rate)
 
 
-def beside(number: int, on: Stage, peer: Peer, seconds: int, case: str) -> dict[str, Any]:
+def beside(number: int, on: Stage, peer: Peer, seconds: int, case: str, *, direct: bool = False) -> dict[str, Any]:
     """Small requests while other connections download as fast as they can.
+
+    direct: the small ones pass the proxy by.
 
     case: `beside`, at a low constant rate, counted from when each was due; `clients`, each asking again once it has
     its answer, as wrk does, which leaves out those that would have been asked meanwhile.
     """
-    what = f"round {number}, {peer.name}, {case}"
+    name, port = (DIRECT, on.to.v1) if direct else (peer.name, peer.port)
+    what = f"round {number}, {name}, {case}"
     rate = SMALL_RATE if case == "beside" else 0.0
     # at a lower priority: one core carries all clients, and what they wait for it is not the proxy's
     downloads = spawn(["nice", "-n", str(NICE), *wrk.command(DOWNLOADS, peer.port, seconds + 60)], on.cores.load)
     try:
-        command = on.native("pace", peer.port, PATH, SMALL_CONNECTIONS, rate, seconds)
+        command = on.native("pace", port, PATH, SMALL_CONNECTIONS, rate, seconds)
         found = drive(command, on.cores.load, seconds + 30, what)
         if downloads.poll() is not None:
             raise BenchError(f"{what}: the downloads ended before the small requests")
@@ -69,13 +74,13 @@ def beside(number: int, on: Stage, peer: Peer, seconds: int, case: str) -> dict[
         loaded = wrk.finish(downloads, DOWNLOADS, 5, what)
     finally:
         end(downloads)
-    return row(number, case, peer.name, {**found, "downloads_s": loaded.requests / loaded.seconds}, rate)
+    return row(number, case, name, {**found, "downloads_s": loaded.requests / loaded.seconds}, rate)
 
 
-def counted(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def counted(measure: Callable[..., dict[str, Any]], *arguments: Any, **options: Any) -> dict[str, Any]:
     """What it found, with the kernel's TCP timeouts meanwhile."""
     before = timeouts_so_far()
-    found = measure(*arguments)
+    found = measure(*arguments, **options)
     return {**found, "tcp_timeouts": timeouts_so_far() - before}
 
 
@@ -104,6 +109,9 @@ def run(names: Sequence[str], rounds: int, seconds: int) -> dict[str, Any]:
             for case in BESIDE:
                 for name in rotated(quick, number):
                     runs.append(counted(beside, number, on, up[name], seconds, case))
+                    tell(runs[-1])
+                if "graylb" in quick:
+                    runs.append(counted(beside, number, on, up["graylb"], seconds, case, direct=True))
                     tell(runs[-1])
     settings = {"rounds": rounds, "seconds": seconds, "peers": names, "peak": peak, "rate": rate}
     return {"kind": "pace", "stamp": environment, "settings": settings, "runs": runs}
@@ -161,7 +169,7 @@ def page(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         ("beside", f"{SMALL_RATE:.0f} requests/s {small}"),
         ("clients", f"One request after the other {small}"),
     ):
-        there = [name for name in settings["peers"] if report.by_round(runs, case, name, "p99_us")]
+        there = [name for name in (*settings["peers"], DIRECT) if report.by_round(runs, case, name, "p99_us")]
         rows = [[titles.get(name, name), *milliseconds(runs, case, name)] for name in there]
         text += f"\n### {about}\n\n{report.table(head, rows)}"
     return text + "\n" + report.table(["law", "median", "bound", "verdict"], laws(runs, settings["peers"]))

@@ -43,7 +43,7 @@ cdef class Watch:
 
 cdef class Outliers:
     cdef Slab slab
-    cdef dict watches      # (service, version) -> Watch
+    cdef dict watches      # service -> version -> Watch
     cdef dict out          # the ejected -> why, in words
     cdef set starting      # those that are warming
     cdef uint64_t look_at  # ms; when something may end

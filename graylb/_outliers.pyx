@@ -92,6 +92,11 @@ cdef class Watch:
         return max(<uint32_t>(found * FULL), 1)
 
 
+cdef uint64_t judged_at(Watch w) noexcept:
+    """When its interval ends, where anything is judged by one."""
+    return w.began + w.interval if w.success_rate is not None or w.latency is not None else NEVER
+
+
 cdef class Outliers:
     """All instances of one worker. `changed` and `news` are for the owner to look at after each call, and to take back."""
 
@@ -108,14 +113,14 @@ cdef class Outliers:
         cdef Upstream u
         cdef Watch w
         cdef str name = service["name"]
-        found = {}
+        cdef dict former = self.watches.get(name) or {}, found = {}
         for u, weight in zip(upstreams, weighted):
             if not weight:
                 self.forget(u)
                 continue
             w = found.get(u.version)
             if w is None:
-                w = found[u.version] = self.watches.get((name, u.version)) or Watch(name, u.version, now, self.slab.part())
+                w = found[u.version] = former.get(u.version) or Watch(name, u.version, now, self.slab.part())
                 w.configure(service["outliers"], service["slow_start"])
                 w.members = []
             w.members.append(u)
@@ -124,13 +129,14 @@ cdef class Outliers:
             if not u.conduct.watched and u.down & EJECTED: self._return(u, now)
             if u.conduct.fresh and not first: self._warm(u, now)
             u.conduct.fresh = 0
-        for key in [key for key in self.watches if key[0] == name and key[1] not in found]: del self.watches[key]
-        for version in found: self.watches[name, version] = found[version]
-        self._plan(now)
+        self.watches[name] = found
+        # a look that comes too early makes the plan anew; to make it here would cost the square of all services in a swap
+        if self.starting: self.look_at = min(self.look_at, now + 1)
+        for w in found.values(): self.look_at = min(self.look_at, judged_at(w))
 
     def gone(self, str service):
         """No table names it any more."""
-        for key in [key for key in self.watches if key[0] == service]: del self.watches[key]
+        self.watches.pop(service, None)
 
     cdef forget(self, Upstream u):
         """It gets no requests any more, and is judged no more."""
@@ -222,8 +228,9 @@ cdef class Outliers:
                 u.down &= ~WARMING
                 self.starting.discard(u)
                 self.changed = True
-        for w in self.watches.values():
-            if (w.success_rate is not None or w.latency is not None) and now >= w.began + w.interval: self._judge(w, now)
+        for versions in self.watches.values():
+            for w in (<dict>versions).values():
+                if now >= judged_at(w): self._judge(w, now)
         self._plan(now)
 
     def _plan(self, uint64_t now):
@@ -232,8 +239,8 @@ cdef class Outliers:
         cdef Watch w
         self.look_at = now + 1 if self.starting else NEVER
         for u in self.out: self.look_at = min(self.look_at, u.conduct.until)
-        for w in self.watches.values():
-            if w.success_rate is not None or w.latency is not None: self.look_at = min(self.look_at, w.began + w.interval)
+        for versions in self.watches.values():
+            for w in (<dict>versions).values(): self.look_at = min(self.look_at, judged_at(w))
 
     cdef _judge(self, Watch w, uint64_t now):
         """The end of an interval."""
@@ -281,7 +288,8 @@ cdef class Outliers:
         cdef uint32_t i
         return [{"service": w.service, "version": w.version, "spared": w.spared,
                  "ejections": {NAMES[i]: w.ejections[i][0] for i in range(REASONS) if w.ejections[i] != NULL}}
-                for w in self.watches.values() if w.spared or any([w.ejections[i] != NULL for i in range(REASONS)])]
+                for versions in self.watches.values() for w in (<dict>versions).values()
+                if w.spared or any([w.ejections[i] != NULL for i in range(REASONS)])]
 
 
 cdef list failing(list upstreams, double factor):

@@ -64,6 +64,11 @@ class Etcd:
             self._process = None
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
 

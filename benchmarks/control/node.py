@@ -38,9 +38,13 @@ def until(look: Callable[[], T], what: str, seconds: float = PATIENCE, every: fl
 
 
 class Node:
-    """One proxy with WORKERS workers, all of whose services are keys. `admin` is known once it runs."""
+    """One proxy with WORKERS workers, all of whose services are keys. `admin` is known once it runs.
 
-    def __init__(self, folder: Path, name: str, etcd: Etcd, prefix: str) -> None:
+    cores: all that any of its processes may run on; None: those of this process.
+    """
+
+    def __init__(self, folder: Path, name: str, etcd: Etcd, prefix: str, cores: frozenset[int] | None = None) -> None:
+        self._cores = cores
         self.folder, self.name = folder / name, name
         self.folder.mkdir(exist_ok=True)
         self.port, self.admin = free_port(), 0
@@ -64,10 +68,15 @@ class Node:
         ports = self.folder / "ports.json"
         ports.unlink(missing_ok=True)
         command = [sys.executable, "-m", "graylb.cli", "run", "-c", str(self.folder / "graylb.json")]
+        cores = self._cores or os.sched_getaffinity(0)
         began = time.monotonic()
         with (self.folder / "graylb.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, "--ports-file", str(ports)], stdout=log, stderr=log, start_new_session=True
+                [*command, "--ports-file", str(ports)],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
         try:
             until(self._answers, f"{self.name} answers", every=0.002)
@@ -208,9 +217,11 @@ def probes(nodes: list[Node]) -> Iterator[list[Probe]]:
 
 
 @contextmanager
-def running(folder: Path, etcd: Etcd, prefix: str, *names: str) -> Iterator[list[Node]]:
+def running(
+    folder: Path, etcd: Etcd, prefix: str, *names: str, cores: frozenset[int] | None = None
+) -> Iterator[list[Node]]:
     """Nodes up and serving."""
-    made = [Node(folder, name, etcd, prefix) for name in names]
+    made = [Node(folder, name, etcd, prefix, cores) for name in names]
     with ExitStack() as stack:
         for node in made:
             stack.callback(node.stop)

@@ -146,6 +146,14 @@ def stop(process: subprocess.Popen[str]) -> None:
             process.stdout.close()
 
 
+def pin(pid: int, cores: frozenset[int]) -> None:
+    """All threads of a process that runs already, and so those that they will start."""
+    for _ in range(2):  # one may have been started meanwhile by a thread that was not reached yet
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), cores)
+
+
 def check_pinned(pids: Iterable[int], cores: frozenset[int], name: str) -> None:
     """Raises BenchError if any thread of the tree may run elsewhere."""
     for pid in pids:

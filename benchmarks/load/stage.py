@@ -73,13 +73,15 @@ def all_up(on: Stage, names: Sequence[str], **changes: Any) -> Iterator[dict[str
         yield up
 
 
-def spawn(command: Sequence[str], cores: frozenset[int]) -> subprocess.Popen[str]:
-    """A load generator, pinned; its figures come on standard output."""
+def spawn(command: Sequence[str], cores: frozenset[int], *, session: bool = False) -> subprocess.Popen[str]:
+    """A load generator, pinned; its figures come on standard output. session: one of its own, which the kernel's
+    autogroups give a share of its own (sched(7)): it does not pay for what else runs in ours."""
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=session,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
 

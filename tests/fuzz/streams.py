@@ -32,6 +32,30 @@ def client(data: bytes) -> None:
     run(probe, h2.settings() + data)
 
 
+def cut(data: bytes) -> None:
+    """A client's bytes are the same requests whole, one by one and in pieces; a session that is refused stays so."""
+    opened = h2.PREFACE + h2.settings() + data
+    whole = heard([opened])
+    assert heard([opened[at : at + 1] for at in range(len(opened))]) == whole
+    assert heard(list(pieces(opened))) == whole
+
+
+def heard(arriving: list[bytes]) -> tuple[bool, list[tuple[object, ...]]]:
+    """(refused, what was told, data of one stream that arrived in a row as one)."""
+    probe = Probe(True, streams=10, head_bytes=4096, headers=20, resets=50, control=50)
+    refused = False
+    for piece in arriving:
+        before, refused = refused, probe.receive(piece) < 0
+        assert refused or not before
+    events: list[tuple[object, ...]] = []
+    for event in probe.events:
+        if event[0] == "data" and events and events[-1][:2] == event[:2]:
+            events[-1] = (*event[:2], events[-1][2] + event[2])  # type: ignore[operator]
+        else:
+            events.append(tuple(event))
+    return refused, events
+
+
 def answering(probe: Probe):  # type: ignore[no-untyped-def]
     """An engine in small: answers each request when it ends, of some of them earlier, and resets some."""
 

@@ -84,6 +84,7 @@ if builds.has("h2"):
 
     TARGETS |= {
         "h2-server": Fuzzed(streams.server, streams.from_client),
+        "h2-cut": Fuzzed(streams.cut, streams.from_client),
         "h2-client": Fuzzed(streams.client, streams.from_server),
     }
 SPLICES = (

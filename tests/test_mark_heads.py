@@ -124,6 +124,33 @@ def test_a_forged_mark_is_gone(headers: Headers) -> None:
     assert plain(seen)[1] == kept
 
 
+@pytest.mark.parametrize("headers", FORGED)
+def test_within_the_mesh_the_engine_and_the_law_agree_on_each_of_them(headers: Headers) -> None:
+    for marks in (PLAIN, GUARDED, OWN, NO_BAGGAGE):
+        for role in ("inbound", "outbound"):
+            wanted, wanted_headers = law.arriving(marks, role, "192.0.2.1", headers, SECRET.text, 1_700_000_000)
+            mark, seen = arriving(marks, role, "192.0.2.1", headers)
+            assert mark == wanted
+            if all(len(value) < 8192 for _, value in headers):
+                assert plain(seen) == plain(wanted_headers)
+
+
+@pytest.mark.parametrize(
+    ("headers", "mark"),
+    [
+        ([("x-service-version", "v1"), ("X-Service-Version", "v2")], None),
+        ([("x-service-version", "v2"), ("X-Service-Version", " v2 ")], "v2"),
+        ([("x-service-version", "v1"), ("x-service-version", "")], None),
+        ([("x-service-version", "v1"), ("baggage", "x-service-version=v2")], "v1"),
+        ([("baggage", "x-service-version=v1,x-service-version=v2")], "v1"),
+        ([("x-service-version", "a b"), ("baggage", "x-service-version=v2")], None),
+    ],
+)
+def test_of_several_marks_one_is_believed_or_none(headers: Headers, mark: str | None) -> None:
+    """Hypothesis seldom draws two that are good and differ."""
+    assert arriving(PLAIN, "inbound", "192.0.2.1", headers)[0] == mark
+
+
 def test_a_signed_mark_is_believed_and_its_signature_goes_no_further() -> None:
     signature = law.sign("v2", SECRET.text, LATER)
     assert (

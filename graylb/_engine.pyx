@@ -126,6 +126,7 @@ cdef class Engine(Detours):
     cdef uint64_t* own[N_OWN]      # figures of the worker in the slab, see OWN
     cdef uint64_t former[N_OWN]    # what its predecessors have come to
     cdef dict told                 # (name, labels) -> what `_total` was told last
+    cdef set limited               # names of services whose limits were told of last
     cdef int ticks
 
     def __init__(self, loop, int worker=0, int slab=-1, *, int workers=1, int memory=-1):
@@ -361,7 +362,7 @@ cdef class Engine(Detours):
 
     cdef _open_own(self):
         cdef int i
-        self.told = {}
+        self.told, self.limited = {}, set()
         for i in range(N_OWN):
             name, labels = OWN[i]
             self.own[i] = self.slab.counter(name, labels) if name.endswith("_total") else self.slab.gauge(name, labels)
@@ -417,13 +418,25 @@ cdef class Engine(Detours):
                 if of.retried[k]:
                     labels = (("service", live.name), ("version", of.version), ("reason", CAUSE_NAMES[k]))
                     self._total(of.slab, "graylb_retries_total", labels, of.retried[k])
-        if not live.limits.any: return
-        self._tell_limits(live.slab, live.name, "", live.limits.figures())
-        for of in live.series.values(): self._tell_limits(of.slab, live.name, of.version, limit_figures(&of.breaker))
+        if not live.limits.any and live.name not in self.limited: return
+        if live.limits.any: self.limited.add(live.name)
+        else: self.limited.discard(live.name)                # its gauges go to 0
+        told = live.limits.figures()
+        self._tell_limits(live.slab, live.name, "", told)
+        self._tell_adaptive(live.slab, live.name, "", told)
+        for of in live.series.values():
+            told = limit_figures(&of.breaker)
+            self._tell_limits(of.slab, live.name, of.version, told)
+            if of.version: self._tell_adaptive(of.slab, live.name, of.version, told)
 
     cdef _tell_limits(self, Slab slab, str service, str version, dict told):
         for limit, n in [*told["limited"].items(), *((f"rate {name}", n) for name, n in told.get("rates", {}).items())]:
             self._total(slab, "graylb_limited_total", (("service", service), ("version", version), ("limit", limit)), n)
+
+    cdef _tell_adaptive(self, Slab slab, str service, str version, dict told):
+        name, labels = "graylb_adaptive_concurrency_limit", (("service", service), ("version", version))
+        if "adaptive" in told: slab.gauge(name, labels)[0] = self.told[name, labels] = told["adaptive"]["limit"]
+        elif self.told.pop((name, labels), None): slab.gauge(name, labels)[0] = 0
 
     cdef _total(self, Slab slab, str name, tuple labels, uint64_t value):
         """A counter that somebody else keeps, and that may begin anew."""

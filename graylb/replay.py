@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graylb import _fast
-from graylb.model.snapshot import Snapshot
+from graylb.model.snapshot import Marks, Snapshot
+from graylb.release import marks
 from graylb.release.access_log import NO_ADDRESS, BadLine, Fields, Format, Logged, detect, reader
 from graylb.release.replay import Key, Matrix, Side, matrices
 
@@ -52,16 +54,48 @@ class _Table:
     table: _fast.Table
     side: Side
     bits: dict[str, int]
+    marks: Marks | None
+    roles: Mapping[str, str]  # of listeners
 
     @classmethod
     def of(cls, snapshot: Snapshot, image: bytes) -> _Table:
         table = _fast.Table(image)
         versions = [table.version_names(number) for number in range(len(snapshot.services))]
-        return cls(table, Side(snapshot, table.route_names(), versions), table.meta["listener_bits"])
+        side = Side(snapshot, table.route_names(), versions)
+        roles = {each.name: each.role for each in snapshot.listeners}
+        return cls(table, side, table.meta["listener_bits"], snapshot.marks, roles)
 
     def decide(self, heads: list[bytes], addresses: list[str], listeners: list[str | None]) -> list[Key | None]:
         bits = [0 if name is None else self.bits.get(name, 0) for name in listeners]
+        if self.marks is not None:
+            heads = self._arriving(self.marks, heads, addresses, listeners)
         return self.table.decide_many(heads, addresses, bits)
+
+    def _arriving(
+        self, told: Marks, heads: list[bytes], addresses: list[str], listeners: list[str | None]
+    ) -> list[bytes]:
+        """The heads as rules see them: with the marks that listeners believe. The log does not tell when a signature
+        was looked at: none has expired. Where listeners differ and the line names none, it is an edge's.
+        """
+        names = [*told.headers, *filter(None, ("baggage" if told.baggage else "", told.signature))]
+        marked = re.compile(
+            rb"\r\n(?:" + b"|".join(re.escape(each.encode()) for each in names) + rb")[ \t]*:", re.IGNORECASE
+        )
+        roles = set(self.roles.values())
+        usual = roles.pop() if len(roles) == 1 else "edge"
+        secret = told.key.text if told.key is not None else ""
+        seen = []
+        for head, address, listener in zip(heads, addresses, listeners, strict=True):
+            if marked.search(head) is None:
+                seen.append(head)
+                continue
+            first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+            headers = [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
+            role = self.roles.get(listener, usual) if listener else usual
+            _, headers = marks.arriving(told, role, address, headers, secret)
+            made = "\r\n".join([first, *(f"{name}: {value}" for name, value in headers), "", ""])
+            seen.append(made.encode("latin-1"))
+        return seen
 
 
 class Replay:

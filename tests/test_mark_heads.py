@@ -61,7 +61,9 @@ HEADER = st.one_of(
     st.tuples(st.sampled_from(["x-service-version", "X-Service-Version", "x-lane", "X-LANE"]), MARK),
     st.tuples(st.sampled_from(["baggage", "Baggage"]), st.lists(MEMBER, max_size=4).map(",".join)),
     SIGNED,
-    st.tuples(st.sampled_from(["accept", "x-service-versions", "x-other"]), st.sampled_from(["1", "v2"])),
+    st.tuples(
+        st.sampled_from(["accept", "x-service-versions", "x-other", "X-Graylb-Probe"]), st.sampled_from(["1", "v2"])
+    ),
 )
 
 
@@ -166,6 +168,22 @@ def test_a_signed_mark_is_believed_and_its_signature_goes_no_further() -> None:
         GUARDED, "edge", "", [("baggage", "x-service-version=v2"), ("x-service-version-signature", signature)]
     )
     assert mark == "v2"
+
+
+def test_the_probe_of_a_stranger_is_gone() -> None:
+    """It is answered by who the services are; `graylb doctor` signs a mark, or asks from a network that is trusted."""
+    probe = ("x-graylb-probe", "1")
+    signed = [("x-service-version", "v2"), ("x-service-version-signature", law.sign("v2", SECRET.text, LATER))]
+    forged = [("x-service-version", "v2"), ("x-service-version-signature", law.sign("v2", "no such secret", LATER))]
+    for headers, client_ip, role, kept in (
+        ([probe], "192.0.2.1", "edge", False),
+        ([probe, probe], "192.0.2.1", "edge", False),
+        ([probe, *forged], "192.0.2.1", "edge", False),
+        ([*signed, probe], "192.0.2.1", "edge", True),
+        ([probe], "10.1.2.3", "edge", True),
+        ([probe], "192.0.2.1", "inbound", True),
+    ):
+        assert (probe in arriving(GUARDED, role, client_ip, headers)[1]) == kept
 
 
 def test_what_no_mark_came_with_is_left_as_it_is() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from graylb import table
-from graylb.model.snapshot import Condition, Match, Route, Rule, Service, Snapshot, Subset
+from graylb.model.snapshot import Condition, Listener, Marks, Match, Route, Rule, Service, Snapshot, Subset
 from graylb.release.access_log import Fields
 from graylb.release.replay import NO_SERVICE, UNROUTED
 from graylb.release.shares import ANY, NOBODY, Shares, shift
@@ -165,6 +165,30 @@ def test_lines_that_are_no_request_are_counted_with_the_first_of_each_kind() -> 
     ]
     assert (report.lines, report.requests, report.unaddressed) == (6, 1, 1)
     assert json.loads(json.dumps(report.to_data()))["bad"][1] == {"reason": "not JSON", "lines": 2, "first": ["a", 3]}
+
+
+def test_marks_are_believed_as_the_listeners_of_each_side_believe_them() -> None:
+    """A forged mark in an edge's log decided as if it had been honoured."""
+    mark = Condition("mark", "exact", ("v2",))
+    marked = users(rules=(Rule("marked", Match((mark,)), Subset("v2")), Rule("others", Match(), Subset("v1"))))
+    known = {"listeners": (Listener("127.0.0.1:1", name="edge"), Listener("127.0.0.1:2", name="mesh", role="inbound"))}
+    old = snapshot(marked, marks=Marks(trusted=("10.0.0.0/8",)), **known)
+    new = snapshot(marked, marks=Marks(), **known)
+    version, baggage = {"X-Service-Version": "v2"}, {"baggage": "a=1,x-service-version=v2"}
+    work = replay(old, new)
+    work.feed(
+        "log",
+        lines(
+            {"headers": version, "client_ip": "192.0.2.1", "listener": "edge"},
+            {"headers": baggage, "client_ip": "192.0.2.1"},
+            {"headers": version, "client_ip": "10.1.2.3", "listener": "edge"},
+            {"headers": baggage, "client_ip": "10.1.2.3", "listener": "edge"},
+            {"headers": version, "client_ip": "192.0.2.1", "listener": "mesh"},
+            {"client_ip": "10.1.2.3", "listener": "edge"},
+        ),
+    )
+    (found,) = work.report().matrices
+    assert found.moves == {("v1", "v1"): 3, ("v2", "v1"): 2, ("v2", "v2"): 1}
 
 
 def test_a_request_without_an_address_satisfies_no_condition_on_it() -> None:

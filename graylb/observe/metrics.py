@@ -178,6 +178,13 @@ METRICS: Final = (
         "version: empty where it is the service's.",
     ),
     Metric(
+        "graylb_adaptive_concurrency_limit",
+        "gauge",
+        _OF,
+        "Requests at once that `limits.adaptive` allows just now, summed over the workers; version: empty where it is "
+        "the service's. 0: it has none any more.",
+    ),
+    Metric(
         "graylb_ejections_total",
         "counter",
         (*_OF, "reason"),

@@ -10,6 +10,7 @@ from hashlib import sha256
 from urllib.parse import unquote_to_bytes
 
 from graylb.model.snapshot import Marks
+from graylb.release.trails import PROBE
 
 MARK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}")
 SIGNATURE = re.compile(r"([0-9]{1,12})\.([0-9a-f]{64})")
@@ -39,6 +40,7 @@ def arriving(
     """(the mark that is believed, the headers that rules see), of a request that comes in by a listener of that role.
 
     The mark is a header of each of its names there, and a member of baggage; whatever else called itself one is gone.
+    So is a probe of whoever is not trusted and has not signed a mark.
     """
     marks_found: dict[str, list[str]] = {}
     signatures: list[str] = []
@@ -62,6 +64,8 @@ def arriving(
             break
     if not is_mark(mark) or not _is_believed(marks, role, client_ip, mark, signatures, secret, now):
         mark = ""
+    if not mark and not _is_trusted(marks, role, client_ip):
+        rest = [(name, value) for name, value in rest if name.lower() != PROBE]
     if mark:
         rest += [(name, mark) for name in marks.headers]
         if marks.baggage is not None:
@@ -85,13 +89,16 @@ def _baggage(members: Iterable[str], key: str) -> tuple[str, list[str]]:
     return mark or "", others
 
 
+def _is_trusted(marks: Marks, role: str, client_ip: str) -> bool:
+    if role != "edge":
+        return True
+    networks = (ipaddress.ip_network(each, strict=False) for each in marks.trusted)
+    return bool(client_ip) and any(ipaddress.ip_address(client_ip) in each for each in networks)
+
+
 def _is_believed(
     marks: Marks, role: str, client_ip: str, mark: str, signatures: list[str], secret: str, now: int
 ) -> bool:
-    if role != "edge":
-        return True
-    if client_ip and any(
-        ipaddress.ip_address(client_ip) in ipaddress.ip_network(each, strict=False) for each in marks.trusted
-    ):
+    if _is_trusted(marks, role, client_ip):
         return True
     return marks.key is not None and len(signatures) == 1 and is_signed(mark, signatures[0], secret, now)

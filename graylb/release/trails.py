@@ -20,6 +20,11 @@ NEARLY_FULL: Final = 3800
 
 NO_MIDDLEWARE: Final = "no middleware of graylb.sdk, or GRAYLB_PROBES=off"
 
+STRANGER: Final = (
+    "; or an edge listener took the probe off: "
+    "sign a mark with --mark and --secret, or probe from a network in mark.trusted"
+)
+
 Kind = Literal["no-trail", "lost", "changed", "silent", "missing"]
 
 
@@ -129,7 +134,9 @@ def judge(
     if not any(hop.answered for hop in hops):
         who = expect[0] if expect else "who was called"
         findings.append(
-            Finding("no-trail", None, expect[0] if expect else None, f"{who} answered no probe ({NO_MIDDLEWARE})")
+            Finding(
+                "no-trail", None, expect[0] if expect else None, f"{who} answered no probe ({NO_MIDDLEWARE}{STRANGER})"
+            )
         )
         return Verdict(hops, tuple(findings), cut)
     for hop in hops:

@@ -115,12 +115,14 @@ def test_between_whom_a_mark_is_lost(setup: Setup) -> None:
     assert "problem: lost between orders and lane: orders got v2, lane got none; " in text
 
 
-def test_a_mark_that_the_edge_does_not_believe_is_lost_before_the_first(setup: Setup) -> None:
-    status, text = setup.run("/orders.test", "--mark", "v2")
-    assert status == 1
-    assert "problem: lost before users: sent v2, users got none; an edge listener believes marks only" in text
-    status, text = setup.run("/orders.test")
-    assert (status, "none got a mark" in text) == (0, True)
+def test_the_edge_takes_the_probe_of_a_stranger_off(setup: Setup) -> None:
+    """Trails tell of services: whoever is not believed is not told."""
+    for options in (("--mark", "v2"), ()):
+        status, text = setup.run("/orders.test", *options)
+        assert status == 1
+        assert "problem: who was called answered no probe" in text
+        assert "an edge listener took the probe off" in text
+        assert "users" not in text
 
 
 def test_an_answer_of_graylbs_own_says_so(setup: Setup) -> None:

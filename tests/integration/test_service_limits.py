@@ -12,6 +12,7 @@ import pytest
 from graylb import builds
 from graylb.model.snapshot import Service
 from graylb.model.snapshot_limits import Adaptive, Bounds, Memory, Rate, ServiceLimits
+from graylb.observe.slabs import Slabs
 from tests.integration import proxies
 from tests.integration.engines import Answer, Caller, Rig, request, rule, run, service, split, turns, until
 from tests.integration.grpcs import Channel, servers
@@ -321,6 +322,26 @@ def test_an_adaptive_limit_refuses_what_is_over_it() -> None:
         assert rig.stats["limits"]["up"]["adaptive"]["shortest_us"] > 0
 
     run(test)
+
+
+def test_an_adaptive_limit_is_a_gauge_of_its_service_until_it_has_none() -> None:
+    slabs = Slabs(1)
+
+    def limit() -> int | None:
+        name, of = "graylb_adaptive_concurrency_limit", (("service", "up"), ("version", ""))
+        return next((each.value for each in slabs.read() if (each.name, each.labels) == (name, of)), None)
+
+    async def test(rig: Rig) -> None:
+        origin = await rig.origin()
+        rig.swap(limited(origin, adaptive=Adaptive(min=4, max=4)))
+        await until(lambda: limit() == 4, "the gauge")
+        rig.swap(service(origin))
+        await until(lambda: limit() == 0, "the gauge without a limit")
+
+    try:
+        run(test, slab=slabs.fds[0])
+    finally:
+        slabs.close()
 
 
 # ---- gRPC ------------------------------------------------------------------------------------------------------------

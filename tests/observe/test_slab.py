@@ -176,7 +176,7 @@ def test_the_newest_exemplar_of_each_doubling_is_kept(times: list[tuple[int, int
         for at, (number, us) in enumerate(times, 1):
             trace_id, span_id = b"%032x" % at, b"%016x" % at
             writers[number].show("t_seconds", V1, us, at, trace_id, span_id)
-            newest[min(us, (1 << 36) - 1).bit_length() if us >= 16 else 0] = (
+            newest[min(us, (1 << 35) - 1).bit_length() if us >= 16 else 0] = (
                 us,
                 at,
                 trace_id.decode(),

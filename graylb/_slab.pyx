@@ -358,7 +358,8 @@ cdef class Reader:
         at = <size_t>(<const char*>r - self.base)
         known = self.texts.get(at)
         if known is not None and known[0] == generation: return known[1]
-        if kind == 0 or kind > EXEMPLAR or (kind == HISTOGRAM and n != HISTOGRAM_CELLS): return None
+        if kind == 0 or kind > EXEMPLAR: return None
+        if n != (HISTOGRAM_CELLS if kind == HISTOGRAM else EXEMPLAR_CELLS if kind == EXEMPLAR else n): return None
         if kind == EXEMPLAR and n != EXEMPLAR_CELLS: return None
         if VALUES_AT + 8 * <size_t>n + length > r.length: return None
         key = (kind, n, PyBytes_FromStringAndSize(<const char*>r + VALUES_AT + 8 * n, length))

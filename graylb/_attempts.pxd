@@ -3,8 +3,25 @@
 from libc.stdint cimport uint64_t
 from graylb._admission cimport Admission
 from graylb._http1 cimport Head
-from graylb._live cimport Conn, Exchange, ServiceLive, Upstream
+from graylb._live cimport TIMES, U_HEAD, Conn, Exchange, Retries, TableState, Upstream
 from graylb._outliers cimport Outliers
+from graylb._retries cimport RetryPolicy
+from graylb._sockets cimport gl_now_us
+
+cdef inline RetryPolicy* policy_of(Exchange* x) noexcept:
+    # what the service of a request said of retries when that was decided
+    return &(<Retries>(<TableState>x.state).retries[x.d.service]).policy
+
+cdef inline void attach(Exchange* x, Upstream up, Conn* u) noexcept:
+    # an attempt has its connection
+    u.state = U_HEAD
+    u.x = x
+    x.upstream = u
+    up.in_flight += 1
+    up.requests += 1
+    if up.conduct.watched & TIMES: x.tried_us = gl_now_us()
+    up.series.in_flight[0] += 1
+    up.series.attempts[0] += 1
 
 cdef class Attempts(Admission):
     cdef Head head                 # the one that was scanned last
@@ -31,11 +48,14 @@ cdef class Attempts(Admission):
     cdef bint _can_repeat(self, Exchange* x, Conn* u) noexcept
     cdef int _cause(self, Conn* u, int code) noexcept
     cdef bint _once_more(self, Exchange* x, Conn* u, int cause, int status, size_t rest) noexcept
-    cdef bint _elsewhere(self, Exchange* x, ServiceLive live, bint other_version) noexcept
+    cdef bint _elsewhere(self, Exchange* x, const RetryPolicy* policy, bint other_version) noexcept
     cdef void _remember(self, Exchange* x) noexcept
     cdef bint _answer_retried(self, Exchange* x, Conn* u, size_t rest) noexcept
     cdef bint _is_drained(self, Conn* u, size_t rest) noexcept
     cdef bint _is_reusable(self, Conn* u) noexcept
+    cdef void _arm(self, Exchange* x) noexcept
+    cdef void _disarm(self, Exchange* x) noexcept
+    cdef bint _gives_way(self, Exchange* x, Conn* u, int cause, int status, size_t rest) noexcept
     cdef void _rest_for(self, Exchange* x, uint64_t us) noexcept
     cdef _set_alarm(self)
     cdef void _go_on(self, Exchange* x) noexcept

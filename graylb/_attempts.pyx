@@ -10,12 +10,12 @@ from graylb._clients cimport Clients
 from graylb._fast cimport Decision, pick_other, pick_stable
 from graylb._grpc cimport STATUS_NONE, http_of, read_status, renew_timeout, status_in
 from graylb._http1 cimport Head
-from graylb._live cimport (CALLED, RESTED, RESTS, S_BODY, TIMES, U_HEAD, Conn, Exchange, ServiceLive, TableState, Upstream)
+from graylb._live cimport ARMED, CALLED, MAY_HEDGE, RACES, RESTED, RESTS, S_BODY, TIMES, Conn, Exchange, ServiceLive, TableState, Upstream
 from graylb._meter cimport Series
 from graylb._outliers cimport NO_ANSWER, due
 from graylb._pools cimport may_repeat
 from graylb._retries cimport (AGAIN, GRPC_STATUS, INVALID, MAX_ATTEMPTS, OTHER_VERSION, RESET, STALE, STANDS, STATUS, TIMED_OUT,
-                              UNSEEN, Failure, backoff, judge, scramble, spend)
+                              UNSEEN, Failure, RetryPolicy, backoff, judge, scramble, spend)
 from graylb._sockets cimport gl_now_us, socket_error
 
 from graylb.errors import BY_REASON
@@ -76,14 +76,7 @@ cdef class Attempts(Admission):
                 if u != NULL:
                     x.connecting_us = gl_now_us() if x.captured and u.connecting else 0
                     x.connect_us = 0
-                    u.state = U_HEAD
-                    u.x = x
-                    x.upstream = u
-                    up.in_flight += 1
-                    up.requests += 1
-                    if up.conduct.watched & TIMES: x.tried_us = gl_now_us()
-                    up.series.in_flight[0] += 1
-                    up.series.attempts[0] += 1
+                    attach(x, up, u)
                     return True
                 if called: self._call_all(up)
                 if self.exhausted:                   # not the instance is to blame, and no other could be reached
@@ -188,6 +181,7 @@ cdef class Attempts(Admission):
             u.limit = self.now + x.try_ms
             if u.limit < u.slot_time: self._place(u)
         if not u.connecting: self._set_deadline(u, self.now + (x.response_ms if x.request_done and not x.grpc else x.idle_ms))
+        if x.hedging == MAY_HEDGE and x.request_done: self._arm(x)
 
     cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
         """Keeps a complete request so that it can be sent once more if its connection turns out to be stale."""
@@ -272,11 +266,14 @@ cdef class Attempts(Admission):
         status: of an answer that is to be retried; rest: bytes that were received behind its head.
         """
         cdef ServiceLive live = <ServiceLive>(<TableState>x.state).services[x.d.service]
+        cdef RetryPolicy* policy = policy_of(x)
         cdef Series series = (<Upstream>u.upstream).series
         cdef Decision before = x.d
         cdef int verdict
         cdef uint64_t wait
         cdef Failure f
+        if x.hedging >= RACES: return self._gives_way(x, u, cause, status, rest)
+        if x.hedging == ARMED: self._disarm(x)
         f.cause = cause
         f.status = status
         f.attempts = x.attempts
@@ -284,9 +281,9 @@ cdef class Attempts(Admission):
         f.kept = self._can_repeat(x, u)
         f.idempotent = x.safe
         f.listed = x.listed
-        verdict = judge(&live.retries, &f)
+        verdict = judge(policy, &f)
         if verdict == STANDS: return False
-        if verdict != AGAIN and not self._elsewhere(x, live, verdict == OTHER_VERSION): return False
+        if verdict != AGAIN and not self._elsewhere(x, policy, verdict == OTHER_VERSION): return False
         if cause > STALE and not spend(&live.budget, live.requests, gl_now_us()):
             live.unaffordable += 1
             x.d = before
@@ -309,12 +306,12 @@ cdef class Attempts(Admission):
         else: self._leave(x)
         wait = 0
         if cause > STALE or (verdict != AGAIN and x.d.instance == before.instance):
-            wait = backoff(&live.retries, x.attempts, scramble(<uint64_t><size_t>x ^ gl_now_us()))
+            wait = backoff(policy, x.attempts, scramble(<uint64_t><size_t>x ^ gl_now_us()))
         if wait < LEAST_REST_US: self._send_kept(x, verdict == AGAIN)
         else: self._rest_for(x, wait)
         return True
 
-    cdef bint _elsewhere(self, Exchange* x, ServiceLive live, bint other_version) noexcept:
+    cdef bint _elsewhere(self, Exchange* x, const RetryPolicy* policy, bint other_version) noexcept:
         """Chooses an instance that has not failed this request. False: there is none; then `x.d` is as it was."""
         cdef TableState state = <TableState>x.state
         cdef Decision before = x.d
@@ -322,8 +319,8 @@ cdef class Attempts(Admission):
         if other_version and pick_stable(state.table, &state.live, &x.d, x.tried, x.n_tried): return True
         if pick_other(state.table, &state.live, &x.d, x.tried, x.n_tried): return True
         x.d = before
-        if live.retries.other_version and pick_stable(state.table, &state.live, &x.d, x.tried, x.n_tried): return True
-        if not live.retries.same_instance: return False
+        if policy.other_version and pick_stable(state.table, &state.live, &x.d, x.tried, x.n_tried): return True
+        if not policy.same_instance: return False
         x.n_tried = 0
         if not pick_other(state.table, &state.live, &x.d, &before.instance, 1): x.d = before
         return True
@@ -340,7 +337,7 @@ cdef class Attempts(Admission):
 
     cdef bint _asks_another(self, Exchange* x, Conn* u) noexcept:
         """The call has failed before it began, and so that its service wants another instance asked. False: that cannot be."""
-        cdef int status = read_status(&self.head) if (<ServiceLive>(<TableState>x.state).services[x.d.service]).retries.grpc else -1
+        cdef int status = read_status(&self.head) if policy_of(x).grpc else -1
         return status >= 0 and x.request_done and self._once_more(x, u, GRPC_STATUS, status, 0)
 
     cdef bint _is_drained(self, Conn* u, size_t rest) noexcept:
@@ -467,6 +464,16 @@ cdef class Attempts(Admission):
         """The instances that are ejected: a list of dicts, with why, how often in a row and the seconds that are left."""
         return self.outliers.told(self.now)
     # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    cdef void _arm(self, Exchange* x) noexcept:
+        """An attempt whose answer may come to be late was sent."""
+
+    cdef void _disarm(self, Exchange* x) noexcept:
+        """It has ended."""
+
+    cdef bint _gives_way(self, Exchange* x, Conn* u, int cause, int status, size_t rest) noexcept:
+        """One of two attempts at once has failed. False: nothing was done about it."""
+        return False
 
     cdef _count_fallback(self, Exchange* x):
         """A request goes to another version than it was decided for."""

@@ -1,7 +1,7 @@
 """Requests that do not go the straight way: see _detours.pyx."""
 
 from graylb._faults cimport Fault
-from graylb._live cimport Conn, Exchange, ServiceLive, Upstream
+from graylb._live cimport Exchange, ServiceLive, Upstream
 from graylb._mirrors cimport Copy, Mirror
 from graylb._tunnels cimport Tunnels
 
@@ -27,7 +27,6 @@ cdef class Detours(Tunnels):
     cdef void _copy_body(self, Exchange* x, const char* p, size_t n) noexcept
     cdef void _send_copy(self, Exchange* x) noexcept
     cdef void _launch(self, Exchange* x) noexcept
-    cdef Conn* _sink(self) noexcept
     cdef void _leave_out(self, Exchange* x, str outcome) noexcept
     cdef void _end_copy(self, Exchange* x) noexcept
     cdef void _note_answer(self, Exchange* x, const char* body, size_t n) noexcept

@@ -11,14 +11,14 @@ the batch, behind the request itself, once, to one instance.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memset
+from libc.stdlib cimport free
+from libc.string cimport memchr
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from graylb._retries cimport MAX_ATTEMPTS
 from graylb._fast cimport Service, Table, Target, pick_from
 from graylb._faults cimport Fault, drawn
 from graylb._http1 cimport BODY_CHUNKED, GRPC, Head, same_name
-from graylb._live cimport AUTO, CLIENT, DELAYED, DUE, HTTP2, S_WAIT, U_HEAD, Conn, Exchange, ServiceLive, TableState, Upstream
+from graylb._live cimport AUTO, DELAYED, DUE, HTTP2, U_HEAD, Conn, Exchange, ServiceLive, TableState, Upstream
 from graylb._mirrors cimport Copy, Mirror, Side
 from graylb._sockets cimport gl_now_ms, gl_now_us
 from graylb._tunnels cimport Tunnels
@@ -246,24 +246,6 @@ cdef class Detours(Tunnels):
             return
         x.saved_len = 0
         self._await(x)
-
-    cdef Conn* _sink(self) noexcept:
-        """The client of a copy."""
-        cdef Conn* c = self.conns
-        if c != NULL:
-            self.conns = c.next
-            self.n_conns -= 1
-        else:
-            c = <Conn*>malloc(sizeof(Conn))
-            if c == NULL: return NULL
-        memset(c, 0, sizeof(Conn))
-        c.fd = -1
-        c.side = CLIENT
-        c.state = S_WAIT
-        c.sink = 1
-        c.later = c.earlier = c
-        self._place(c)
-        return c
 
     cdef void _leave_out(self, Exchange* x, str outcome) noexcept:
         """The request goes on, its copy does not."""

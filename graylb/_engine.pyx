@@ -3,7 +3,7 @@
 One request, in reading order: `_client_readable` → `_request_head` → `_begin` → `_acquire` → `_upstream_readable` →
 `_response_head` → `_finish`. A request that comes as an HTTP/2 stream begins at `_stream_request`, an answer that does at
 `_stream_response`; in between they go the same way. The floors below, each a class that this one inherits from: `_sockets` (with
-the rules of the house), `_pools`, `_clients`, `_streams`, `_exchanges`, `_attempts`, `_tunnels`.
+the rules of the house), `_pools`, `_clients`, `_streams`, `_exchanges`, `_attempts`, `_hedges`, `_tunnels`, `_detours`.
 """
 
 cimport cython
@@ -13,6 +13,7 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_INCREF, PyObject
+from graylb._attempts cimport policy_of
 from graylb._detours cimport Detours
 from graylb._clients cimport LOOK_EVERY_MS
 from graylb._fast cimport (DECIDED, ILL, NO_INSTANCE, NO_ROUTE, REDIRECT, Context, Decision, Query, Route, Service, Table,
@@ -26,7 +27,7 @@ from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DR
 from graylb._limits cimport FULL
 from graylb._limits cimport configure as configure_breaker
 from graylb._limits cimport figures as limit_figures
-from graylb._live cimport (ALPN_H2, AUTO, CLIENT, HTTP2, MAX_HEAD, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
+from graylb._live cimport (ALPN_H2, AUTO, CLIENT, HTTP2, MAX_HEAD, MAY_HEDGE, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, ServiceLive, Session, TableState,
                            Tls, Upstream)
 from graylb._logs cimport EVENTS_BUFFER, Logs, Settings
@@ -35,7 +36,7 @@ from graylb._marker cimport Marker
 from graylb._meter cimport Meter, Series
 from graylb._outliers cimport NO_ANSWER, Outliers
 from graylb._pools cimport WARM_EVERY_MS
-from graylb._retries cimport CAUSES, MAX_ATTEMPTS, REFUSED, lists
+from graylb._retries cimport CAUSES, HEDGED, MAX_ATTEMPTS, REFUSED, RetryPolicy, lists
 from graylb._slab cimport Memory, Slab
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
 from graylb._streams cimport Streams
@@ -43,7 +44,7 @@ from graylb._streams cimport Streams
 import os
 
 from graylb._live import carried, is_ip
-from graylb._retries import CAUSE_NAMES
+from graylb._retries import CAUSE_NAMES, HEDGE_NAMES
 from graylb.errors import BY_REASON, KINDS
 from graylb.grpc_health import reply as health_reply
 
@@ -418,6 +419,10 @@ cdef class Engine(Detours):
                 if of.retried[k]:
                     labels = (("service", live.name), ("version", of.version), ("reason", CAUSE_NAMES[k]))
                     self._total(of.slab, "graylb_retries_total", labels, of.retried[k])
+            for k in range(<int>HEDGED):
+                if of.hedged[k]:
+                    labels = (("service", live.name), ("version", of.version), ("outcome", HEDGE_NAMES[k]))
+                    self._total(of.slab, "graylb_hedges_total", labels, of.hedged[k])
         if not live.limits.any and live.name not in self.limited: return
         if live.limits.any: self.limited.add(live.name)
         else: self.limited.discard(live.name)                # its gauges go to 0
@@ -860,6 +865,7 @@ cdef class Engine(Detours):
         cdef const Service* s = &state.table.services[x.d.service]
         cdef const Route* r = &state.table.routes[x.d.route]
         cdef ServiceLive live = <ServiceLive>state.services[x.d.service]
+        cdef RetryPolicy* retries = policy_of(x)
         cdef Client told
         cdef Tls* secure = self._tls_of(c)
         cdef char* body = <char*>self.head.end
@@ -886,12 +892,13 @@ cdef class Engine(Detours):
         x.response_ms = <uint64_t>(s.response_timeout * 1000)
         x.idle_ms = <uint64_t>(s.idle_timeout * 1000)
         live.requests += 1
-        x.try_ms = live.retries.try_ms
-        x.keep_max = size + live.retries.buffer
-        x.listed = x.safe if live.retries.idempotent else lists(&live.retries, self.head.method, self.head.method_len)
+        x.try_ms = retries.try_ms
+        x.keep_max = size + retries.buffer
+        x.listed = x.safe if retries.idempotent else lists(retries, self.head.method, self.head.method_len)
         if live.request_ms: self._limit_whole(x, live.request_ms)
         # an instance can say that it has not looked at a stream, whatever the method
-        x.keeping = x.h2 or (live.retries.keeps and x.listed and self.head.content_length <= <int64_t>live.retries.buffer)
+        if retries.hedge_us and x.listed and not x.websocket: x.hedging = MAY_HEDGE
+        x.keeping = x.h2 or (retries.keeps and x.listed and self.head.content_length <= <int64_t>retries.buffer)
         if not self._take_body(c, body, have - (body - p), &piece): return
         c.deadline = 0
         # only what may be repeated after it was sent needs a copy; what could not be sent at all is still here
@@ -1131,7 +1138,10 @@ cdef class Engine(Detours):
         cdef Piece piece
         cdef int connection
         cdef uint8_t told
-        if (<ServiceLive>state.services[x.d.service]).retries.answers and self._answer_retried(x, u, n): return False
+        if policy_of(x).answers and self._answer_retried(x, u, n): return False
+        if x.hedging:
+            x = self._settle(u)
+            c = x.client
         u.limit = 0
         told = self._frame_response(x, h)
         u.no_reuse = h.close or (h.minor == 0 and not h.keep_alive) or x.response.kind == BODY_CLOSE

@@ -42,5 +42,6 @@ cdef class Exchanges(Streams):
     cdef void _next_request(self, Conn* c) noexcept
     cdef void _rest(self, Conn* c) noexcept
     cdef void _end_detour(self, Exchange* x) noexcept
+    cdef void _end_hedge(self, Exchange* x) noexcept
     cdef bytes _injected(self, Exchange* x, bint close_after, int* status)
     cdef void _tunnel_closed(self, Exchange* x) noexcept

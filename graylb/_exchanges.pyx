@@ -88,6 +88,7 @@ cdef class Exchanges(Streams):
     cdef void _drop_exchange(self, Exchange* x) noexcept:
         """Unties both sides; connections are dealt with by the caller."""
         cdef Upstream up
+        if x.hedging: self._end_hedge(x)
         if x.detour != NULL or x.copy != NULL: self._end_detour(x)
         if x.waiting == RESTS or x.waiting == RESTED: self._rise(x)
         elif x.waiting and x.waiting < RESTS:
@@ -311,6 +312,9 @@ cdef class Exchanges(Streams):
 
     cdef void _end_detour(self, Exchange* x) noexcept:
         """An exchange with a detour is over."""
+
+    cdef void _end_hedge(self, Exchange* x) noexcept:
+        """An exchange with a second attempt, or that is one, or may have one, is over."""
 
     cdef bytes _injected(self, Exchange* x, bint close_after, int* status):
         """The answer of a fault that was injected, and its status."""

@@ -147,6 +147,12 @@ cdef enum Waiting:
     DELAYED                # on purpose
     DUE                    # that is over
 
+cdef enum Hedging:
+    MAY_HEDGE = 1          # a late answer is a reason to ask a second instance
+    ARMED                  # likewise, and it waits for its answer in the list of its service's Retries
+    RACES                  # two are asked: the exchange of the second attempt is its `rival`
+    HEDGE                  # is that exchange; its `rival` is the request
+
 cdef enum Traced:
     T_ON = 1               # has a span
     T_CHILD = 2            # of a span of the client
@@ -158,7 +164,7 @@ cdef struct Exchange:
     PyObject* state        # TableState, kept through retries
     PyObject* detour       # a _detours.Detour, or NULL
     PyObject* copy         # a _mirrors.Copy of a request that is mirrored, or NULL
-    Exchange* next         # free list, waiting requests of an instance, resting ones, open tunnels
+    Exchange* next         # free list, waiting requests of an instance, resting ones, those that may be late, open tunnels
     Exchange* previous
     Decision d
     Body request
@@ -187,7 +193,8 @@ cdef struct Exchange:
     uint8_t health         # a call of grpc.health.v1, ours to answer: 1 Check, 2 another
     uint8_t grpc           # the client is to be told of errors as gRPC tells them
     uint8_t grpc_status    # what it was told, or is to be, + 1; 0: nothing yet
-    uint8_t is_copy        # it is the copy: 1; 2: and was answered
+    uint8_t is_copy        # nobody's request, but the copy of one, or its second attempt: 1; 2: a copy that was answered
+    uint8_t hedging        # see Hedging; 0: it has one attempt at a time
     uint8_t keeping        # what is sent is kept too, until it cannot be repeated any more
     uint16_t status
     uint64_t began_us
@@ -201,7 +208,7 @@ cdef struct Exchange:
     size_t saved_len
     size_t saved_cap
     uint32_t keep_max      # bytes that are kept at most
-    uint64_t due_us        # when it is to go on, while it rests
+    uint64_t due_us        # when it is to go on, while it rests; while it is ARMED, when its answer is late
     uint64_t connect_ms
     uint64_t response_ms
     uint64_t try_ms        # 0: none
@@ -217,6 +224,7 @@ cdef struct Exchange:
     uint32_t log_len
     uint32_t log_cap
     uint32_t full_at       # where in it that for views and spans begins
+    Exchange* rival        # the other one of two attempts, see Hedging
     Breaker* of_service    # where it counts; NULL: its service has no limits
     Breaker* of_version
     uint8_t traced         # see Traced
@@ -298,6 +306,13 @@ cdef class Upstream:
     cdef readonly uint64_t failures
     cdef readonly uint64_t connects
 
+cdef class Retries:
+    # what a service says of retries, for the requests that were decided by a table in which it says so
+    cdef RetryPolicy policy
+    cdef Exchange* first   # of these, those whose answer may come to be late, in order of when
+    cdef Exchange* last
+    cdef object alarm      # for the first, or one that was there before it; None: there is none
+
 cdef class ServiceLive:
     # one service, while tables name it
     cdef readonly str name
@@ -316,7 +331,7 @@ cdef class ServiceLive:
     cdef uint64_t* panics  # requests that were given to instances that are out, see Decision.panic
     cdef uint64_t requests
     cdef uint64_t request_ms       # for a whole request; 0: as long as it takes
-    cdef RetryPolicy retries
+    cdef Retries retries   # of the newest table; a request has that of its own
     cdef Budget budget
     cdef uint64_t unaffordable     # retries that the budget had nothing for
     cdef uint64_t left_version     # retries that went to the stable version
@@ -336,6 +351,8 @@ cdef class TableState:
     cdef list service_boxes
     cdef PyObject** meters                 # Meter by the table's number of its service
     cdef list meter_boxes
+    cdef PyObject** retries                # Retries, likewise
+    cdef list retry_boxes
     cdef uint64_t** routes                 # requests by class of status, by number of route; NULL before the first
     cdef uint64_t** calls                  # likewise those of gRPC, by status; NULL before the first of all
     cdef list counters

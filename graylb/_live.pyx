@@ -141,6 +141,10 @@ cdef class Upstream:
                 **({"tls_failed": self.tls_failed.decode() if self.tls_failed != NULL else None} if self.origin is not None else {})}
 
 
+cdef class Retries:
+    """What a service says of retries. A change of it is another object: requests under way keep the one of their table."""
+
+
 cdef class ServiceLive:
     """One service, while tables name it: what is to be known of it from one request to the next."""
 
@@ -168,7 +172,8 @@ cdef class ServiceLive:
         self.settings = settings
         self.mark = ServiceMark(settings["marks"]) if settings.get("marks") is not None else None
         self.request_ms = round(settings.get("request_timeout", 0) * 1000)
-        set_policy(&self.retries, &self.budget, settings.get("retries") or {})
+        self.retries = Retries()
+        set_policy(&self.retries.policy, &self.budget, settings.get("retries") or {})
         if "faults" not in settings: self.faults = None
         else:
             if self.faults is None: self.faults = Faults(self.worker * 7919)
@@ -212,17 +217,20 @@ cdef class TableState:
         self.upstreams = <PyObject**>calloc(instances + 1, sizeof(void*))
         self.services = <PyObject**>calloc(len(services) + 1, sizeof(void*))
         self.meters = <PyObject**>calloc(len(services) + 1, sizeof(void*))
+        self.retries = <PyObject**>calloc(len(services) + 1, sizeof(void*))
         self.routes = <uint64_t**>calloc(table.header.n_routes + 1, sizeof(void*))
         if self.live.draws == NULL or self.live.in_flight == NULL or self.live.down == NULL or self.upstreams == NULL \
                 or self.live.warmth == NULL \
-                or self.services == NULL or self.meters == NULL or self.routes == NULL: raise MemoryError
+                or self.services == NULL or self.meters == NULL or self.retries == NULL or self.routes == NULL: raise MemoryError
         self.live.pick = pick
         if len(upstreams) != instances: raise ValueError(f"{len(upstreams)} upstreams for {instances} instances")
-        self.meter_boxes = []
+        self.meter_boxes, self.retry_boxes = [], []
         for i, s in enumerate(services):
             self.services[i] = <PyObject*>s
             self.meter_boxes.append(s.meter)
             self.meters[i] = <PyObject*>s.meter
+            self.retry_boxes.append(s.retries)
+            self.retries[i] = <PyObject*>s.retries
         for i, u in enumerate(upstreams):
             self.live.in_flight[i] = &u.in_flight
             self.live.down[i] = &u.down
@@ -291,6 +299,7 @@ cdef class TableState:
         free(self.upstreams)
         free(self.services)
         free(self.meters)
+        free(self.retries)
         free(self.routes)
         free(self.calls)
 

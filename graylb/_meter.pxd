@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from graylb._fast cimport Decision, Table
 from graylb._limits cimport Breaker
-from graylb._retries cimport CAUSES
+from graylb._retries cimport CAUSES, HEDGED
 from graylb._slab cimport Exemplar, Slab
 
 cdef enum Tag:             # what a cell of a Meter counts
@@ -39,6 +39,7 @@ cdef class Series:
     cdef Exemplar* examples        # of times
     cdef Breaker breaker
     cdef uint64_t retried[CAUSES]  # attempts of its instances that another one followed
+    cdef uint64_t hedged[HEDGED]   # second attempts at its instances
     cdef open(self)
     cdef uint64_t* _histogram(self, str name) noexcept
     cdef void took(self, uint64_t us) noexcept

@@ -15,7 +15,7 @@ from graylb._retries cimport CAUSES
 from graylb._slab cimport COUNTER, GAUGE, HISTOGRAM_BUCKETS, Exemplar, Slab, bucket, show
 
 from graylb._grpc import CODE_NAMES
-from graylb._retries import CAUSE_NAMES
+from graylb._retries import CAUSE_NAMES, HEDGE_NAMES
 from graylb._slab import bucket_end
 from graylb.errors import KINDS
 
@@ -95,7 +95,8 @@ cdef class Series:
                 "bytes_in": self.bytes_in[0], "bytes_out": self.bytes_out[0],
                 "times": [] if self.times == NULL else
                          [[bucket_end(k), self.times[k]] for k in range(HISTOGRAM_BUCKETS) if self.times[k]],
-                "retries": {CAUSE_NAMES[k]: self.retried[k] for k in range(<int>CAUSES) if self.retried[k]}}
+                "retries": {CAUSE_NAMES[k]: self.retried[k] for k in range(<int>CAUSES) if self.retried[k]},
+                "hedges": {HEDGE_NAMES[k]: self.hedged[k] for k in range(<int>HEDGED) if self.hedged[k]}}
 
 
 cdef class Meter:

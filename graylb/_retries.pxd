@@ -17,6 +17,13 @@ cdef enum Cause:
     GRPC_STATUS            # likewise a call that failed before it began
     CAUSES
 
+cdef enum Hedged:          # what became of a second attempt
+    HEDGE_WON = 0          # the request went on with it: it answered first, or the first attempt failed
+    HEDGE_LOST             # the first attempt answered
+    HEDGE_FAILED
+    HEDGE_CANCELLED        # with the request: its client has gone, or its time is over
+    HEDGED
+
 cdef enum Verdict:
     STANDS = 0             # the failure is the answer
     AGAIN                  # the same instance, by a new connection
@@ -34,6 +41,7 @@ cdef struct RetryPolicy:   # of one service; see snapshot.Retries
     uint32_t grpc          # bits by status
     uint64_t statuses[10]  # likewise
     uint64_t try_ms        # 0: none
+    uint64_t hedge_us      # an answer that takes longer is late; 0: none is
     uint64_t base_us
     uint64_t max_us
     uint32_t buffer
@@ -59,6 +67,7 @@ cdef struct Budget:
 
 cdef void set_policy(RetryPolicy* p, Budget* b, dict settings) except *
 cdef bint lists(const RetryPolicy* p, const char* method, size_t n) noexcept nogil
+cdef bint names_status(const RetryPolicy* p, int cause, int status) noexcept nogil
 cdef int judge(const RetryPolicy* p, const Failure* f) noexcept nogil
 cdef bint spend(Budget* b, uint64_t calls, uint64_t now_us) noexcept nogil
 cdef uint64_t scramble(uint64_t z) noexcept nogil

@@ -26,11 +26,12 @@ CONDITIONS = {
     "reset": (RESET,), "timeout": (TIMED_OUT,), "gateway-error": (), "5xx": (RESET, TIMED_OUT, INVALID), "retriable-4xx": (),
 }
 STATUSES = {"gateway-error": (502, 503, 504), "5xx": tuple(range(500, 600)), "retriable-4xx": (409,)}
+HEDGE_NAMES = ("won", "lost", "failed", "cancelled")      # by Hedged
 CAUSE_NAMES = ("unseen", "refused", "stale", "reset", "timeout", "invalid", "status", "grpc-status")
 DEFAULTS = {
     "on": ["connect-failure", "refused-stream", "reset"], "statuses": [], "grpc": 0, "attempts": 2, "methods": None,
     "per_try_timeout": 0.0, "backoff": {"base": 0.025, "max": 0.25}, "budget": {"percent": 20.0, "min_per_second": 3.0},
-    "other_version": False, "same_instance": False, "buffer": 65536,
+    "other_version": False, "same_instance": False, "buffer": 65536, "hedge": None,
 }
 
 
@@ -58,6 +59,7 @@ cdef void set_policy(RetryPolicy* p, Budget* b, dict settings) except *:
         p.methods_len = <uint32_t>PyBytes_GET_SIZE(methods)
     p.other_version = own["other_version"]
     p.same_instance = own["same_instance"]
+    p.hedge_us = round(own["hedge"]["delay"] * 1e6) if own["hedge"] is not None else 0
     p.try_ms = round(own["per_try_timeout"] * 1000)
     p.base_us = round(own["backoff"]["base"] * 1e6)
     p.max_us = round(own["backoff"]["max"] * 1e6)
@@ -75,6 +77,12 @@ cdef bint lists(const RetryPolicy* p, const char* method, size_t n) noexcept nog
     return memmem(p.methods, p.methods_len, word, n + 2) != NULL
 
 
+cdef bint names_status(const RetryPolicy* p, int cause, int status) noexcept nogil:
+    """Whether an answer of this status (cause: of HTTP or of gRPC) is a failure to the policy."""
+    if cause == GRPC_STATUS: return 0 <= status <= 16 and (p.grpc >> status) & 1
+    return 0 <= status < 600 and (p.statuses[status // 64] >> (status % 64)) & 1
+
+
 cdef int judge(const RetryPolicy* p, const Failure* f) noexcept nogil:
     """-> Verdict. Work that may have been done is done again only where the method, or the document, says that it may be."""
     if not f.kept: return STANDS
@@ -82,12 +90,12 @@ cdef int judge(const RetryPolicy* p, const Failure* f) noexcept nogil:
     if f.cause == REFUSED or (f.cause == STALE and f.idempotent): return AGAIN if f.attempts < MAX_ATTEMPTS else STANDS
     if f.attempts - f.unseen >= p.attempts or f.attempts >= MAX_ATTEMPTS: return STANDS
     if f.cause == GRPC_STATUS:
-        if f.status > 16 or not (p.grpc >> f.status) & 1: return STANDS
+        if not names_status(p, f.cause, f.status): return STANDS
         return OTHER_VERSION if p.other_version else OTHER
     if not f.listed: return STANDS
     if f.cause == STALE: return AGAIN if (p.on >> RESET) & 1 else STANDS
     if not (p.on >> f.cause) & 1: return STANDS
-    if f.cause == STATUS and (f.status >= 600 or not (p.statuses[f.status // 64] >> (f.status % 64)) & 1): return STANDS
+    if f.cause == STATUS and not names_status(p, f.cause, f.status): return STANDS
     return OTHER_VERSION if p.other_version else OTHER
 
 

@@ -1,10 +1,10 @@
 """Tunnels: see _tunnels.pyx."""
 
 from libc.stdint cimport uint64_t
-from graylb._attempts cimport Attempts
+from graylb._hedges cimport Hedges
 from graylb._live cimport Conn, Exchange, TableState
 
-cdef class Tunnels(Attempts):
+cdef class Tunnels(Hedges):
     cdef Exchange* tunnel_list     # open tunnels
     cdef readonly int tunnels
     cdef readonly uint64_t tunnels_cut

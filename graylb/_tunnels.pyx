@@ -1,12 +1,12 @@
 """Tunnels: WebSockets after the instance's 101, and the policy that ends them when their version loses its traffic."""
 
 from libc.stdint cimport uint64_t
-from graylb._attempts cimport Attempts
+from graylb._hedges cimport Hedges
 from graylb._fast cimport Table
 from graylb._live cimport CLIENT, S_TUNNEL, Conn, Exchange, TableState, Upstream
 
 
-cdef class Tunnels(Attempts):
+cdef class Tunnels(Hedges):
     """The tunnels of one worker."""
 
     cdef void _begin_tunnel(self, Exchange* x, size_t head, char* rest, size_t n) noexcept:

@@ -121,7 +121,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb._fast",
         "graylb._http1",
     ),
-    "graylb._tunnels": ("graylb._attempts", "graylb._live", "graylb._fast"),
+    "graylb._hedges": (
+        "graylb._attempts",
+        "graylb._retries",
+        "graylb._clients",
+        "graylb._outliers",
+        "graylb._sockets",
+        "graylb._limits",
+        "graylb._live",
+        "graylb._fast",
+    ),
+    "graylb._tunnels": ("graylb._hedges", "graylb._live", "graylb._fast"),
     "graylb._engine": (
         "graylb._detours",
         "graylb._mark",

@@ -13,6 +13,8 @@ from graylb.model.snapshot_retries import IDEMPOTENT, RETRY_CONDITIONS
 from graylb.model.values import deeper, fault
 
 MAX_METHODS = 16
+MIN_HEDGE, MAX_HEDGE = 0.001, 60.0
+"""Seconds."""
 _RETRIED = GRPC_STATUSES[1:]
 
 
@@ -115,6 +117,27 @@ class BudgetPart(Part):
     min_per_second: _Rate = Field(default=3.0, description="So many a second, however few requests there are.")
 
 
+def _delay(value: Any) -> float:
+    found = values.duration(value)
+    if not MIN_HEDGE <= found <= MAX_HEDGE:
+        raise fault("a time from 1 ms to 60 s")
+    return found
+
+
+class HedgePart(Part):
+    """Requests whose answer is late are sent to a second instance too; the first answer counts, the other attempt is
+    cancelled. Envoy's `hedge_policy`, gRPC's `hedgingPolicy`.
+
+    Only with the `methods` of retries, and while the whole request is in their `buffer`. Second attempts count to
+    `attempts` and are paid from `budget`.
+    """
+
+    delay: Annotated[float, PlainValidator(_delay), WithJsonSchema({"type": ["number", "string"]})] = Field(
+        description="An answer is late when its head is not here so long after its request was sent; 1 ms to 60 s. "
+        "A good one is the 95th percentile of the service's times."
+    )
+
+
 class RetriesPart(Part):
     """When a request is sent once more. What no instance can have looked at is sent again anyway."""
 
@@ -167,10 +190,29 @@ class RetriesPart(Part):
         default=False, description="`true`: where no other instance is left, one that has failed is asked again."
     )
     buffer: _Buffer = Field(default=65536, description="Requests with a longer body are not retried.")
+    hedge: HedgePart | None = Field(
+        default=None, description="A second attempt before the first has failed. Default: none."
+    )
+
+    @model_validator(mode="after")
+    def _room_for_a_hedge(self) -> Self:
+        if self.hedge is None:
+            return self
+        if self.attempts < 2:
+            with deeper("hedge"):
+                raise fault("attempts of 2 at least, for a second attempt counts", f"attempts: {self.attempts}")
+        if 0 < self.per_try_timeout <= self.hedge.delay:
+            with deeper("hedge"), deeper("delay"):
+                raise fault(
+                    "a time below per_try_timeout, which ends the attempt",
+                    f"delay is {self.hedge.delay:g} s and per_try_timeout {self.per_try_timeout:g} s",
+                )
+        return self
 
     def build(self) -> snapshot.Retries:
         own = dict(self) | {
             "backoff": snapshot.Backoff(self.backoff.base, self.backoff.max),
             "budget": snapshot.RetryBudget(self.budget.percent, self.budget.min_per_second),
+            "hedge": snapshot.Hedge(self.hedge.delay) if self.hedge is not None else None,
         }
         return snapshot.Retries(**own)

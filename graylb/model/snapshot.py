@@ -19,6 +19,7 @@ from graylb.model.snapshot_limits import NO_LIMITS, NO_MARKS, Memory, ServiceLim
 from graylb.model.snapshot_observe import AccessLog, Tracing
 from graylb.model.snapshot_retries import IDEMPOTENT as IDEMPOTENT
 from graylb.model.snapshot_retries import Backoff as Backoff
+from graylb.model.snapshot_retries import Hedge as Hedge
 from graylb.model.snapshot_retries import Retries as Retries
 from graylb.model.snapshot_retries import RetryBudget as RetryBudget
 

@@ -31,6 +31,13 @@ class RetryBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class Hedge:
+    """Requests whose answer is late are sent to a second instance too, and the first answer counts."""
+
+    delay: float  # seconds from an attempt to when its answer is late
+
+
+@dataclass(frozen=True, slots=True)
 class Retries:
     """When a request is sent once more. What nobody can have looked at is sent again whatever this says."""
 
@@ -45,3 +52,4 @@ class Retries:
     other_version: bool = False  # the stable version is asked after another one has failed
     same_instance: bool = False  # one that has failed is asked again where no other is left
     buffer: int = 65536  # bytes of a request's body that are kept to be sent once more
+    hedge: Hedge | None = None

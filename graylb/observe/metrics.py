@@ -165,10 +165,18 @@ METRICS: Final = (
         "`invalid`, `status` or `grpc-status`.",
     ),
     Metric(
+        "graylb_hedges_total",
+        "counter",
+        (*_OF, "outcome"),
+        "Second attempts at instances of this version, made because the answer of the first was late. outcome: `won` "
+        "(the request went on with it), `lost` (the first answered), `failed`, or `cancelled` with the request.",
+    ),
+    Metric(
         "graylb_retry_budget_exhausted_total",
         "counter",
         ("service",),
-        "Failed attempts that were not repeated because the service's budget of retries was used up.",
+        "Attempts, after a failed or beside a late one, that were not made because the service's budget of retries was "
+        "used up.",
     ),
     Metric(
         "graylb_limited_total",

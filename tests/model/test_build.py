@@ -14,6 +14,7 @@ from graylb.model.snapshot import (
     Backoff,
     Condition,
     Connections,
+    Hedge,
     Instance,
     Limits,
     Listener,
@@ -260,7 +261,7 @@ def test_retries() -> None:
     written = {
         "on": ["5xx", "reset", "5xx"], "statuses": [429, 503, 429], "methods": ["PUT", "GET", "PUT"],
         "per_try_timeout": "250ms", "backoff": {"base": 0}, "budget": {"percent": 50, "min_per_second": 0.5},
-        "other_version": True, "same_instance": True, "buffer": "8KiB",
+        "other_version": True, "same_instance": True, "buffer": "8KiB", "hedge": {"delay": "30ms"},
     }  # fmt: skip
     assert users(retries=written).retries == Retries(
         on=("reset", "5xx"),
@@ -272,6 +273,7 @@ def test_retries() -> None:
         other_version=True,
         same_instance=True,
         buffer=8192,
+        hedge=Hedge(0.03),
     )
     assert users(retries={"per_try_timeout": 0, "on": []}).retries == Retries(on=())
 

@@ -221,6 +221,7 @@ cdef class Hedges(Attempts):
         x.heard = y.heard
         x.tried_us = y.tried_us
         x.took_us = y.took_us
+        x.grpc_status = y.grpc_status
         x.connecting_us = y.connecting_us
         x.connect_us = y.connect_us
         self._abort(y.client)

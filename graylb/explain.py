@@ -9,7 +9,15 @@ from typing import Any
 from graylb import _fast
 from graylb.model.snapshot import MARK_RULE, Service, Snapshot
 from graylb.release import marks
-from graylb.release.explain import describe_fault, describe_match, describe_mirror, describe_subset, why_not
+from graylb.release.explain import (
+    describe_fault,
+    describe_limits,
+    describe_match,
+    describe_mirror,
+    describe_retries,
+    describe_subset,
+    why_not,
+)
 
 Header = tuple[str, str]
 
@@ -31,8 +39,9 @@ def explain(
 
     listener: the name of the one that the request came in by, as `choose_listener` takes it. draw, pick: which draw of
     the anonymous split and which pick of an instance, as a worker's counters would have them. `because` says it in one
-    line; `fault` says what may be injected into such requests; `earlier_rules` says of each rule before the one that
-    holds why it does not. Raises ValueError when the request is not one that the proxy would accept.
+    line; `fault`, `mirror`, `limits` and `retries` say what may be done to such requests, as it is configured;
+    `earlier_rules` says of each rule before the one that holds why it does not. Raises ValueError when the request is
+    not one that the proxy would accept.
     """
     listener = choose_listener(snapshot, listener)
     table = _fast.Table(image)
@@ -57,6 +66,8 @@ def explain(
     fault = (service.rules[rule_number].fault if rule_number >= 0 else None) or service.fault
     told["fault"] = describe_fault(fault) if fault is not None else None
     told["mirror"] = describe_mirror(service.mirror) if service.mirror is not None else None
+    told["limits"] = describe_limits(service.limits, told["rule"])
+    told["retries"] = describe_retries(service.retries, method)
     told["candidates"] = [] if subset_number is None else _shares(table.members(service_number, subset_number))
     return told | {"because": _because(service, told), "earlier_rules": earlier}
 

@@ -157,7 +157,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb._limits",
     ),
     "graylb.model": ("graylb.model", "graylb.release", "graylb.builds", "graylb._tls"),
-    "graylb.release": ("graylb.release", "graylb.model.snapshot", "graylb.model.snapshot_faults"),
+    "graylb.release": (
+        "graylb.release",
+        "graylb.model.snapshot",
+        "graylb.model.snapshot_faults",
+        "graylb.model.snapshot_limits",
+        "graylb.model.snapshot_retries",
+    ),
     "graylb._link": ("graylb._fast",),
     "graylb.layout": ("graylb._fast",),
     "graylb.rulebook": (

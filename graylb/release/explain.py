@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from graylb.model.snapshot import Condition, Match, Subset
 from graylb.model.snapshot_faults import Fault, Mirror
+from graylb.model.snapshot_limits import Bounds, ServiceLimits
+from graylb.model.snapshot_retries import Retries
 
 MAX_SHOWN = 80
 """Characters of one value; longer ones are cut."""
@@ -54,6 +56,51 @@ def describe_mirror(mirror: Mirror) -> str:
     """`10% of GET, HEAD are copied to version v2`"""
     which = f"{mirror.percent:g}% of {', '.join(mirror.methods)}" if mirror.methods else f"{mirror.percent:g}%"
     return f"{which} are copied to {describe_subset(mirror.to)}"
+
+
+def describe_retries(retries: Retries, method: str) -> str:
+    """`up to 2 attempts, after connect-failure, refused-stream, reset; a second one beside it when late by 0.1 s`
+
+    method: of the request. What nobody can have looked at is sent again whatever it is.
+    """
+    if method not in retries.methods:
+        answer = f" and gRPC {', '.join(retries.grpc_status)}" if retries.grpc_status else ""
+        return f"only what nobody has looked at{answer}, for {method} is none of {', '.join(retries.methods)}"
+    causes = [*retries.on, *map(str, retries.statuses), *(f"gRPC {each}" for each in retries.grpc_status)]
+    told = f"up to {retries.attempts} attempts, after {', '.join(causes) or 'nothing but what nobody has looked at'}"
+    if retries.per_try_timeout:
+        told += f"; each within {retries.per_try_timeout:g} s"
+    if retries.hedge is not None:
+        told += f"; a second one beside it when late by {retries.hedge.delay:g} s"
+    return told + ("; may leave its version" if retries.other_version else "")
+
+
+def describe_limits(limits: ServiceLimits, rule: str | None) -> list[str]:
+    """`at most 100 requests at once in the service`, `10 requests a second (rate callers)`: one text for each limit.
+
+    rule: that decides the request, None when none does; rates of other rules are left out.
+    """
+    told = []
+    for bounds, where in ((limits.service, "service"), (limits.version, "version"), (limits.instance, "instance")):
+        told += [f"{each} in the {where}" for each in _bounds(bounds)]
+    for rate in limits.rates:
+        if rate.rule in (None, rule):
+            by = f" by {' or '.join(f'{kind} {name}'.strip() for kind, name in rate.key)}" if rate.key else ""
+            told.append(f"{rate.rate:g} requests a second{by}, {rate.burst} at once (rate {rate.name})")
+    return told
+
+
+def _bounds(bounds: Bounds) -> list[str]:
+    told = []
+    if bounds.requests:
+        told.append(f"at most {bounds.requests} requests at once")
+    if bounds.pending:
+        told.append(f"at most {bounds.pending} waiting requests")
+    if bounds.connections:
+        told.append(f"at most {bounds.connections} connections")
+    if bounds.adaptive is not None:
+        told.append(f"an adaptive limit of {bounds.adaptive.min} to {bounds.adaptive.max} requests at once")
+    return told
 
 
 def why_not(match: Match, outcomes: Sequence[bool], groups: Sequence[Sequence[bool]], values: Values) -> str:

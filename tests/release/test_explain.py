@@ -5,7 +5,16 @@ import dataclasses
 import pytest
 
 from graylb.model.snapshot import Condition, Match, Subset
-from graylb.release.explain import describe, describe_match, describe_subset, why_not
+from graylb.model.snapshot_limits import Adaptive, Bounds, Rate, ServiceLimits
+from graylb.model.snapshot_retries import Hedge, Retries
+from graylb.release.explain import (
+    describe,
+    describe_limits,
+    describe_match,
+    describe_retries,
+    describe_subset,
+    why_not,
+)
 from tests import oracle, strategies
 
 GROUP = Condition("header", "exact", ("beta",), "user-group")
@@ -48,6 +57,39 @@ def test_why_not_names_the_group_that_excludes() -> None:
     assert reason == 'path is "/internal/x", excluded by not (path prefix "/internal")'
     both = why_not(match, [], [[True, True], [True]], {**values, ("header", "user-group"): "beta"})
     assert both.startswith('header user-group is "beta" and path is "/internal/x", excluded by not (header user-group')
+
+
+def test_describe_retries() -> None:
+    assert describe_retries(Retries(), "GET") == "up to 2 attempts, after connect-failure, refused-stream, reset"
+    own = Retries((), (503,), ("unavailable",), 3, ("GET",), 0.5, other_version=True, hedge=Hedge(0.1))
+    assert describe_retries(own, "GET") == (
+        "up to 3 attempts, after 503, gRPC unavailable; each within 0.5 s; a second one beside it when late by 0.1 s; "
+        "may leave its version"
+    )
+    assert describe_retries(own, "POST") == (
+        "only what nobody has looked at and gRPC unavailable, for POST is none of GET"
+    )
+    assert describe_retries(Retries(()), "GET").endswith("after nothing but what nobody has looked at")
+
+
+def test_describe_limits() -> None:
+    assert describe_limits(ServiceLimits(), None) == []
+    limits = ServiceLimits(
+        Bounds(requests=100, adaptive=Adaptive()),
+        Bounds(pending=5),
+        Bounds(connections=7),
+        (Rate("all", 10, 20), Rate("callers", 1.5, key=(("header", "x-user-id"), ("client_ip", "")), rule="testers")),
+    )
+    every = [
+        "at most 100 requests at once in the service",
+        "an adaptive limit of 10 to 1000 requests at once in the service",
+        "at most 5 waiting requests in the version",
+        "at most 7 connections in the instance",
+        "10 requests a second, 20 at once (rate all)",
+    ]
+    assert describe_limits(limits, None) == every
+    callers = "1.5 requests a second by header x-user-id or client_ip, 1 at once (rate callers)"
+    assert describe_limits(limits, "testers") == [*every, callers]
 
 
 def test_what_a_client_sent_cannot_write_to_a_terminal() -> None:

@@ -273,6 +273,8 @@ class Decision(_Open):
     instance: str | None = None
     fault: str | None = Field(None, description="What may be injected into such requests.")
     mirror: str | None = Field(None, description="Which requests of the service are copied, and where to.")
+    limits: list[str] | None = Field(None, description="How many such requests there may be, one text for each limit.")
+    retries: str | None = Field(None, description="When such a request is sent once more.")
     earlier_rules: list[Earlier]
 
 

@@ -143,7 +143,7 @@ SERVICE = optional(
         other_version=st.booleans(),
         same_instance=st.booleans(),
         buffer=st.sampled_from([0, "8KiB"]),
-        hedge=st.none() | st.fixed_dictionaries({"delay": st.sampled_from([0.001, "20ms"])}),
+        hedge=st.fixed_dictionaries({"delay": st.sampled_from([0.001, "20ms"])}),
     ),
     tunnels=st.sampled_from(["keep", "cut", "drain 30s", {"drain": "1.5m"}, {"drain": 0.25}]),
     health=optional(

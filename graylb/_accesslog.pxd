@@ -108,3 +108,4 @@ cdef class Format:
 
 cdef void dates(uint64_t second, char* date, char* local) noexcept
 cdef Text header_of(Head* h, const char* name, uint32_t n) noexcept
+cdef Text decided(int field, Exchange* x, Table t) noexcept

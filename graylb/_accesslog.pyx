@@ -298,6 +298,11 @@ cdef inline Text _decided(int field, Exchange* x, Table t) noexcept:
     return _str(t, versions[t.instances[x.d.instance].version])
 
 
+cdef Text decided(int field, Exchange* x, Table t) noexcept:
+    """The same, for spans."""
+    return _decided(field, x, t)
+
+
 cdef inline char* _ended(bint json, LogOp* op, Ended* e, Table t, char* o, const char* limit) noexcept:
     """A field of the end; NULL: it has no value. One chain, as in `_asked`."""
     cdef Exchange* x = e.x

@@ -11,12 +11,14 @@ from graylb._fast cimport Decision, pick_other, pick_stable
 from graylb._grpc cimport STATUS_NONE, http_of, read_status, renew_timeout, status_in
 from graylb._http1 cimport Head
 from graylb._live cimport ARMED, CALLED, MAY_HEDGE, RACES, RESTED, RESTS, S_BODY, TIMES, Conn, Exchange, ServiceLive, TableState, Upstream
+from graylb._logs cimport C_SPAN
 from graylb._meter cimport Series
 from graylb._outliers cimport NO_ANSWER, due
 from graylb._pools cimport may_repeat
 from graylb._retries cimport (AGAIN, GRPC_STATUS, INVALID, MAX_ATTEMPTS, OTHER_VERSION, RESET, STALE, STANDS, STATUS, TIMED_OUT,
                               UNSEEN, Failure, RetryPolicy, backoff, judge, scramble, spend)
 from graylb._sockets cimport gl_now_us, socket_error
+from graylb._spans cimport rename
 
 from graylb.errors import BY_REASON
 
@@ -77,6 +79,7 @@ cdef class Attempts(Admission):
                     x.connecting_us = gl_now_us() if x.captured and u.connecting else 0
                     x.connect_us = 0
                     attach(x, up, u)
+                    if x.captured & C_SPAN: self.logs.tried(x, u)
                     return True
                 if called: self._call_all(up)
                 if self.exhausted:                   # not the instance is to blame, and no other could be reached
@@ -85,6 +88,7 @@ cdef class Attempts(Admission):
                 up.failures += 1
                 self._saw(up, NO_ANSWER + E_CONNECT_FAILED, 0)
                 up.series.failures[0] += 1
+                if x.captured & C_SPAN: self.logs.missed(x, E_CONNECT_FAILED)
                 self.retries += 1
                 self._remember(x)
                 x.unseen += 1
@@ -155,6 +159,7 @@ cdef class Attempts(Admission):
 
     cdef int _send_saved(self, Exchange* x) noexcept:
         cdef char* body
+        if x.traced and x.attempts > 1: rename(x.saved, x.saved_len, x)
         if x.upstream.fd >= 0 and not x.until_us: return self._send(x.upstream, x.saved, x.saved_len)
         body = <char*>memmem(x.saved, x.saved_len, b"\r\n\r\n", 4) + 4
         if x.until_us: renew_timeout(body, x.until_us - gl_now_us())
@@ -163,6 +168,7 @@ cdef class Attempts(Admission):
     cdef int _send_request(self, Exchange* x, char* head, size_t n, char* body, size_t bn) noexcept:
         """Head and first body bytes to the upstream; -1: this connection does not take them."""
         cdef Conn* u = x.upstream
+        if x.traced and x.attempts > 1: rename(head, n, x)
         if u.fd >= 0: return self._send_two(u, head, n, body, bn)
         u.eof = x.request_done
         if bn and self._keep(u, body, bn) < 0: return -1
@@ -242,6 +248,7 @@ cdef class Attempts(Admission):
             if x.grpc: self._saw(up, NO_ANSWER + code, 0)    # what it answers stands at the end
             self._abort(u)
             return
+        if x.captured & C_SPAN: self.logs.try_ended(x, u, code, 0, -1)
         cause = self._cause(u, code)
         # who waits for the rest of a request is not late himself
         if cause != STALE and (code != E_RESPONSE_TIMEOUT or x.request_done): self._saw(up, NO_ANSWER + code, 0)
@@ -292,6 +299,8 @@ cdef class Attempts(Admission):
         if x.saved_len == 0 and self._keep_request(x, u.out + u.out_off + u.preface, u.out_len - u.preface, NULL, 0) < 0:
             self._abort(u)
             return True
+        if x.captured & C_SPAN and cause >= STATUS:
+            self.logs.try_ended(x, u, -1, status if cause == STATUS else 200, status if cause == GRPC_STATUS else -1)
         series.retried[cause] += 1
         x.heard = 0
         if cause <= STALE: x.unseen += 1

@@ -395,6 +395,8 @@ cdef class Engine(Detours):
         cdef ServiceLive live
         for result, n in (("written", self.logs.access.lines), ("dropped", self.logs.access.dropped)):
             self._total(self.slab, "graylb_access_log_lines_total", (("result", result),), n)
+        for result, n in (("written", self.logs.spans), ("dropped", self.logs.spans_dropped)):
+            self._total(self.slab, "graylb_worker_spans_total", (("result", result),), n)
         for live in self.services.values():
             self._tell_attempts(live)
             if live.mirror is not None:

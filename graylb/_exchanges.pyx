@@ -12,7 +12,7 @@ from graylb._http1 cimport BODY_CLOSE, Head
 from graylb._limits cimport end, late
 from graylb._live cimport (MAX_HEAD, RESTED, RESTS, S_HEAD, S_LINGER, S_TUNNEL, S_WAIT, Conn, Exchange, TableState, Upstream,
                            record)
-from graylb._logs cimport Logs, Settings
+from graylb._logs cimport C_SPAN, Logs, Settings
 from graylb._meter cimport Meter
 from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
 from graylb._streams cimport Streams
@@ -131,6 +131,7 @@ cdef class Exchanges(Streams):
         x.of_service = x.of_version = NULL
 
     cdef void _detach(self, Exchange* x) noexcept:
+        if x.captured & C_SPAN: self.logs.try_ended(x, x.upstream, -1, 0, -1)
         (<Upstream>x.upstream.upstream).in_flight -= 1
         (<Upstream>x.upstream.upstream).series.in_flight[0] -= 1
         x.upstream.limit = 0

@@ -223,7 +223,8 @@ cdef struct Exchange:
     char* log              # what is told of its head
     uint32_t log_len
     uint32_t log_cap
-    uint32_t full_at       # where in it that for views and spans begins
+    uint32_t full_at       # where in it that for views begins
+    uint32_t span_at       # and what is kept for spans, see _spans.Kept
     Exchange* rival        # the other one of two attempts, see Hedging
     Breaker* of_service    # where it counts; NULL: its service has no limits
     Breaker* of_version

@@ -1,9 +1,9 @@
 """What a worker tells of its requests: see _logs.pyx."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from graylb._accesslog cimport Asked, Format
+from graylb._accesslog cimport Asked, Ended, Format
 from graylb._http1 cimport Head
-from graylb._live cimport Exchange, Peer
+from graylb._live cimport Conn, Exchange, Peer
 from graylb._ring cimport Ring
 
 cdef enum:
@@ -12,7 +12,8 @@ cdef enum:
 
 cdef enum Captured:
     C_LOG = 1              # for the access log
-    C_FULL = 2             # for views and spans
+    C_FULL = 2             # for views
+    C_SPAN = 4             # for spans
 
 cdef class Settings:
     # of a table
@@ -61,6 +62,7 @@ cdef class Logs:
     cdef uint32_t left             # lines for views in this tick
     cdef readonly uint64_t unseen  # lines for views that were too many
     cdef uint32_t spans_left       # in this tick
+    cdef Head head                 # of the request whose spans are written
     cdef readonly uint64_t spans
     cdef readonly uint64_t spans_dropped
     cdef uint64_t offset           # of Unix time, to the monotonic one, us
@@ -82,8 +84,17 @@ cdef class Logs:
     cdef void ticked(self) noexcept
     cdef uint64_t random(self) noexcept
     cdef char* lines(self, Exchange* x, char* e) noexcept
+    cdef void tried(self, Exchange* x, Conn* u) noexcept
+    cdef void missed(self, Exchange* x, int code) noexcept
+    cdef void try_ended(self, Exchange* x, Conn* u, int code, int status, int grpc) noexcept
+    cdef bint _log_room(self, Exchange* x, size_t n) noexcept
+    cdef void _keep(self, Exchange* x, Head* h, const char* listener, uint32_t listener_n, bint secure, bint h2) noexcept
+    cdef void _tell_spans(self, Exchange* x, Ended* e) noexcept
+    cdef char* _span_room(self) noexcept
+    cdef void _span_done(self, char* o, char* e) noexcept
     cdef void _trace(self, Exchange* x, Settings s, Head* h) noexcept
     cdef void _name_request(self, Exchange* x, Settings s, Head* h) noexcept
+    cdef void _keep_told(self, Exchange* x, Settings s, Asked* a) noexcept
     cdef bint _told(self, Exchange* x, Settings s, Asked* a, char* at, char* end) noexcept
     cdef bint _tell_span(self, Exchange* x, Settings s, uint16_t status) noexcept
     cdef bint _seen(self, Exchange* x, uint16_t status) noexcept

@@ -1,8 +1,10 @@
 """What a worker tells of its requests: lines of the access log, and of live views, on their way to the control process.
 
 Lines of the access log are made in memory that the control process reads (`_ring`), all else goes through a pipe from a
-bounded buffer: whole lines or none. What finds no room is dropped and counted; nothing waits. `asked` keeps what is known of a request when its head is, for the head is
-gone at the end; `ended` makes the lines, and is the only place that does.
+bounded buffer: whole lines or none. What finds no room is dropped and counted; nothing waits. `asked` keeps what is known of a
+request when its head is, for the head is gone at the end; `ended` makes the lines, and is the only place that does. For spans the
+head is kept as it is and read once more at the end: of a hundred requests one has to have any, but which one is known only then,
+for errors always have.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
@@ -12,15 +14,18 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from graylb._accesslog cimport LINE_MAX, MARGIN, Asked, Ended, Format, Text, dates
 from graylb._fast cimport Rule, Service, Str, Table
-from graylb._http1 cimport DROP, Head, Header, put_line, same_name
-from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Exchange, Peer, TableState
+from graylb._http1 cimport DROP, MAX_HEADERS, Head, Header, put_line, same_name, scan_request
+from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Conn, Exchange, Peer, TableState
 from graylb._ring cimport Ring
+from graylb._spans cimport MAX_TRIES, Kept, Try, client_span, put_id, server_span
 from graylb._trace cimport Context_, low_half, put_hex, read_parent
 from graylb._sockets cimport gl_now_us
 
 import os
 
-from graylb.errors import KINDS
+from graylb.errors import BY_REASON, KINDS
+
+cdef int E_UPSTREAM_RESET = BY_REASON["upstream-reset"].code
 
 cdef extern from * nogil:
     """
@@ -39,7 +44,7 @@ cdef extern from * nogil:
 
 cdef enum:
     FLUSH = 65536          # so many bytes are worth a system call
-    SPANS_A_TICK = 200     # likewise
+    SPANS_A_TICK = 400     # likewise
     VIEWS_A_TICK = 100     # lines, of each worker, in 100 ms
     MAX_VIEWS = 16
     LAST_MS = 500          # for the rest, when a worker ends
@@ -222,11 +227,12 @@ cdef class Logs:
                     bint secure, bint h2) noexcept:
         """Keeps what will be told of a request's head, if anything will be. h: NULL where it is none."""
         cdef Asked a
-        cdef char* q
-        cdef size_t n
         if not s.any_ and not self.n_views: return
         if h != NULL and s.tracing: self._trace(x, s, h)
         if h != NULL and s.request_ids: self._name_request(x, s, h)
+        if s.format is None and not self.n_views:
+            if x.traced: self._keep(x, h, listener, listener_n, secure, h2)
+            return
         memset(&a, 0, sizeof(Asked))
         a.head = h
         a.peer = peer
@@ -253,11 +259,18 @@ cdef class Logs:
             a.request_id.p = x.request_id
             a.request_id.n = x.request_id_n
         if s.format is not None: x.captured |= C_LOG
-        if self.n_views or (x.traced and (s.always_errors or x.traced & T_SAMPLED)): x.captured |= C_FULL
+        if self.n_views: x.captured |= C_FULL
+        self._keep_told(x, s, &a)
+        if x.traced: self._keep(x, h, listener, listener_n, secure, h2)
+
+    cdef void _keep_told(self, Exchange* x, Settings s, Asked* a) noexcept:
+        """What both formats tell of a head."""
+        cdef char* q
+        cdef size_t n
         if not x.captured: return
-        if x.log_cap and self._told(x, s, &a, x.log, x.log + x.log_cap - 2 * MARGIN): return
+        if x.log_cap and self._told(x, s, a, x.log, x.log + x.log_cap - 2 * MARGIN): return
         # its first one, or one of which there is much to tell
-        self._told(x, s, &a, self.scratch, self.scratch + 2 * LINE_MAX + 3 * MARGIN)
+        self._told(x, s, a, self.scratch, self.scratch + 2 * LINE_MAX + 3 * MARGIN)
         n = x.log_len + 2 * MARGIN + 1024
         if n > x.log_cap:
             q = <char*>realloc(x.log, n)
@@ -286,6 +299,71 @@ cdef class Logs:
             if limit - o < <ssize_t>(longest + MARGIN) and limit == end: return False
         x.log_len = <uint32_t>(o - at)
         return True
+
+    cdef bint _log_room(self, Exchange* x, size_t n) noexcept:
+        """For so many bytes in all. False: out of memory."""
+        cdef char* q
+        if n <= x.log_cap: return True
+        q = <char*>realloc(x.log, n + 256)
+        if q == NULL: return False
+        x.log = q
+        x.log_cap = <uint32_t>(n + 256)
+        return True
+
+    cdef void _keep(self, Exchange* x, Head* h, const char* listener, uint32_t listener_n, bint secure, bint h2) noexcept:
+        """For a request's spans, if it may have any, behind what is kept for lines."""
+        cdef Settings s = <Settings>(<TableState>x.state).log
+        cdef size_t at = (x.log_len + 7) & ~<size_t>7
+        cdef size_t n = h.end - h.start
+        cdef Kept* k
+        if not s.always_errors and not x.traced & T_SAMPLED: return
+        if not self._log_room(x, at + sizeof(Kept) + n): return
+        x.captured |= C_SPAN
+        x.span_at = <uint32_t>at
+        k = <Kept*>(x.log + at)
+        k.wall_us = x.began_us + self.offset
+        k.listener = listener
+        k.listener_n = listener_n
+        k.secure = secure
+        k.h2 = h2
+        k.n = 0
+        k.head_n = <uint32_t>n
+        memcpy(k + 1, h.start, n)
+
+    cdef void tried(self, Exchange* x, Conn* u) noexcept:
+        """An attempt begins on that connection, of a request that is kept for spans."""
+        cdef Kept* k = <Kept*>(x.log + x.span_at)
+        cdef Try* t
+        if k.n >= MAX_TRIES: return
+        t = &k.tries[k.n]
+        k.n += 1
+        memset(t, 0, sizeof(Try))
+        t.conn = u
+        t.began_us = gl_now_us()
+        t.instance = x.d.instance
+        t.number = x.attempts
+        t.h2 = x.h2
+
+    cdef void missed(self, Exchange* x, int code) noexcept:
+        """An attempt had no connection."""
+        self.tried(x, NULL)
+        self.try_ended(x, NULL, code, 0, -1)
+
+    cdef void try_ended(self, Exchange* x, Conn* u, int code, int status, int grpc) noexcept:
+        """The attempt on that connection is over, if it was not already: by an error (-1: none), an answer's status (0: none), a
+        status of gRPC (-1: none)."""
+        cdef Kept* k = <Kept*>(x.log + x.span_at)
+        cdef Try* t
+        cdef int i
+        for i in range(k.n):
+            t = &k.tries[i]
+            if t.ended_us or t.conn != u: continue
+            t.conn = NULL
+            t.ended_us = gl_now_us()
+            t.connect_us = x.connect_us
+            t.failed = <uint8_t>(code + 1)
+            t.status = <uint16_t>status
+            t.grpc = <uint8_t>(grpc + 1)
 
     cdef void ended(self, Exchange* x, uint64_t now_us) noexcept:
         """An exchange that was kept something of is over: its lines."""
@@ -317,18 +395,65 @@ cdef class Logs:
                 o = self.events.room()
                 if o == NULL: self.unseen += 1
                 else: self.events.wrote(self.full.line(&e, state.table, x.log + x.full_at, x.log + x.log_len, o, o + LINE_MAX))
-        if x.captured & C_FULL and x.traced and self._tell_span(x, s, e.status):
-            o = self.events.room() if self.spans_left else NULL
-            if o == NULL: self.spans_dropped += 1
-            else:
-                self.spans_left -= 1
-                self.spans += 1
-                o[0] = 83                            # what is no line for views begins otherwise
-                self.events.wrote(self.full.line(&e, state.table, x.log + x.full_at, x.log + x.log_len, o + 1, o + LINE_MAX))
+        if x.captured & C_SPAN and self._tell_span(x, s, e.status): self._tell_spans(x, &e)
+        x.captured = 0
         if x.log_cap > 4096:
             free(x.log)
             x.log = NULL
             x.log_cap = 0
+
+    cdef void _tell_spans(self, Exchange* x, Ended* e) noexcept:
+        """The attempts' spans, and the request's."""
+        cdef Kept* k = <Kept*>(x.log + x.span_at)
+        cdef const char* head = <const char*>(k + 1)
+        cdef Asked a
+        cdef Try* t
+        cdef Text error
+        cdef int i
+        if scan_request(&self.head, head, head + k.head_n, MAX_HEADERS) <= 0: return     # it was a head, and is what it was
+        memset(&a, 0, sizeof(Asked))
+        a.head = &self.head
+        a.peer = &x.client.peer
+        a.listener.p = k.listener
+        a.listener.n = k.listener_n
+        a.secure = k.secure
+        a.h2 = k.h2
+        a.worker = self.worker
+        a.wall_us = k.wall_us
+        if x.request_id_n:
+            a.request_id.p = x.request_id
+            a.request_id.n = x.request_id_n
+        for i in range(k.n):
+            t = &k.tries[i]
+            error.p = NULL
+            error.n = 0
+            if t.ended_us == 0:                      # what became of it became of the request
+                t.ended_us = e.now_us
+                t.connect_us = x.connect_us
+                t.failed = <uint8_t>(E_UPSTREAM_RESET + 1) if x.cut == 2 else x.failed
+                t.status = 0 if x.failed else x.status
+            if t.failed:
+                error.p = self.reasons[t.failed - 1]
+                error.n = self.reasons_n[t.failed - 1]
+            o = self._span_room()
+            if o != NULL: self._span_done(o, client_span(o + 5, x, &a, k, t, error, x.cut if i == k.n - 1 else 0))
+        o = self._span_room()
+        if o != NULL: self._span_done(o, server_span(o + 5, x, &a, e))
+
+    cdef char* _span_room(self) noexcept:
+        """For a span and five bytes before it; NULL: it is dropped."""
+        cdef char* o = self.events.room() if self.spans_left else NULL
+        if o == NULL: self.spans_dropped += 1
+        return o
+
+    cdef void _span_done(self, char* o, char* e) noexcept:
+        """It was written behind o, up to e. What is no line for views is an S, its length in four bytes, and itself."""
+        cdef uint32_t size = <uint32_t>(e - o - 5)
+        o[0] = 83
+        memcpy(o + 1, &size, 4)
+        self.spans_left -= 1
+        self.spans += 1
+        self.events.wrote(e)
 
     cdef bint _tell_span(self, Exchange* x, Settings s, uint16_t status) noexcept:
         """Whether its span is exported: it is sampled, or an error."""
@@ -336,7 +461,7 @@ cdef class Logs:
         return s.always_errors and (status >= 500 or x.cut == 2 or (x.failed and x.grpc))
 
     cdef void _trace(self, Exchange* x, Settings s, Head* h) noexcept:
-        """Begins the span of a request, in the client's trace or in a new one; what is forwarded names this span."""
+        """Begins the span of a request, in the client's trace or in a new one."""
         cdef Context_ parent
         cdef Header* at = NULL
         cdef bint valid
@@ -391,7 +516,7 @@ cdef class Logs:
             memcpy(line, b"traceparent: 00-", 16)
             memcpy(line + 16, x.trace_id, 32)
             line[48] = 45
-            memcpy(line + 49, x.span_id, 16)
+            put_id(line + 49, x, 1)                  # the span of the attempt that it is sent with
             memcpy(line + 65, b"-01\r\n", 5)
             if not x.traced & T_SAMPLED: line[67] = 48
             e = put_line(e, line, 70)

@@ -10,4 +10,5 @@ cdef struct Context_:
 
 cdef bint read_parent(const char* p, size_t n, Context_* found) noexcept nogil
 cdef void put_hex(char* o, uint64_t n) noexcept nogil
+cdef uint64_t get_hex(const char* digits) noexcept nogil
 cdef uint64_t low_half(const char* trace_id) noexcept nogil

@@ -1,7 +1,11 @@
 """W3C Trace Context, level 1, without I/O: what a traceparent says (section 3.2), and ids in hexadecimal."""
 
 from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+
+cdef extern from "<endian.h>" nogil:
+    uint64_t gl_big_endian "htobe64"(uint64_t)
 
 cdef enum:
     PARENT = 55            # bytes of a traceparent of version 00
@@ -41,20 +45,30 @@ cdef bint read_parent(const char* p, size_t n, Context_* found) noexcept nogil:
 
 
 cdef void put_hex(char* o, uint64_t n) noexcept nogil:
-    """16 digits."""
+    """16 digits: eight halves of bytes at a time, each in a byte of its own, and then all of them digits at once."""
+    cdef uint64_t half, letters
     cdef int i
-    cdef int d
-    for i in range(16):
-        d = (n >> (60 - 4 * i)) & 15
-        o[i] = 48 + d if d < 10 else 87 + d
+    for i in range(2):
+        half = n >> 32 if i == 0 else n & <uint64_t>0xffffffff
+        half = (half << 16 | half) & <uint64_t>0x0000ffff0000ffff
+        half = (half << 8 | half) & <uint64_t>0x00ff00ff00ff00ff
+        half = (half << 4 | half) & <uint64_t>0x0f0f0f0f0f0f0f0f
+        letters = (half + <uint64_t>0x0606060606060606) >> 4 & <uint64_t>0x0101010101010101
+        half = gl_big_endian(half + <uint64_t>0x3030303030303030 + letters * 39)
+        memcpy(o + 8 * i, &half, 8)
+
+
+cdef uint64_t get_hex(const char* digits) noexcept nogil:
+    """Of 16 digits, which they must be."""
+    cdef uint64_t n = 0
+    cdef int i
+    for i in range(16): n = n << 4 | <uint64_t>_digit(digits[i])
+    return n
 
 
 cdef uint64_t low_half(const char* trace_id) noexcept nogil:
     """The last 64 bits, by which a share of all traces is taken, as OpenTelemetry's TraceIdRatioBased does."""
-    cdef uint64_t n = 0
-    cdef int i
-    for i in range(16, 32): n = n << 4 | <uint64_t>_digit(trace_id[i])
-    return n
+    return get_hex(trace_id + 16)
 
 
 def parent_of(bytes value):
@@ -62,3 +76,10 @@ def parent_of(bytes value):
     cdef Context_ found
     if not read_parent(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), &found): return None
     return found.trace_id[:32].decode(), found.span_id[:16].decode(), bool(found.sampled)
+
+
+def hex_of(uint64_t n):
+    """16 digits."""
+    cdef char digits[16]
+    put_hex(digits, n)
+    return digits[:16].decode()

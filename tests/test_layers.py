@@ -71,7 +71,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "graylb._accesslog": ("graylb._live", "graylb._fast", "graylb._http1"),
     "graylb._ring": (),
     "graylb._trace": (),
+    "graylb._spans": (
+        "graylb._accesslog",
+        "graylb._trace",
+        "graylb._live",
+        "graylb._fast",
+        "graylb._http1",
+        "graylb._retries",
+    ),
     "graylb._logs": (
+        "graylb._spans",
         "graylb._accesslog",
         "graylb._ring",
         "graylb._trace",
@@ -99,6 +108,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "graylb._fast",
     ),
     "graylb._attempts": (
+        "graylb._logs",
+        "graylb._spans",
         "graylb._retries",
         "graylb._admission",
         "graylb._clients",

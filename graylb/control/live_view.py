@@ -20,6 +20,7 @@ MAX_VIEWS: Final = 16
 QUEUE: Final = 1000
 """Lines that wait for a viewer."""
 PIECE: Final = 1 << 16
+_SPAN: Final = ord("S")
 PIPE_BYTES: Final = 1 << 20
 
 
@@ -136,14 +137,31 @@ class Views:
         if not data:
             self._end(fd)
             return False
-        *lines, self._rests[fd] = (self._rests[fd] + data).split(b"\n")
-        for line in lines:
-            if line[:1] != b"{":
-                if self._spans is not None:
-                    self._spans(line)
-            elif self._views:
-                self._show(line)
+        if self._rests[fd]:
+            data = self._rests[fd] + data
+        self._rests[fd] = data[self._take(data) :]
         return True
+
+    def _take(self, data: bytes) -> int:
+        """What is whole: lines for viewers, and spans, which are an S, their length and themselves. -> bytes."""
+        at = 0
+        while at < len(data):
+            if data[at] == _SPAN:
+                begin = at + 5
+                end = begin + int.from_bytes(data[at + 1 : begin], "little")
+                if len(data) < begin or len(data) < end:
+                    break
+                if self._spans is not None:
+                    self._spans(data[begin:end])
+                at = end
+            else:
+                end = data.find(b"\n", at)
+                if end < 0:
+                    break
+                if self._views:
+                    self._show(data[at:end])
+                at = end + 1
+        return at
 
     def _show(self, line: bytes) -> None:
         found = orjson.loads(line)

@@ -292,6 +292,12 @@ METRICS: Final = (
         "control",
     ),
     Metric(
+        "graylb_worker_spans_total",
+        "counter",
+        ("result",),
+        "Spans of traces at the workers. result: `written`, or `dropped` because they were too many at once.",
+    ),
+    Metric(
         "graylb_spans_total",
         "counter",
         ("result",),

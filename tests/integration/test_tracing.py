@@ -14,19 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import orjson
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
-from opentelemetry.trace import SpanKind
 
-from graylb.model.snapshot import Forwarding
-from graylb.model.snapshot_observe import OtlpExport, Tracing
+from graylb import _fast, table
+from graylb.model import snapshot
+from graylb.model.snapshot import (
+    Backoff,
+    Condition,
+    Forwarding,
+    Instance,
+    Match,
+    Retries,
+    RetryBudget,
+    Rule,
+    Subset,
+)
+from graylb.model.snapshot_observe import AccessLog, OtlpExport, Tracing
 from graylb.observe.slabs import Slabs
-from tests.integration import proxies
-from tests.integration.engines import Ask, Rig, run, service
+from tests.integration import engines, proxies
+from tests.integration.engines import Ask, Rig, run, service, split
 from tests.integration.proxies import until
-from tests.integration.test_access_log import Pipe, told
+from tests.integration.spans import CLIENT, SERVER, by_the_sdk, flat, values
+from tests.integration.spans import split as split_pipe
+from tests.integration.test_access_log import ALL, EVERYTHING, Pipe, told
 from tests.integration.upstream import Upstream
 
 OTLP = OtlpExport("127.0.0.1:4317")
@@ -54,7 +66,7 @@ def test_requests_that_are_sampled_are_exemplars_of_their_latency() -> None:
             (times,) = [each for each in slabs.read() if each.name == "graylb_request_duration_seconds"]
             assert times.exemplars is None
             await rig.ask("GET", "/", PARENT)
-            (span,) = await spans(events, 1)
+            (span,), _ = await spans(events, 1)
             (times,) = [each for each in slabs.read() if each.name == "graylb_request_duration_seconds"]
             assert times.exemplars is not None
             ((us, at_us, trace_id, span_id),) = times.exemplars.exemplars()
@@ -68,12 +80,17 @@ def test_requests_that_are_sampled_are_exemplars_of_their_latency() -> None:
         slabs.close()
 
 
-async def spans(pipe: Pipe, count: int) -> list[dict[str, Any]]:
-    from tests.integration.engines import until as soon
+async def spans(pipe: Pipe, requests: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Those of so many requests, and of their attempts."""
 
-    await soon(lambda: pipe.read().count(b"\n") >= count, lambda: pipe.data.decode())
-    assert all(line[:1] == b"S" for line in pipe.data.splitlines())
-    return [orjson.loads(line[1:]) for line in pipe.data.splitlines()]
+    def found() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        flattened = [flat(span) for span in split_pipe(pipe.read())[0]]
+        return [span for span in flattened if span["kind"] == SERVER], [
+            span for span in flattened if span["kind"] == CLIENT
+        ]
+
+    await engines.until(lambda: len(found()[0]) >= requests, lambda: pipe.data)
+    return found()
 
 
 def test_without_tracing_headers_pass_untouched() -> None:
@@ -87,7 +104,7 @@ def test_without_tracing_headers_pass_untouched() -> None:
     run(test)
 
 
-def test_a_span_is_a_child_of_the_client_s_and_the_parent_of_the_instance_s() -> None:
+def test_a_request_is_a_child_of_the_client_s_span_and_its_attempt_the_parent_of_the_instance_s() -> None:
     async def test(rig: Rig) -> None:
         with told(rig, None) as (_, events):
             rig.tracing = Tracing(OTLP, sample=0.0)
@@ -98,9 +115,13 @@ def test_a_span_is_a_child_of_the_client_s_and_the_parent_of_the_instance_s() ->
             assert (trace_id, flags) == (TRACE, "01")
             assert span_id != SPAN
             assert origin.asks[0].get("tracestate") == "congo=t61rcWkgMzE"
-            (span,) = await spans(events, 1)
-            assert (span["trace_id"], span["parent_id"], span["span_id"]) == (TRACE, SPAN, span_id)
-            assert (span["path"], span["status"], span["version"]) == ("/a", 200, "v1")
+            (span,), (attempt,) = await spans(events, 1)
+            assert (attempt["trace_id"], attempt["parent_id"], attempt["span_id"]) == (TRACE, span["span_id"], span_id)
+            assert (span["trace_id"], span["parent_id"]) == (TRACE, SPAN)
+            assert len({SPAN, span["span_id"], span_id}) == 3
+            assert (span["url.path"], span["http.response.status_code"], span["graylb.version"]) == ("/a", 200, "v1")
+            (told_of, _), _ = split_pipe(events.data)
+            assert told_of.trace_state == "congo=t61rcWkgMzE"
 
     run(test)
 
@@ -126,8 +147,9 @@ def test_what_is_no_parent_begins_a_new_trace_without_its_state(lines: tuple[str
             assert trace_id != TRACE
             assert flags == "01"
             assert origin.asks[0].get("tracestate") is None
-            (span,) = await spans(events, 1)
-            assert (span["trace_id"], span["span_id"]) == (trace_id, span_id)
+            (span,), (attempt,) = await spans(events, 1)
+            assert (attempt["trace_id"], attempt["span_id"]) == (trace_id, span_id)
+            assert (span["trace_id"], attempt["parent_id"]) == (trace_id, span["span_id"])
             assert "parent_id" not in span
 
     run(test)
@@ -148,7 +170,9 @@ def test_what_is_not_sampled_is_told_to_instances_and_exported_only_when_it_fail
             await rig.ask("GET", "/b")
             await rig.ask("GET", "/fails", UNSAMPLED)
             assert [parts(ask)[2] for ask in origin.asks] == ["00", "00", "00"]
-            assert [(span["path"], span["status"]) for span in await spans(events, 1)] == [("/fails", 503)]
+            (span,), (attempt,) = await spans(events, 1)
+            assert (span["url.path"], span["http.response.status_code"]) == ("/fails", 503)
+            assert (attempt["span_id"], attempt["parent_id"]) == (parts(origin.asks[2])[1], span["span_id"])
             rig.tracing = Tracing(OTLP, sample=100.0, parent_based=False, always_errors=False)
             rig.swap(service(origin))
             await rig.ask("GET", "/c", UNSAMPLED)
@@ -174,6 +198,173 @@ def test_a_share_of_traces_is_the_one_that_opentelemetry_takes() -> None:
                 taken += flags == "01"
             assert 40 < taken < 150  # 8 standard deviations
             assert len({parts(ask)[0] for ask in origin.asks} | {parts(ask)[1] for ask in origin.asks}) == 600
+
+    run(test)
+
+
+def told_twice(pipe: Pipe) -> Iterator[tuple[Any, Any]]:
+    """(span, what the SDK makes of the same request) of all that are told."""
+    found, lines = split_pipe(pipe.read())
+    theirs = {line["span_id"]: by_the_sdk(line) for line in lines if "span_id" in line}
+    for span in found:
+        if span.kind == SERVER:
+            expected = theirs[span.span_id.hex()]
+            for each in (span, expected):
+                each.attributes.sort(key=lambda attribute: attribute.key)
+            yield span, expected
+
+
+HEADS: list[tuple[str, ...]] = [
+    ("GET", "/"),
+    ("GET", "/a?b=c", PARENT, "tracestate: a=b,c=d", "user-agent: me"),
+    ("GET", "/?", "user-agent:"),
+    ("POST", "/%C3%A9", "user-agent: caf\xc3\xa9 \xff\xc3", "x-request-id: r-1", "x-user: u1"),
+    ("GET", "/long", f"user-agent: {'a' * 200}"),
+    ("GET", "/fails", "x-user: u1"),
+    ("GET", "/nothing", UNSAMPLED),
+    ("POST", "/pkg.Users/Get", "content-type: application/grpc-web"),
+    ("POST", "//Get/", "content-type: application/grpc-web"),
+]
+
+
+def test_a_request_s_span_is_what_the_sdk_would_encode() -> None:
+    async def test(rig: Rig) -> None:
+        with told(rig, AccessLog("stdout", True, ALL)) as (_, events):
+            rig.tracing = Tracing(OTLP, sample=100.0)
+            v1, v2 = await rig.origin(), await rig.origin()
+
+            async def fails(ask: Ask) -> None:
+                ask.answer(status=503)
+
+            v2.handlers["/fails"] = fails
+            rules = (Rule("testers", Match((Condition("header", "exact", ("u1",), "x-user"),)), Subset("v2")),)
+            nowhere = service(Instance(rig.refusing(), "v1"), name="nowhere")
+            rig.swap(
+                service((v1, "v1"), (v2, "v2"), rules=rules, split=split(v1=90, v2=10)),
+                nowhere,
+            )
+            rig.engine.watch([EVERYTHING])
+            for method, target, *lines in HEADS:
+                await rig.ask(method, target, *lines, body=b"12345" if method == "POST" else None)
+            await rig.ask("GET", "/", host="nowhere")
+            await rig.ask("GET", "/", host="nobody:8080")
+            await rig.ask("GET", "/", host="[::1]:80")
+            count = len(HEADS) + 2  # one goes on unsampled
+            await engines.until(lambda: len(list(told_twice(events))) >= count, lambda: events.data)
+            compared = list(told_twice(events))
+            assert len(compared) == count
+            for span, expected in compared:
+                assert span == expected
+
+    run(test)
+
+
+def policy(*on: str, **more: Any) -> Retries:
+    return Retries(on=on, backoff=Backoff(0, 0), budget=RetryBudget(100, 1000), **more)
+
+
+async def bad_and_good(rig: Rig, **more: Any) -> tuple[engines.Origin, engines.Origin]:
+    """Two origins of one version; one of them answers with 503."""
+    bad, good = await rig.origin(), await rig.origin()
+
+    async def fails(ask: Ask) -> None:
+        await ask.read_body()
+        ask.answer(status=503)
+
+    bad.handlers["/a"] = fails
+    rig.swap(service(bad, good, **more))
+    return bad, good
+
+
+def test_each_attempt_is_a_span_that_its_instance_is_told_of() -> None:
+    async def test(rig: Rig) -> None:
+        with told(rig, None) as (_, events):
+            rig.tracing = Tracing(OTLP, sample=100.0)
+            bad, good = await bad_and_good(rig, retries=policy("5xx"))
+            count = 0
+            while not bad.asks:
+                await rig.ask("GET", "/a", PARENT)
+                count += 1
+                assert count < 100
+            requests, attempts = await spans(events, count)
+            assert len(attempts) == count + 1
+            request, (first, second) = requests[-1], attempts[-2:]
+            assert (request["http.response.status_code"], request["graylb.attempts"]) == (200, 2)
+            assert "error.type" not in request
+            assert first["parent_id"] == second["parent_id"] == request["span_id"]
+            for ask, attempt in ((bad.asks[0], first), (good.asks[-1], second)):
+                assert parts(ask)[:2] == (TRACE, attempt["span_id"])
+            host, _, port = bad.address.rpartition(":")
+            assert {
+                "name": "GET", "http.request.method": "GET", "server.address": host, "server.port": int(port),
+                "url.full": "http://up/a", "http.response.status_code": 503, "error.type": "503",
+                "network.protocol.version": "1.1", "graylb.service": "up", "graylb.version": "v1",
+                "graylb.instance": bad.address, "graylb.attempt": 1,
+            }.items() <= first.items()  # fmt: skip
+            assert first["graylb.connect"] > 0
+            assert "http.request.resend_count" not in first
+            assert {
+                "http.request.resend_count": 1, "http.response.status_code": 200, "graylb.instance": good.address,
+                "graylb.attempt": 2,
+            }.items() <= second.items()  # fmt: skip
+            assert "error.type" not in second
+            found, _ = split_pipe(events.data)
+            request_, (first_, second_) = found[-1], found[-3:-1]
+            assert request_.start_time_unix_nano <= first_.start_time_unix_nano < first_.end_time_unix_nano
+            assert first_.end_time_unix_nano <= second_.start_time_unix_nano < second_.end_time_unix_nano
+            assert second_.end_time_unix_nano == request_.end_time_unix_nano
+            assert (first_.status.code, second_.status.code, request_.status.code) == (2, 0, 0)
+
+    run(test)
+
+
+def test_an_attempt_that_met_nobody_is_told_of_with_its_reason() -> None:
+    async def test(rig: Rig) -> None:
+        with told(rig, None) as (_, events):
+            rig.tracing = Tracing(OTLP, sample=0.0)
+            rig.swap(service(Instance(rig.refusing(), "v1")))
+            assert (await rig.ask("GET", "/")).status == 502
+            (request,), attempts = await spans(events, 1)
+            assert request["graylb.attempts"] == len(attempts) == 1
+            assert (attempts[0]["error.type"], request["error.type"]) == ("connect-failed", "connect-failed")
+            assert "http.response.status_code" not in attempts[0]
+
+    run(test)
+
+
+def test_an_answer_that_is_cut_short_is_an_attempt_that_failed() -> None:
+    async def test(rig: Rig) -> None:
+        with told(rig, None) as (_, events):
+            rig.tracing = Tracing(OTLP, sample=100.0)
+            origin = await rig.origin()
+
+            async def cut(ask: Ask) -> None:
+                ask.link.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")
+                ask.link.transport.abort()
+
+            origin.handlers["/cut"] = cut
+            rig.swap(service(origin))
+            await (await rig.send(b"GET /cut HTTP/1.1\r\nhost: up\r\n\r\n")).ended()
+            (request,), (attempt,) = await spans(events, 1)
+            assert (attempt["http.response.status_code"], attempt["error.type"]) == (200, "upstream-reset")
+            assert attempt["graylb.aborted"] == request["graylb.aborted"] == "instance"
+
+    run(test)
+
+
+@pytest.mark.parametrize("rewrite", [None, "/", "/new", "/new/"])
+def test_an_attempt_s_url_is_what_the_instance_is_asked_for(rewrite: str | None) -> None:
+    async def test(rig: Rig) -> None:
+        with told(rig, None) as (_, events):
+            origin = await rig.origin()
+            up = service(origin)
+            route = snapshot.Route("old", "*", "prefix", "/old", service="up", rewrite_prefix=rewrite)
+            made = snapshot.Snapshot(1, (), (route,), (up,), tracing=Tracing(OTLP, sample=100.0))
+            rig.engine.swap(_fast.Table(table.compile(made)))
+            for target in ("/old", "/old/", "/old/a?b=c", "/old?d"):
+                await rig.ask("GET", target)
+            _, attempts = await spans(events, 4)
+            assert [f"http://up{ask.target}" for ask in origin.asks] == [each["url.full"] for each in attempts]
 
     run(test)
 
@@ -247,10 +438,6 @@ class Receiver(trace_service_pb2_grpc.TraceServiceServicer):
         self.http.server_close()
 
 
-def values(attributes: Any) -> dict[str, Any]:
-    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     made = Receiver()
@@ -283,12 +470,13 @@ def test_a_real_receiver_gets_the_spans(tmp_path: Path, receiver: Receiver, upst
         with proxy.client() as client:
             head = f"GET /a/b?c=d HTTP/1.1\r\nhost: x:81\r\n{PARENT}\r\nuser-agent: me\r\nconnection: close\r\n\r\n"
             assert client.send(head.encode()).response().status == 200
-        until(lambda: receiver.spans, "a span")
-        assert proxy.status()["tracing"]["exported"] == 1
-    ((span, resource),) = receiver.spans
+        until(lambda: len(receiver.spans) >= 2, "a request's span, and its attempt's")
+        assert proxy.status()["tracing"]["exported"] == 2
+    ((attempt, _), (span, resource)) = receiver.spans
+    assert (attempt.name, attempt.kind, attempt.parent_span_id) == ("GET", CLIENT, span.span_id)
     assert receiver.headers[0]["x-key"] == "k"
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, SPAN)
-    assert (span.name, span.kind) == ("GET users", SpanKind.SERVER.value + 1)
+    assert (span.name, span.kind) == ("GET users", SERVER)
     assert span.start_time_unix_nano < span.end_time_unix_nano
     assert (resource["service.name"], resource["deployment.environment.name"]) == ("front", "test")
     found = values(span.attributes)

@@ -150,8 +150,8 @@ extensions = [
     for name in (
         *("_http1", "_fast", "_link", "_gate", "_grpc", "_proxy", "_faults", "_mirrors", "_limits", "_retries"),
         *("_slab", "_meter", "_live", "_mark", "_memory", "_marker", "_outliers", "_accesslog", "_ring", "_trace"),
-        *("_sockets", "_spans", "_logs", "_pools", "_clients", "_streams", "_exchanges", "_admission", "_attempts", "_hedges"),
-        *("_tunnels", "_detours", "_engine"),
+        *("_sockets", "_spans", "_logs", "_pools", "_clients", "_streams", "_exchanges", "_admission", "_attempts"),
+        *("_hedges", "_tunnels", "_detours", "_engine"),
     )
 ]
 extensions += [made for name, library in OPTIONAL.items() if (made := optional(name, library))]

@@ -79,7 +79,7 @@ cdef class Attempts(Admission):
                     x.connecting_us = gl_now_us() if x.captured and u.connecting else 0
                     x.connect_us = 0
                     attach(x, up, u)
-                    if x.captured & C_SPAN: self.logs.tried(x, u)
+                    if x.captured & C_SPAN: self.logs.tried(x, u, x.d.instance)
                     return True
                 if called: self._call_all(up)
                 if self.exhausted:                   # not the instance is to blame, and no other could be reached
@@ -248,7 +248,7 @@ cdef class Attempts(Admission):
             if x.grpc: self._saw(up, NO_ANSWER + code, 0)    # what it answers stands at the end
             self._abort(u)
             return
-        if x.captured & C_SPAN: self.logs.try_ended(x, u, code, 0, -1)
+        self._try_ended(x, u, code, 0, -1)
         cause = self._cause(u, code)
         # who waits for the rest of a request is not late himself
         if cause != STALE and (code != E_RESPONSE_TIMEOUT or x.request_done): self._saw(up, NO_ANSWER + code, 0)
@@ -299,8 +299,8 @@ cdef class Attempts(Admission):
         if x.saved_len == 0 and self._keep_request(x, u.out + u.out_off + u.preface, u.out_len - u.preface, NULL, 0) < 0:
             self._abort(u)
             return True
-        if x.captured & C_SPAN and cause >= STATUS:
-            self.logs.try_ended(x, u, -1, status if cause == STATUS else 200, status if cause == GRPC_STATUS else -1)
+        if cause >= STATUS:
+            self._try_ended(x, u, -1, status if cause == STATUS else 200, status if cause == GRPC_STATUS else -1)
         series.retried[cause] += 1
         x.heard = 0
         if cause <= STALE: x.unseen += 1

@@ -26,6 +26,7 @@ cdef class Exchanges(Streams):
     cdef void _drop_exchange(self, Exchange* x) noexcept
     cdef void _account(self, Exchange* x) noexcept
     cdef void _count_out(self, Exchange* x) noexcept
+    cdef void _try_ended(self, Exchange* x, Conn* u, int code, int status, int grpc) noexcept
     cdef void _detach(self, Exchange* x) noexcept
     cdef void _abort(self, Conn* c) noexcept
     cdef void _linger(self, Conn* c) noexcept

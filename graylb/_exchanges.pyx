@@ -130,8 +130,13 @@ cdef class Exchanges(Streams):
         end(x.of_version, us if x.head_us else late(x.of_version, us), now)
         x.of_service = x.of_version = NULL
 
+    cdef void _try_ended(self, Exchange* x, Conn* u, int code, int status, int grpc) noexcept:
+        """For spans, see `Logs.try_ended`. Those of a second attempt are its request's."""
+        if x.rival != NULL and not x.captured & C_SPAN: x = x.rival
+        if x.captured & C_SPAN: self.logs.try_ended(x, u, code, status, grpc)
+
     cdef void _detach(self, Exchange* x) noexcept:
-        if x.captured & C_SPAN: self.logs.try_ended(x, x.upstream, -1, 0, -1)
+        self._try_ended(x, x.upstream, -1, 0, -1)
         (<Upstream>x.upstream.upstream).in_flight -= 1
         (<Upstream>x.upstream.upstream).series.in_flight[0] -= 1
         x.upstream.limit = 0

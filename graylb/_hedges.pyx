@@ -18,6 +18,7 @@ from graylb._fast cimport OUT, pick_other, pick_stable
 from graylb._limits cimport CALM
 from graylb._live cimport (ARMED, CLIENT, HEDGE, MAY_HEDGE, RACES, S_WAIT, Conn, Exchange, Retries, ServiceLive, TableState,
                            Upstream)
+from graylb._logs cimport C_SPAN
 from graylb._outliers cimport NO_ANSWER
 from graylb._retries cimport (GRPC_STATUS, HEDGE_CANCELLED, HEDGE_FAILED, HEDGE_LOST, HEDGE_WON, MAX_ATTEMPTS, STALE, STATUS,
                               RetryPolicy, names_status, spend)
@@ -121,6 +122,8 @@ cdef class Hedges(Attempts):
         y.response_ms = x.response_ms
         y.idle_ms = x.idle_ms
         y.try_ms = x.try_ms
+        y.traced = x.traced                          # for the span that its traceparent names
+        memcpy(y.span_id, x.span_id, sizeof(x.span_id))
         return y
 
     cdef bint _finds_another(self, Exchange* x, Exchange* y, const RetryPolicy* policy) noexcept:
@@ -159,6 +162,7 @@ cdef class Hedges(Attempts):
             self._saw(up, NO_ANSWER + E_CONNECT_FAILED, 0)
             return False
         attach(y, up, u)
+        if x.captured & C_SPAN: self.logs.tried(x, u, y.d.instance)
         y.connecting_us = gl_now_us() if x.captured and u.connecting else 0
         _lend(x, y)
         self._stamp(y)
@@ -175,6 +179,7 @@ cdef class Hedges(Attempts):
         cdef Upstream up = <Upstream>u.upstream
         cdef Exchange* of = x.rival if x.hedging == HEDGE else x
         if cause >= STATUS and not names_status(policy_of(x), cause, status): return False
+        if cause >= STATUS: self._try_ended(x, u, -1, status if cause == STATUS else 200, status if cause == GRPC_STATUS else -1)
         if cause <= STALE: of.unseen += 1
         if cause == STATUS and self._is_drained(u, rest):
             up.failures += 1
@@ -230,6 +235,7 @@ cdef class Hedges(Attempts):
         """The second attempt is of no use any more."""
         cdef Exchange* y = x.rival
         self._count_hedge(y, outcome)
+        if y.upstream != NULL: self._try_ended(x, y.upstream, -1, 0, -1)
         x.rival = y.rival = NULL
         x.hedging = MAY_HEDGE
         self._abort(y.client)

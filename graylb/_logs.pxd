@@ -1,6 +1,6 @@
 """What a worker tells of its requests: see _logs.pyx."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._accesslog cimport Asked, Ended, Format
 from graylb._http1 cimport Head
 from graylb._live cimport Conn, Exchange, Peer
@@ -84,7 +84,7 @@ cdef class Logs:
     cdef void ticked(self) noexcept
     cdef uint64_t random(self) noexcept
     cdef char* lines(self, Exchange* x, char* e) noexcept
-    cdef void tried(self, Exchange* x, Conn* u) noexcept
+    cdef void tried(self, Exchange* x, Conn* u, int32_t instance) noexcept
     cdef void missed(self, Exchange* x, int code) noexcept
     cdef void try_ended(self, Exchange* x, Conn* u, int code, int status, int grpc) noexcept
     cdef bint _log_room(self, Exchange* x, size_t n) noexcept

@@ -8,7 +8,7 @@ for errors always have.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -330,8 +330,8 @@ cdef class Logs:
         k.head_n = <uint32_t>n
         memcpy(k + 1, h.start, n)
 
-    cdef void tried(self, Exchange* x, Conn* u) noexcept:
-        """An attempt begins on that connection, of a request that is kept for spans."""
+    cdef void tried(self, Exchange* x, Conn* u, int32_t instance) noexcept:
+        """An attempt begins on that connection to an instance, of a request that is kept for spans."""
         cdef Kept* k = <Kept*>(x.log + x.span_at)
         cdef Try* t
         if k.n >= MAX_TRIES: return
@@ -340,13 +340,13 @@ cdef class Logs:
         memset(t, 0, sizeof(Try))
         t.conn = u
         t.began_us = gl_now_us()
-        t.instance = x.d.instance
+        t.instance = instance
         t.number = x.attempts
         t.h2 = x.h2
 
     cdef void missed(self, Exchange* x, int code) noexcept:
         """An attempt had no connection."""
-        self.tried(x, NULL)
+        self.tried(x, NULL, x.d.instance)
         self.try_ended(x, NULL, code, 0, -1)
 
     cdef void try_ended(self, Exchange* x, Conn* u, int code, int status, int grpc) noexcept:

@@ -134,6 +134,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "graylb._hedges": (
         "graylb._attempts",
+        "graylb._logs",
         "graylb._retries",
         "graylb._clients",
         "graylb._outliers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.server
 import re
@@ -10,6 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from graylb.model.snapshot import (
     Backoff,
     Condition,
     Forwarding,
+    Hedge,
     Instance,
     Match,
     Retries,
@@ -314,6 +317,48 @@ def test_each_attempt_is_a_span_that_its_instance_is_told_of() -> None:
             assert first_.end_time_unix_nano <= second_.start_time_unix_nano < second_.end_time_unix_nano
             assert second_.end_time_unix_nano == request_.end_time_unix_nano
             assert (first_.status.code, second_.status.code, request_.status.code) == (2, 0, 0)
+
+    run(test)
+
+
+@pytest.mark.parametrize("winner", ["first", "second"])
+def test_both_attempts_of_a_hedged_request_are_spans(winner: str) -> None:
+    """The second begins while the first goes on; the one that lost ends where it was called off, without an error."""
+
+    async def test(rig: Rig) -> None:
+        with told(rig, None) as (_, events):
+            rig.tracing = Tracing(OTLP, sample=100.0)
+            both = await rig.origin(), await rig.origin()
+            go = asyncio.Event()
+
+            async def handle(ask: Ask) -> None:
+                second = ask.get("x-graylb-attempts") == "2"
+                if second:
+                    go.set()
+                if second == (winner == "second"):
+                    await go.wait()
+                    ask.answer(b"x")
+                else:
+                    await asyncio.Event().wait()
+
+            for each in both:
+                each.handle = handle  # type: ignore[method-assign]
+            rig.swap(service(*both, retries=replace(policy("5xx"), hedge=Hedge(0.02))))
+            assert (await rig.ask("GET", "/a", PARENT)).status == 200
+            (request,), attempts = await spans(events, 1)
+            first, second = sorted(attempts, key=lambda each: each["graylb.attempt"])
+            assert [each["graylb.attempt"] for each in (first, second)] == [1, 2]
+            assert first["parent_id"] == second["parent_id"] == request["span_id"]
+            assert request["graylb.attempts"] == 2
+            for attempt in (first, second):
+                origin = next(each for each in both if each.address == attempt["graylb.instance"])
+                assert parts(origin.asks[0])[:2] == (TRACE, attempt["span_id"])
+                assert "error.type" not in attempt
+            won = first if winner == "first" else second
+            assert request["graylb.instance"] == won["graylb.instance"]
+            assert [each.get("http.response.status_code") for each in (first, second)] == [
+                200 if each is won else None for each in (first, second)
+            ]
 
     run(test)
 

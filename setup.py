@@ -156,6 +156,7 @@ extensions = [
 ]
 extensions += [made for name, library in OPTIONAL.items() if (made := optional(name, library))]
 
+CORES = len(os.sched_getaffinity(0))
 setup(
     ext_modules=cythonize(
         extensions,
@@ -163,5 +164,7 @@ setup(
         build_dir=f"build/cython-{FLAVOUR}",
         annotate=True,
         show_all_warnings=False,
-    )
+        nthreads=CORES,
+    ),
+    options={"build_ext": {"parallel": CORES}},
 )

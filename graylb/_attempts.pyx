@@ -186,8 +186,13 @@ cdef class Attempts(Admission):
         if x.try_ms and x.request_done and not u.limit:
             u.limit = self.now + x.try_ms
             if u.limit < u.slot_time: self._place(u)
-        if not u.connecting: self._set_deadline(u, self.now + (x.response_ms if x.request_done and not x.grpc else x.idle_ms))
+        if not u.connecting: self._waits_from_now(u)
         if x.hedging == MAY_HEDGE and x.request_done: self._arm(x)
+
+    cdef void _waits_from_now(self, Conn* u) noexcept:
+        """The instance has been reached: what is allowed for its answer begins to count."""
+        cdef Exchange* x = u.x
+        if x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done and not x.grpc else x.idle_ms))
 
     cdef void _save(self, Exchange* x, const char* a, size_t an, const char* b, size_t bn) noexcept:
         """Keeps a complete request so that it can be sent once more if its connection turns out to be stale."""
@@ -227,7 +232,7 @@ cdef class Attempts(Admission):
         u.connecting = 0
         if x != NULL and x.connecting_us: x.connect_us = gl_now_us() - x.connecting_us
         if u.session != NULL: self._session_connected(u)
-        elif x != NULL: self._set_deadline(u, self.now + (x.response_ms if x.request_done else x.idle_ms))
+        elif x != NULL: self._waits_from_now(u)
         elif (<Upstream>u.upstream).retired:
             self._kill(u)
             return False

@@ -22,6 +22,7 @@ cdef class Streams(Clients):
     cdef bint _session_bytes(self, Conn* c, const char* p, size_t n) noexcept
     cdef void _session_expired(self, Conn* c) noexcept
     cdef void _session_connected(self, Conn* c) noexcept
+    cdef void _waits_from_now(self, Conn* u) noexcept
     cdef void _leave_clients(self, Conn* c) noexcept
     cdef void _mark(self, Session* s) noexcept
     cdef void _flush(self) noexcept

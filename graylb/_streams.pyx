@@ -129,7 +129,7 @@ cdef class Streams(Clients):
         c.deadline = 0
         while u != NULL:
             u.connecting = 0
-            self._progress(u)
+            self._waits_from_now(u)
             u = u.next
         if c.session.streams == NULL: self._unused(c.session)
         self._mark(c.session)
@@ -334,6 +334,9 @@ cdef class Streams(Clients):
         self.h2.free(s)
 
     # ---- hooks -----------------------------------------------------------------------------------------------------
+
+    cdef void _waits_from_now(self, Conn* u) noexcept:
+        """The session of a stream to an instance is connected."""
 
     cdef void _stream_request(self, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
         """A client's new stream; text is good until this returns."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import httpx
 import pytest
 
 from graylb import builds
+from graylb.model.snapshot import Timeouts
 from tests.conftest import Site
-from tests.integration import proxies
+from tests.integration import engines, proxies
 from tests.integration.client import Client, chunked
 from tests.integration.client import request as plain
 from tests.integration.h2_ends import Answer, Fields, H2Client, H2Upstream, fields
@@ -286,6 +288,29 @@ def test_http2_on_both_sides(scene: Scene) -> None:
         assert scene.upstream.requests[-1].trailers == trailers
         assert client.ask(fields(path="/reset")).status == 502
         assert client.ask(fields(path="/empty")).status == 204
+
+
+@pytest.mark.parametrize("first", ["it", "a former one"])
+def test_the_first_request_of_a_session_has_its_answer_waited_for_as_long_as_any(first: str) -> None:
+    """An instance that is reached and never answers kept the request that the session was made for without a clock."""
+
+    async def test(rig: engines.Rig) -> None:
+        with closing(H2Upstream()) as upstream:
+            rig.swap(
+                engines.service(
+                    upstream.address,
+                    connections={"protocol": "h2"},
+                    timeouts=Timeouts(connect=5.0, response=0.1, idle=60.0),
+                )
+            )
+            if first == "a former one":
+                assert (await rig.ask()).status == 200
+            answer = await rig.ask("GET", "/Hang")
+            assert (answer.status, answer.get("x-graylb-error")) == (504, "response-timeout")
+            assert rig.stats["sessions"] == 1
+            rig.swap(engines.service(rig.refusing()))
+
+    engines.run(test)
 
 
 def test_requests_share_connections_to_an_instance(scene: Scene) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 
+from graylb.model import translate
+from graylb.model.base import Part
 from graylb.model.documents import load
 from graylb.model.problems import ConfigError, ConfigErrors, json_path, shown
 
@@ -180,3 +183,20 @@ def test_a_token_that_crosses_the_network_in_the_clear() -> None:
         "{address: 'unix:/a', token_file: t}",
     ):
         assert warnings(admin) == []
+
+
+def test_what_is_missing_is_asked_for_by_name() -> None:
+    """Every key that some mapping must have. `tracing: {}` and others ended in a KeyError."""
+
+    def parts(base: type[Part]) -> Iterator[type[Part]]:
+        for each in base.__subclasses__():
+            yield each
+            yield from parts(each)
+
+    asked = {
+        field.alias or name for part in parts(Part) for name, field in part.model_fields.items() if field.is_required()
+    }
+    assert asked
+    assert asked <= translate._REQUIRED.keys()
+    with pytest.raises(ConfigErrors, match=r"\$\.tracing\.otlp: missing; expected a mapping with the endpoint"):
+        load(json.dumps({"listeners": [{"address": "127.0.0.1:0"}], "services": {}, "tracing": {}}), "x")

@@ -73,7 +73,7 @@ def test_tokens(tmp_path: Path, versions: tuple[Upstream, Upstream]) -> None:
             file.unlink()
             says(client.get("/status", headers={"authorization": f"Bearer {TOKEN}"}), 401)
         proxy.wait_for_log("nobody is let in by a token")
-        assert "401" not in proxy.log()
+        assert " 401" not in proxy.log()  # behind a blank: ports have such digits too
 
 
 def test_client_certificates(tmp_path: Path, versions: tuple[Upstream, Upstream], certificates: Certificates) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from graylb import _trace
+from tests.fuzz.fields import by_the_text
 
 HEX = "0123456789abcdef"
 GOOD = st.builds(
@@ -20,16 +19,6 @@ GOOD = st.builds(
     st.sampled_from(["00", "01", "03", "ff", "0x", "1"]),
     st.sampled_from(["", "", "-", "-what", "x"]),
 )
-
-
-def by_the_text(value: str) -> tuple[str, str, bool] | None:
-    """Section 3.2.2, and 4.3 of later versions."""
-    found = re.fullmatch(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", value, re.DOTALL)
-    if found is None or found[1] == "ff" or (found[1] == "00" and found[5] is not None):
-        return None
-    if set(found[2]) == {"0"} or set(found[3]) == {"0"}:
-        return None
-    return found[2], found[3], bool(int(found[4], 16) & 1)
 
 
 @given(GOOD | st.text(HEX + "-", max_size=60))

@@ -35,10 +35,34 @@ cdef extern from * nogil:
     static inline uint64_t gl_h2_ms(void) {
       struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
       return (uint64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000 + gl_h2_skew; }
+    /* the first c in [p, e), or e: what is looked for is near, and a call of memchr costs more */
+    static inline char *gl_find(char *p, char *e, char c) {
+    #ifdef __SSE2__
+      while (e - p >= 16) {
+        int m = _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(c)));
+        if (m) return p + __builtin_ctz(m);
+        p += 16; }
+    #endif
+      while (p < e && *p != c) p++;
+      return p; }
+    /* makes a name lower case. slack: behind it 15 bytes may be looked at; few names have anything to be made */
+    static inline void gl_lower_name(char *p, size_t n, int slack) {
+      size_t i = 0;
+    #ifdef __SSE2__
+      for (; slack && i < n; i += 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)(p + i));
+        unsigned m = _mm_movemask_epi8(_mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('A' - 1)),
+                                                     _mm_cmplt_epi8(v, _mm_set1_epi8('Z' + 1))));
+        if (n - i < 16) m &= (1u << (n - i)) - 1;
+        if (m) break; }
+    #endif
+      for (; i < n; i++) p[i] = GL_TOKEN[(unsigned char)p[i]]; }
     """
     bint GL_H2_PLAIN_MALLOC
     uint64_t gl_h2_skew
     uint64_t gl_h2_ms()
+    char* gl_find(char*, char*, char)
+    void gl_lower_name(char*, size_t, bint)
 
 cdef enum:
     FIELDS = MAX_HEADERS + 64      # of a head or of trailers that is sent, with what forwarding adds
@@ -58,6 +82,9 @@ cdef enum:
     PARKED = 262144                # bytes of each that are kept for the next streams
     SPARE = 4                      # text buffers kept
     SPARE_MAX = 32768
+    UNCOPIED = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
+    SLACK = 16                     # bytes behind a lent text, to look at several at once
+    STATUS_AT = 9                  # of a response's text
 
 cdef enum Phase:                   # Conn.phase
     SENT = 1                       # the request's HEADERS have left
@@ -78,6 +105,10 @@ cdef struct Text:
 cdef struct Span:
     uint32_t at
     uint32_t n
+
+cdef struct Lent:                 # before the text of a head that libnghttp2 has not packed yet: it reads the fields from there
+    Lent* next
+    Lent* previous
 
 cdef struct Framer:
     Session s                      # first: this is what the engine sees of it
@@ -103,6 +134,10 @@ cdef struct Framer:
     Span path
     Span scheme
     Span authority
+    Lent* lent
+    # the stream whose Conn was looked for last, and that Conn
+    int32_t last
+    Conn* of_last
     # what is being produced
     char* o
     size_t room
@@ -189,6 +224,43 @@ cdef nghttp2_mem _pool = nghttp2_mem(NULL, _take, _give, _take_zeroed, _resize)
 cdef nghttp2_mem* _mem = NULL if GL_H2_PLAIN_MALLOC else &_pool
 
 
+# ---- heads on loan -------------------------------------------------------------------------------------------------
+#
+# libnghttp2 would copy each name and value of a head, byte by byte. So the whole text is copied once, and its frame, which may
+# outlive the stream's Conn, keeps that until it is packed, or dropped.
+
+cdef char* _lend(Framer* f, const char* text, size_t n) noexcept:
+    """A copy that stays until `_packed` is told of the frame; NULL: out of memory."""
+    cdef size_t size = sizeof(Lent) + n + SLACK
+    cdef Lent* b = <Lent*>(malloc(size) if GL_H2_PLAIN_MALLOC else _take(size, NULL))
+    cdef char* p = <char*>(b + 1)
+    if b == NULL: return NULL
+    memcpy(p, text, n)
+    memset(p + n, 0, SLACK)
+    b.previous = NULL
+    b.next = f.lent
+    if b.next != NULL: b.next.previous = b
+    f.lent = b
+    return p
+
+
+cdef void _take_back(Framer* f, char* text) noexcept:
+    cdef Lent* b = <Lent*>text - 1
+    if b.previous != NULL: b.previous.next = b.next
+    else: f.lent = b.next
+    if b.next != NULL: b.next.previous = b.previous
+    if GL_H2_PLAIN_MALLOC: free(b)
+    else: _give(b, NULL)
+
+
+cdef inline void _packed(Framer* f, const nghttp2_frame* frame) noexcept:
+    """A HEADERS frame is in the output, or never will be."""
+    cdef nghttp2_nv* nv = frame.headers.nva
+    if frame.headers.nvlen == 0 or not nv.flags & UNCOPIED: return      # trailers
+    if f.s.server: _take_back(f, <char*>nv.value - STATUS_AT)
+    else: _take_back(f, <char*>(nv if nv.namelen == 7 else nv + 1).value)   # the method, which :authority may be before
+
+
 # ---- text ----------------------------------------------------------------------------------------------------------
 
 cdef inline bint _fits(Text* t, size_t more) noexcept:
@@ -246,7 +318,7 @@ cdef inline bint _lawful(const char* name, size_t n, const char* value, size_t m
     return True
 
 
-cdef bint _of_connection(const char* p, size_t n) noexcept:
+cdef inline bint _of_connection(const char* p, size_t n) noexcept:
     """Fields that HTTP/2 has no use for (RFC 9113 section 8.2.2); lower case."""
     if n == 7: return memcmp(p, b"upgrade", 7) == 0
     if n == 10: return memcmp(p, b"connection", 10) == 0 or memcmp(p, b"keep-alive", 10) == 0
@@ -314,7 +386,11 @@ cdef int _in_turn(Framer* f, int32_t stream) noexcept:
 # ---- streams and their Conns ---------------------------------------------------------------------------------------
 
 cdef inline Conn* _conn(Framer* f, int32_t stream) noexcept:
-    return <Conn*>nghttp2_session_get_stream_user_data(f.ng, stream)
+    """Callbacks for one stream follow each other: most look for the same Conn as the one before."""
+    if stream != f.last or f.of_last == NULL:
+        f.of_last = <Conn*>nghttp2_session_get_stream_user_data(f.ng, stream)
+        f.last = stream
+    return f.of_last
 
 
 cdef void _link(Framer* f, Conn* c, int32_t stream) noexcept:
@@ -330,6 +406,7 @@ cdef void _link(Framer* f, Conn* c, int32_t stream) noexcept:
 
 cdef void _unlink(Conn* c) noexcept:
     cdef Session* s = c.session
+    if (<Framer*>s).of_last == c: (<Framer*>s).of_last = NULL
     if c.previous != NULL: c.previous.next = c.next
     else: s.streams = c.next
     if c.next != NULL: c.next.previous = c.previous
@@ -564,7 +641,7 @@ cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
     digits[0] = <char>(48 + f.verdict // 100)
     digits[1] = <char>(48 + f.verdict // 10 % 10)
     digits[2] = <char>(48 + f.verdict % 10)
-    _pair(&nv, b":status", 7, digits, 3)
+    _pair(&nv, b":status", 7, digits, 3, 0)
     nghttp2_submit_response(f.ng, stream, &nv, 1, NULL)
     _touch(f)
     f.hooks.rejected(f.engine, &f.s, f.verdict)
@@ -662,47 +739,48 @@ cdef int _on_stream_close(nghttp2_session* ng, int32_t stream, uint32_t error, v
         elif error == H2_NO_ERROR and not c.phase & ENDED: error = H2_PROTOCOL_ERROR    # cut off, or refused by us
     _unlink(c)
     f.hooks.closed(f.engine, c, error)
+    f.of_last = NULL               # libnghttp2 names it until this returns
     return 0
 
 
 # ---- sending -------------------------------------------------------------------------------------------------------
 
-cdef inline void _pair(nghttp2_nv* nv, const char* name, size_t n, const char* value, size_t m) noexcept:
+cdef inline void _pair(nghttp2_nv* nv, const char* name, size_t n, const char* value, size_t m, uint8_t flags) noexcept:
     nv.name = <uint8_t*>name
     nv.namelen = n
     nv.value = <uint8_t*>value
     nv.valuelen = m
-    nv.flags = 0
+    nv.flags = flags
 
 
-cdef int _pairs(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host, bint lower) noexcept:
+cdef int _pairs(char* p, char* e, size_t slack, nghttp2_nv* nv, nghttp2_nv* host, uint8_t flags) noexcept:
     """Field lines of a text -> pairs; how many, or -1: too many, or no text. host, if wanted, gets that field's value.
 
-    lower: names may have capitals. Those that came by HTTP/2, and ours, have none.
+    Names are made lower case in place. slack: bytes behind e that may be looked at. flags: of the pairs.
     """
     cdef int n = 0
     cdef char* q
     cdef char* v
     cdef char* z
-    cdef size_t i, name, value
+    cdef char* last = e + slack
+    cdef size_t name, value
     while p < e and p[0] != 13:
-        q = <char*>memchr(p, 58, e - p)
-        if q == NULL or n == FIELDS: return -1
+        q = gl_find(p, last, 58)
+        if q >= e or n == FIELDS: return -1
         v = q + 1
-        z = <char*>memchr(v, 13, e - v)
-        if z == NULL: return -1
+        z = gl_find(v, last, 13)
+        if z >= e: return -1
         while v < z and (v[0] == 32 or v[0] == 9): v += 1
         name = q - p
         value = z - v
         while value and (v[value - 1] == 32 or v[value - 1] == 9): value -= 1
-        if lower:
-            for i in range(name): p[i] = <char>GL_TOKEN[<uint8_t>p[i]]
+        gl_lower_name(p, name, slack > 0)
         if host != NULL and name == 4 and memcmp(p, b"host", 4) == 0:
             host.value = <uint8_t*>v
             host.valuelen = value
         elif not _of_connection(p, name) and not (name == 2 and memcmp(p, b"te", 2) == 0
                                                   and not (value == 8 and gl_same(v, b"trailers", 8))):
-            _pair(&nv[n], p, name, v, value)
+            _pair(&nv[n], p, name, v, value, flags)
             n += 1
         p = z + 2
     return n
@@ -726,7 +804,7 @@ cdef ssize_t _read(nghttp2_session* ng, int32_t stream, uint8_t* buf, size_t mos
     if c.eof and n == c.out_len:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
         if c.trailers_len:
-            fields = _pairs(c.trailers, c.trailers + c.trailers_len, _nv, NULL, True)
+            fields = _pairs(c.trailers, c.trailers + c.trailers_len, 0, _nv, NULL, 0)
             if fields < 0: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
             if fields:
                 flags[0] |= NGHTTP2_DATA_FLAG_NO_END_STREAM
@@ -757,6 +835,7 @@ cdef int _on_frame_send(nghttp2_session* ng, const nghttp2_frame* frame, void* u
     cdef Framer* f = <Framer*>user
     cdef uint8_t type = frame.hd.type
     cdef Conn* c
+    if type == NGHTTP2_HEADERS: _packed(f, frame)
     if type == NGHTTP2_DATA or type == NGHTTP2_HEADERS:
         if f.s.server:
             # answered before the request was complete: the rest of it is not wanted (RFC 9113 section 8.1)
@@ -774,6 +853,7 @@ cdef int _on_frame_send(nghttp2_session* ng, const nghttp2_frame* frame, void* u
 
 cdef int _on_frame_not_send(nghttp2_session* ng, const nghttp2_frame* frame, int error, void* user) noexcept:
     cdef Framer* f = <Framer*>user
+    if frame.hd.type == NGHTTP2_HEADERS: _packed(f, frame)
     # a head that cannot be sent would leave its stream open for ever
     if frame.hd.type == NGHTTP2_HEADERS and error != NGHTTP2_ERR_STREAM_CLOSED and error != NGHTTP2_ERR_STREAM_CLOSING \
             and (f.s.server or frame.headers.cat != NGHTTP2_HCAT_REQUEST):
@@ -862,6 +942,7 @@ cdef Session* _open(bint server, const H2Limits* limits, const H2Hooks* hooks, v
 cdef void _free(Session* s) noexcept:
     cdef Framer* f = <Framer*>s
     if f.ng != NULL: nghttp2_session_del(f.ng)
+    while f.lent != NULL: _take_back(f, <char*>(f.lent + 1))
     _give_back(&f.text)
     _give_back(&f.cookies)
     free(f)
@@ -926,31 +1007,39 @@ cdef nghttp2_data_provider* _provider(Conn* c) noexcept:
 cdef nghttp2_data_provider _body
 
 
-cdef int _head(Conn* c, char* text, size_t n, nghttp2_nv* nv) noexcept:
-    """A response's text -> pairs; how many, or -1."""
-    cdef int k
-    cdef char* p = <char*>memchr(text, 10, n)
-    cdef bint lower = c.x == NULL or c.x.upstream == NULL or c.x.upstream.fd >= 0
-    if p == NULL or n < 14: return -1
-    _pair(&nv[0], b":status", 7, text + 9, 3)
-    k = _pairs(p + 1, text + n, nv + 1, NULL, lower)
-    return k + 1 if k >= 0 else -1
+cdef char* _head(Conn* c, const char* text, size_t n, int* k) noexcept:
+    """A response's text -> a copy of it on loan, and k pairs in `_nv` that lie in there; NULL: it cannot be sent."""
+    cdef Framer* f = <Framer*>c.session
+    cdef const char* line = <const char*>memchr(text, 10, n)
+    cdef char* p = _lend(f, text, n) if c.stream and line != NULL and n >= 14 else NULL
+    if p == NULL: return NULL
+    _pair(&_nv[0], b":status", 7, p + STATUS_AT, 3, UNCOPIED)
+    k[0] = _pairs(p + (line + 1 - text), p + n, SLACK, &_nv[1], NULL, UNCOPIED) + 1
+    if k[0] > 0: return p
+    _take_back(f, p)
+    return NULL
 
 
 cdef int _respond(Conn* c, char* text, size_t n, bint end) noexcept:
     cdef Framer* f = <Framer*>c.session
-    cdef int k = _head(c, text, n, _nv)
-    if c.stream == 0 or k < 0: return -1
-    if nghttp2_submit_response(f.ng, c.stream, _nv, k, NULL if end else _provider(c)) != 0: return -1
+    cdef int k
+    cdef char* lent = _head(c, text, n, &k)
+    if lent == NULL: return -1
+    if nghttp2_submit_response(f.ng, c.stream, _nv, k, NULL if end else _provider(c)) != 0:
+        _take_back(f, lent)
+        return -1
     _touch(f)
     return 0
 
 
 cdef int _inform(Conn* c, char* text, size_t n) noexcept:
     cdef Framer* f = <Framer*>c.session
-    cdef int k = _head(c, text, n, _nv)
-    if c.stream == 0 or k < 0: return -1
-    if nghttp2_submit_headers(f.ng, NGHTTP2_FLAG_NONE, c.stream, NULL, _nv, k, NULL) != 0: return -1
+    cdef int k
+    cdef char* lent = _head(c, text, n, &k)
+    if lent == NULL: return -1
+    if nghttp2_submit_headers(f.ng, NGHTTP2_FLAG_NONE, c.stream, NULL, _nv, k, NULL) != 0:
+        _take_back(f, lent)
+        return -1
     _touch(f)
     return 0
 
@@ -958,25 +1047,33 @@ cdef int _inform(Conn* c, char* text, size_t n) noexcept:
 cdef int _ask(Session* s, Conn* u, char* text, size_t n, bint end, bint https) noexcept:
     cdef Framer* f = <Framer*>s
     cdef nghttp2_nv* nv = &_nv[0]
-    cdef char* e = text + n
-    cdef char* target = <char*>memchr(text, 32, n)
-    cdef char* space = <char*>memchr(target + 1, 32, e - target - 1) if target != NULL else NULL
-    cdef char* line = <char*>memchr(space, 10, e - space) if space != NULL else NULL
-    cdef int k
+    cdef char* p = _lend(f, text, n) if not s.full and not f.broken else NULL
+    cdef char* e = p + n
+    cdef char* target
+    cdef char* space
+    cdef char* line
+    cdef int k = -1
     cdef int32_t stream
-    if s.full or f.broken or line == NULL: return -1
-    _pair(&nv[0], b":authority", 10, NULL, 0)
-    _pair(&nv[1], b":method", 7, text, target - text)
-    _pair(&nv[2], b":scheme", 7, b"https" if https else b"http", 5 if https else 4)
-    _pair(&nv[3], b":path", 5, target + 1, space - target - 1)
-    k = _pairs(line + 1, e, nv + 4, nv, u.x == NULL or u.x.client == NULL or u.x.client.fd >= 0)
-    if k < 0: return -1
+    if p == NULL: return -1
+    target = gl_find(p, e, 32)
+    space = gl_find(target + 1, e, 32)
+    line = gl_find(space, e, 10)
+    if line < e:
+        _pair(&nv[0], b":authority", 10, NULL, 0, UNCOPIED)
+        _pair(&nv[1], b":method", 7, p, target - p, UNCOPIED)
+        _pair(&nv[2], b":scheme", 7, b"https" if https else b"http", 5 if https else 4, UNCOPIED)
+        _pair(&nv[3], b":path", 5, target + 1, space - target - 1, UNCOPIED)
+        k = _pairs(line + 1, e, SLACK, nv + 4, nv, UNCOPIED)
+    if k < 0:
+        _take_back(f, p)
+        return -1
     k += 4
     if nv[0].valuelen == 0:
         nv += 1
         k -= 1
     stream = nghttp2_submit_request(f.ng, NULL, nv, k, NULL if end else _provider(u), u)
     if stream < 0:
+        _take_back(f, p)
         if stream != NGHTTP2_ERR_NOMEM: s.full = 1
         return -1
     _link(f, u, stream)
@@ -1254,6 +1351,16 @@ cdef class Probe:
     def queued(self):
         """Frames that wait to be sent."""
         return nghttp2_session_get_outbound_queue_size((<Framer*>self.s).ng)
+
+    @property
+    def lent(self):
+        """Heads that libnghttp2 has yet to pack."""
+        cdef Lent* each = (<Framer*>self.s).lent
+        n = 0
+        while each != NULL:
+            n += 1
+            each = each.next
+        return n
 
     @property
     def held(self):

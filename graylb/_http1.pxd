@@ -37,19 +37,41 @@ cdef extern from * nogil:
     #endif
       while (p < e && gl_is_value((unsigned char)*p)) p++;
       return p; }
+    /* past letters, digits and `-`, as far as a look at several at once tells: all of nearly every name */
+    static inline const char *gl_skip_plain(const char *p, const char *e) {
+    #ifdef __SSE2__
+      while (e - p >= 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)p), low = _mm_or_si128(v, _mm_set1_epi8(0x20));
+        __m128i letter = _mm_and_si128(_mm_cmpgt_epi8(low, _mm_set1_epi8('a' - 1)), _mm_cmplt_epi8(low, _mm_set1_epi8('z' + 1)));
+        __m128i digit = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('0' - 1)), _mm_cmplt_epi8(v, _mm_set1_epi8('9' + 1)));
+        int m = _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(letter, digit), _mm_cmpeq_epi8(v, _mm_set1_epi8('-'))));
+        if (m != 0xffff) return p + __builtin_ctz(~m);
+        p += 16; }
+    #endif
+      return p; }
     static inline const char *gl_skip_token(const char *p, const char *e) {
       while (p < e && GL_TOKEN[(unsigned char)*p]) p++;
       return p; }
     static inline const char *gl_skip_target(const char *p, const char *e) {
+    #ifdef __SSE2__
+      while (e - p >= 16) { /* as signed bytes: what is above 0x7f is below all */
+        __m128i v = _mm_loadu_si128((const __m128i *)p);
+        __m128i in = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8(0x20)), _mm_cmplt_epi8(v, _mm_set1_epi8(0x7f)));
+        int m = _mm_movemask_epi8(_mm_andnot_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('#')), in));
+        if (m != 0xffff) return p + __builtin_ctz(~m);
+        p += 16; }
+    #endif
       while (p < e && gl_is_target((unsigned char)*p)) p++;
       return p; }
     static inline unsigned char gl_lower(unsigned char c) { return (c >= 'A' && c <= 'Z') ? c | 0x20 : c; }
     static inline int gl_same(const char *a, const char *low, size_t n) {
+      if (__builtin_constant_p(n) && !memcmp(a, low, n)) return 1; /* a few instructions where the length is known */
       for (size_t i = 0; i < n; i++) if (gl_lower((unsigned char)a[i]) != (unsigned char)low[i]) return 0;
       return 1; }
     #endif
     """
     const char* gl_skip_value(const char*, const char*)
+    const char* gl_skip_plain(const char*, const char*)
     const char* gl_skip_token(const char*, const char*)
     const char* gl_skip_target(const char*, const char*)
     unsigned char gl_lower(unsigned char)

@@ -27,8 +27,9 @@ cdef bint same_name(const char* a, const char* low, size_t n) noexcept nogil:
 
 # ---- the head scanner ----------------------------------------------------------------------------------------------
 
-cdef int classify(const char* n, size_t size) noexcept nogil:
-    """Header name -> HeaderId: by length first, so that most names cost one switch."""
+cdef inline int classify(const char* n, size_t size, bint plain) noexcept nogil:
+    """Header name -> HeaderId: by length first, so that most names cost one switch. plain: it has nothing but letters, digits and
+    `-`."""
     if size == 2:
         if gl_same(n, b"te", 2): return H_TE
     elif size == 3:
@@ -70,7 +71,7 @@ cdef int classify(const char* n, size_t size) noexcept nogil:
         if gl_same(n, b"x-service-version", 17): return H_MARK
     elif size == 23:
         if gl_same(n, b"x-forwarded-client-cert", 23): return H_XFCC
-    if memchr(n, 95, size) != NULL: return H_UNDERSCORE
+    if not plain and memchr(n, 95, size) != NULL: return H_UNDERSCORE
     if size > 9 and gl_same(n, b"x-graylb-", 9): return H_GRAYLB
     return H_OTHER
 
@@ -164,6 +165,7 @@ cdef int _scan_fields(Head* h, const char* p, const char* e) noexcept nogil:
     cdef const char* v
     cdef Header* x
     cdef int code
+    cdef bint plain
     h.fields = p
     while True:
         if e - p < 2: return 0
@@ -173,7 +175,9 @@ cdef int _scan_fields(Head* h, const char* p, const char* e) noexcept nogil:
             return 1
         if h.count >= h.limit: return _refuse(h, E_TOO_LARGE)
         x = &h.headers[h.count]
-        q = gl_skip_token(p, e)
+        q = gl_skip_plain(p, e)
+        plain = q < e and q[0] == 58
+        if not plain: q = gl_skip_token(q, e)
         if q == e: return 0
         if q[0] != 58 or q == p: return _refuse(h, E_BAD_REQUEST)
         x.name = p
@@ -192,7 +196,7 @@ cdef int _scan_fields(Head* h, const char* p, const char* e) noexcept nogil:
             x.use = EMIT
         x.value = v
         x.value_len = <uint32_t>(q - v)
-        x.id = classify(x.name, x.name_len)
+        x.id = classify(x.name, x.name_len, plain)
         if x.id:
             code = _note(h, x)
             if code >= 0: return _refuse(h, code)

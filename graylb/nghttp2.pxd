@@ -31,6 +31,8 @@ cdef extern from "<nghttp2/nghttp2.h>":
         size_t padlen
 
     ctypedef struct nghttp2_headers:
+        nghttp2_nv* nva
+        size_t nvlen
         int cat
 
     ctypedef struct nghttp2_rst_stream:
@@ -76,6 +78,9 @@ cdef extern from "<nghttp2/nghttp2.h>":
         NGHTTP2_FLAG_NONE
         NGHTTP2_FLAG_END_STREAM
         NGHTTP2_FLAG_ACK
+
+        NGHTTP2_NV_FLAG_NO_COPY_NAME
+        NGHTTP2_NV_FLAG_NO_COPY_VALUE
 
         NGHTTP2_HCAT_REQUEST
         NGHTTP2_HCAT_RESPONSE

@@ -641,6 +641,8 @@ def test_the_stream_of_the_other_attempt_is_cancelled() -> None:
             asked = one.requests + other.requests
             assert [bytes(each.body) for each in asked] == [body] * 10
             assert sorted(each.all("x-graylb-attempts") for each in asked) == [[]] * 5 + [["2"]] * 5
+            # the second attempt had the caller's Host as a field, for nobody made that lower case
+            assert [(each.all(":authority"), each.all("host")) for each in asked] == [(["up"], [])] * 10
             assert hedges(rig) == {"won": 5}
             assert rig.stats["sessions"] == 2
 

@@ -11,8 +11,9 @@ import importlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -166,7 +167,10 @@ class Supervisor:
 
     async def publish(self, applied: Applied, last: Applied) -> list[str]:
         """All workers serve `applied`, or, when one refuses, `last` again; then the reasons."""
-        answers = await asyncio.gather(*(worker.load(applied) for worker in self.workers))
+        apart = self.plane.pace.apart(len(self.workers), asyncio.get_running_loop().time())
+        answers = await asyncio.gather(
+            *(_after(n * apart, partial(worker.load, applied)) for n, worker in enumerate(self.workers))
+        )
         refusals = [f"worker {w.number}: {text}" for w, text in zip(self.workers, answers, strict=True) if text]
         settled = last if refusals else applied
         await asyncio.gather(*(worker.settle(settled) for worker in self.workers))
@@ -564,6 +568,12 @@ class Supervisor:
         pid_file = self.options.pid_file
         if pid_file and pid_file.exists() and pid_file.read_text().strip() == str(os.getpid()):
             pid_file.unlink()
+
+
+async def _after(seconds: float, work: Callable[[], Awaitable[str | None]]) -> str | None:
+    if seconds:
+        await asyncio.sleep(seconds)
+    return await work()
 
 
 def _told(listener: Listener, made: socket.socket, among: Iterable[Listener]) -> dict[str, Any]:

@@ -8,10 +8,18 @@ from typing import Final
 
 REST: Final = 3.0
 """In a storm, the pause after each revision: so many times what it took."""
-LONGEST: Final = 0.25
+LONGEST: Final = 0.4
 """Seconds of a pause at most: what a change waits for in a storm."""
 ALLOWED: Final = 0.5
 """Seconds of pauses that may be owed: changes now and then, be they close together, are applied at once."""
+APART: Final = 0.02
+"""In a storm, seconds between two workers that are handed a table: on one processor both would swap at once, which
+holds up the clients of each for as long as both take."""
+SPREAD: Final = 0.1
+"""Seconds between the first and the last of them at most, however many there are."""
+
+LATELY: Final = 1.0
+"""Seconds from when a rest began that count as the same storm: longer than it and the next revision take."""
 
 
 class Pace:
@@ -24,8 +32,14 @@ class Pace:
     def rest(self, began: float, ended: float) -> float:
         """Seconds to rest after work from `began` to `ended`, by any one clock."""
         self._owed = max(0.0, self._owed - (began - self._at)) + REST * (ended - began)
+        self._owed = min(self._owed, ALLOWED + LONGEST)  # what cannot be paid is not owed once the storm is over
         self._at = ended
-        return max(0.0, min(LONGEST, self._owed - ALLOWED))
+        return max(0.0, self._owed - ALLOWED)
+
+    def apart(self, workers: int, now: float) -> float:
+        """Seconds between two of so many workers that are handed a table; 0 unless the revision before had to rest."""
+        storm = self._owed > ALLOWED and now - self._at < LATELY
+        return min(APART, SPREAD / max(1, workers - 1)) if storm else 0.0
 
 
 STRETCH: Final = 0.0005

@@ -68,6 +68,7 @@ class Plane:
         self.applied: Applied | None = None
         self.applied_at = ""
         self.refusal: Refusal | None = None
+        self.pace = Pace()
         self._refused_digest = ""
         self._wake = asyncio.Event()
         self._asked: list[asyncio.Future[None]] = []
@@ -108,7 +109,7 @@ class Plane:
 
     async def run(self, publish: Publish) -> None:
         """Follows the sources for ever. What arrives while a revision is being made counts as one change."""
-        loop, pace = asyncio.get_running_loop(), Pace()
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             if self.side is not None:
@@ -123,7 +124,7 @@ class Plane:
                     if not looked.done():
                         looked.set_result(None)
                 if self.side is not None:
-                    await asyncio.sleep(pace.rest(began, loop.time()))
+                    await asyncio.sleep(self.pace.rest(began, loop.time()))
 
     async def follow(self, publish: Publish) -> None:
         """One look at the sources: apply what is new and good, else keep the last good and remember why."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from graylb.control import pace
 from graylb.control.assembly import base_of
 from graylb.control.layers import Layers
-from graylb.control.pace import ALLOWED, LONGEST, REST, Pace
+from graylb.control.pace import ALLOWED, APART, LATELY, LONGEST, REST, SPREAD, Pace
 from graylb.control.sources import Fragment, Update
 from graylb.control.state import State
 from graylb.model import documents
@@ -46,6 +46,28 @@ def test_no_revision_waits_longer_than_that(work: float) -> None:
         assert rest <= LONGEST
         now += work + rest
     assert pace.rest(now + 100 * REST * work, now + 100 * REST * work + 0.01) == 0.0
+
+
+def test_a_storm_of_long_work_owes_no_more_than_one_rest() -> None:
+    """What it could not pay had made changes wait for minutes after a minute's storm."""
+    pace, now = Pace(), 0.0
+    for _ in range(100):
+        now += pace.rest(now, now + 0.3) + 0.3
+    now += ALLOWED + LONGEST
+    assert pace.rest(now, now + 0.01) == 0.0
+
+
+@given(st.integers(1, 300))
+def test_workers_are_handed_a_table_apart_in_a_storm_alone(workers: int) -> None:
+    pace, now = Pace(), 1000.0
+    assert pace.apart(workers, now) == 0.0
+    assert pace.rest(now, now + 0.01) == 0.0
+    assert pace.apart(workers, now + 0.02) == 0.0
+    for _ in range(10):
+        now += pace.rest(now, now + 0.2) + 0.2
+    assert 0.0 < pace.apart(workers, now) <= APART
+    assert pace.apart(workers, now) * (workers - 1) <= SPREAD * 1.001
+    assert pace.apart(workers, now + LATELY) == 0.0, "a change by itself is everywhere at once"
 
 
 def test_pauses_are_few_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

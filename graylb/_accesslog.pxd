@@ -34,16 +34,18 @@ cdef enum LogField:
     L_STATE
     L_WORKER
     L_LAST_OF_HEAD = L_WORKER
-    # known at the end
+    # known at the end: what follows from the numbers of a decision, by its table
     L_SERVICE
     L_ROUTE
     L_VERSION
     L_RULE
-    L_SLOT
-    L_DRAW
     L_FALLBACK
     L_INSTANCE
     L_REVISION
+    L_LAST_OF_DECISION = L_REVISION
+    # and the rest
+    L_SLOT
+    L_DRAW
     L_ATTEMPTS
     L_STATUS
     L_GRPC_STATUS
@@ -62,12 +64,25 @@ cdef struct LogOp:
     uint32_t n
     uint8_t field
     uint16_t run           # so many operations from here on are of the head; 0: this is not, or not the first
+    uint16_t decided       # likewise, of the decision
     const char* name       # of a header, lower case
     uint32_t name_n
 
 cdef struct Text:
     const char* p          # NULL: there is none
     uint32_t n
+
+cdef struct DecidedPiece:
+    # of a line: fields of a decision that neighbour in the format
+    uint64_t key[3]        # the numbers that it follows from, see `_accesslog._decided_key`
+    uint32_t n             # 0: nothing is kept here
+    char text[228]
+
+cdef class DecidedPieces:
+    # those of one table that were written last; each has one place
+    cdef DecidedPiece* at  # PIECES; NULL before the first
+
+    cdef DecidedPiece* place(self, const uint64_t* key) noexcept
 
 cdef struct Asked:
     # what is known of a request when its head is
@@ -104,7 +119,9 @@ cdef class Format:
     cdef _name(self, LogOp* op, str name)
     cdef char* _one(self, LogOp* op, char* value, char* o) noexcept
     cdef char* head(self, Asked* a, char* o, char* limit) noexcept
-    cdef char* line(self, Ended* e, Table t, const char* heads, const char* heads_end, char* o, char* limit) noexcept
+    cdef char* _decision(self, int first, Ended* e, Table t, DecidedPieces pieces, char* o, char* limit) noexcept
+    cdef char* line(self, Ended* e, Table t, DecidedPieces pieces, const char* heads, const char* heads_end, char* o,
+                    char* limit) noexcept
 
 cdef void dates(uint64_t second, char* date, char* local) noexcept
 cdef Text header_of(Head* h, const char* name, uint32_t n) noexcept

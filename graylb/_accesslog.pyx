@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from graylb._fast cimport NONE32, REDIRECT, Rule, Service, Str, Table
+from graylb._fast cimport NONE32, REDIRECT, Decision, Rule, Service, Str, Table
 from graylb._http1 cimport Head, reset_head, same_name, scan_request
 from graylb._live cimport HTTP2, Exchange, Peer, TableState
 
@@ -161,6 +161,9 @@ FIELDS = {
 }
 OF_SPANS = {"parent_id": L_PARENT_ID, "tracestate": L_STATE}
 
+cdef enum:
+    PIECES = 256           # a power of two
+
 cdef Head NO_HEAD                                        # has nothing
 memset(&NO_HEAD, 0, sizeof(Head))
 cdef const char* REQUEST_ID = b"x-request-id"
@@ -211,6 +214,29 @@ cdef inline char* _put(bint json, char* o, const char* limit, Text t) noexcept:
     return o + 1
 
 
+cdef inline char* _sure(bint json, char* o, const char* text, uint32_t n) noexcept:
+    """A text of 8 bytes, of which n count, that needs no escape."""
+    if json:
+        o[0] = 34
+        memcpy(o + 1, text, 8)
+        o[n + 1] = 34
+        return o + n + 2
+    memcpy(o, text, 8)
+    return o + n
+
+
+cdef inline char* _address(bint json, char* o, Peer* peer) noexcept:
+    """An address, which needs no escape either; NULL: there is none."""
+    cdef uint32_t n = peer.text_len
+    if n == 0: return NULL
+    if json:
+        o[0] = 34
+        o += 1
+    memcpy(o, peer.text, sizeof(peer.text))
+    o[n] = 34
+    return o + n + 1 if json else o + n
+
+
 cdef inline char* _seconds(char* o, uint64_t us) noexcept:
     if us < 1000000:
         o[0] = 48
@@ -259,9 +285,9 @@ cdef inline char* _asked(bint json, LogOp* op, Asked* a, char* o, const char* li
         if a.secure: memcpy(o, b"true", 4)
         else: memcpy(o, b"false", 5)
         return o + (4 if a.secure else 5)
-    elif field == L_CLIENT_IP: t = _text(a.peer.text if a.peer.text_len else NULL, a.peer.text_len)
+    elif field == L_CLIENT_IP: return _address(json, o, a.peer)
     elif field == L_LISTENER: t = a.listener
-    elif field == L_SCHEME: t = _text(b"https", 5) if a.secure else _text(b"http", 4)
+    elif field == L_SCHEME: return _sure(json, o, b"https\0\0\0", 4 + a.secure)
     elif field == L_SPAN_ID: t = a.span_id
     elif field == L_PARENT_ID: t = a.parent_id
     elif field == L_METHOD: t = _text(h.method, h.method_len)
@@ -271,7 +297,8 @@ cdef inline char* _asked(bint json, LogOp* op, Asked* a, char* o, const char* li
     elif field == L_TARGET: t = _text(h.target, h.target_len)
     elif field == L_PROTOCOL:
         if h == &NO_HEAD: return NULL
-        t = _text(b"HTTP/2", 6) if a.h2 else (_text(b"HTTP/1.1", 8) if h.minor else _text(b"HTTP/1.0", 8))
+        if a.h2: return _sure(json, o, b"HTTP/2\0\0", 6)
+        return _sure(json, o, b"HTTP/1.1" if h.minor else b"HTTP/1.0", 8)
     else: t = _odd_text(op, a)
     return _put(json, o, limit, t) if t.p != NULL else NULL
 
@@ -337,13 +364,37 @@ cdef inline char* _ended(bint json, LogOp* op, Ended* e, Table t, char* o, const
     return _put(json, o, limit, found) if found.p != NULL else NULL
 
 
+cdef inline void _decided_key(uint64_t* key, int first, Decision* d) noexcept:
+    """What the fields of a decision from the first one on, of a format and a table, follow from."""
+    key[0] = <uint64_t><uint32_t>d.service << 32 | <uint32_t>d.route
+    key[1] = <uint64_t><uint32_t>d.rule << 32 | <uint32_t>d.instance
+    key[2] = <uint64_t>d.wanted << 32 | <uint64_t>first << 2 | (2 if d.fell_back else 0) | (d.outcome == REDIRECT)
+
+
+cdef class DecidedPieces:
+    """Pieces of lines by what they follow from: requests that are decided alike have them in common."""
+
+    def __dealloc__(self):
+        free(self.at)
+
+    cdef DecidedPiece* place(self, const uint64_t* key) noexcept:
+        """Where the piece of that key is, if it is kept. NULL: out of memory."""
+        cdef uint64_t h
+        if self.at == NULL:
+            self.at = <DecidedPiece*>calloc(PIECES, sizeof(DecidedPiece))
+            if self.at == NULL: return NULL
+        # splitmix64's multipliers (Steele, Lea, Flood 2014); the high bits are the mixed ones
+        h = (key[0] ^ key[2]) * <uint64_t>0x9e3779b97f4a7c15 + key[1] * <uint64_t>0xbf58476d1ce4e5b9
+        return &self.at[(h ^ h >> 29) * <uint64_t>0x94d049bb133111eb >> 56]
+
+
 cdef class Format:
     """How a line is made. parts: (literal text, name of a field or "") pairs, as graylb.model.log_fields has them. json: lines
     are JSON objects; the texts are `,"name":`, and what has no value is left out with its text. ValueError for an unknown field.
     """
 
     def __cinit__(self, bint json, parts):
-        cdef int i, first = -1
+        cdef int i, first = -1, decided = -1
         cdef bytes text
         self.json = json
         self.made_of = json, [tuple(part) for part in parts]
@@ -363,6 +414,10 @@ cdef class Format:
                 if first < 0: first = i
                 self.ops[first].run += 1
             else: first = -1
+            if L_LAST_OF_HEAD < self.ops[i].field <= L_LAST_OF_DECISION:
+                if decided < 0: decided = i
+                self.ops[decided].decided += 1
+            else: decided = -1
 
     cdef _name(self, LogOp* op, str name):
         cdef bytes header
@@ -411,8 +466,36 @@ cdef class Format:
             memcpy(start, &size, 4)
         return o
 
-    cdef char* line(self, Ended* e, Table t, const char* heads, const char* heads_end, char* o, char* limit) noexcept:
-        """The whole line with its end; heads: what `head` wrote. There must be room for MARGIN bytes behind the limit."""
+    cdef char* _decision(self, int first, Ended* e, Table t, DecidedPieces pieces, char* o, char* limit) noexcept:
+        """The fields of the decision from there on: as they were when a request was decided like that before."""
+        cdef uint64_t key[3]
+        cdef DecidedPiece* kept = NULL
+        cdef char* start = o
+        cdef LogOp* op
+        cdef int k
+        if pieces is not None:
+            _decided_key(key, first, &e.x.d)
+            kept = pieces.place(key)
+        if kept != NULL and kept.n and kept.key[0] == key[0] and kept.key[1] == key[1] and kept.key[2] == key[2] \
+                and limit - o >= <ssize_t>kept.n:
+            memcpy(o, kept.text, kept.n)
+            return o + kept.n
+        for k in range(first, first + self.ops[first].decided):
+            op = &self.ops[k]
+            if limit - o < <ssize_t>(op.n + MARGIN): continue
+            gl_literal(o, op.text, op.n)
+            o = self._one(op, _ended(self.json, op, e, t, o + op.n, limit), o)
+        # whole, and small enough
+        if kept != NULL and limit - o >= <ssize_t>(self.longest + MARGIN) and o - start <= <ssize_t>sizeof(kept.text):
+            memcpy(kept.key, key, sizeof(key))
+            kept.n = <uint32_t>(o - start)
+            memcpy(kept.text, start, kept.n)
+        return o
+
+    cdef char* line(self, Ended* e, Table t, DecidedPieces pieces, const char* heads, const char* heads_end, char* o,
+                    char* limit) noexcept:
+        """The whole line with its end; heads: what `head` wrote; pieces: of this table and for this format, or None. There must
+        be room for MARGIN bytes behind the limit."""
         cdef int i = 0
         cdef uint32_t size
         cdef char* start = o
@@ -428,6 +511,10 @@ cdef class Format:
                     memcpy(o, heads, size)
                     o += size
                 heads += size
+                continue
+            if op.decided:
+                o = self._decision(i, e, t, pieces, o, limit)
+                i += op.decided
                 continue
             i += 1
             if limit - o < <ssize_t>(op.n + MARGIN): continue

@@ -1,7 +1,7 @@
 """What a worker tells of its requests: see _logs.pyx."""
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from graylb._accesslog cimport Asked, Ended, Format
+from graylb._accesslog cimport Asked, DecidedPieces, Ended, Format
 from graylb._http1 cimport Head
 from graylb._live cimport Conn, Exchange, Peer
 from graylb._ring cimport Ring
@@ -18,6 +18,7 @@ cdef enum Captured:
 cdef class Settings:
     # of a table
     cdef Format format             # None: no access log
+    cdef DecidedPieces pieces
     cdef uint32_t sample[6]        # by class of status: of 2**32
     cdef readonly size_t buffer
     cdef bint tracing

@@ -12,7 +12,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from graylb._accesslog cimport LINE_MAX, MARGIN, Asked, Ended, Format, Text, dates
+from graylb._accesslog cimport LINE_MAX, MARGIN, Asked, DecidedPieces, Ended, Format, Text, dates
 from graylb._fast cimport Rule, Service, Str, Table
 from graylb._http1 cimport DROP, MAX_HEADERS, Head, Header, put_line, same_name, scan_request
 from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Conn, Exchange, Peer, TableState
@@ -76,6 +76,7 @@ cdef class Settings:
         if former is not None and former.format is not None and former.format.made_of == (told["json"], parts):
             self.format = former.format
         else: self.format = Format(told["json"], parts)
+        self.pieces = DecidedPieces()
         self.buffer = told["buffer"]
         for i in range(5): self.sample[i + 1] = <uint32_t>min(told["sample"][i] / 100 * 4294967296.0, 4294967295.0)
 
@@ -387,14 +388,15 @@ cdef class Logs:
             one_of = s.sample[e.status // 100 if e.status < 600 else 5]
             if one_of == <uint32_t>0xffffffff or <uint32_t>self.random() < one_of:
                 o = self.access.place()
-                if o != NULL: self.access.wrote(s.format.line(&e, state.table, x.log, x.log + x.full_at, o, o + LINE_MAX))
+                if o != NULL:
+                    self.access.wrote(s.format.line(&e, state.table, s.pieces, x.log, x.log + x.full_at, o, o + LINE_MAX))
         if x.captured & C_FULL and self._seen(x, e.status):
             if not self.left: self.unseen += 1
             else:
                 self.left -= 1
                 o = self.events.room()
                 if o == NULL: self.unseen += 1
-                else: self.events.wrote(self.full.line(&e, state.table, x.log + x.full_at, x.log + x.log_len, o, o + LINE_MAX))
+                else: self.events.wrote(self.full.line(&e, state.table, None, x.log + x.full_at, x.log + x.log_len, o, o + LINE_MAX))
         if x.captured & C_SPAN and self._tell_span(x, s, e.status): self._tell_spans(x, &e)
         x.captured = 0
         if x.log_cap > 4096:

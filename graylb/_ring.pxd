@@ -20,7 +20,7 @@ cdef class Ring:
     cdef size_t largest
     cdef size_t every      # bytes for each of which the bell rings
     cdef uint64_t head
-    cdef uint64_t base
+    cdef size_t at         # of the head, in the room
     cdef uint64_t told     # the head when the bell rang
     cdef readonly uint64_t lines
     cdef readonly uint64_t dropped

@@ -111,7 +111,7 @@ cdef class Ring:
         written goes nowhere. Raises OSError."""
         self._forget()
         self.bell = bell
-        self.head = self.told = self.base = 0
+        self.head = self.told = self.at = 0
         if fd < 0: return
         os.set_blocking(bell, False)
         self.shared = <Shared*>gl_map_page(fd)
@@ -144,15 +144,19 @@ cdef class Ring:
         if self.shared != NULL and self.size:
             unread = self.head - gl_load(&self.shared.tail)
             if not unread:
-                self.base = self.shared.base = self.head
+                self.shared.base = self.head
+                self.at = 0
                 if self.fitted != self.size: self._fit()
-            if unread < self.fitted: return self.data + (self.head - self.base) % self.room
+            if unread < self.fitted: return self.data + self.at
         self.dropped += 1
         return NULL
 
     cdef void wrote(self, char* e) noexcept:
         """A line was written to that place, up to e."""
-        self.head += e - (self.data + (self.head - self.base) % self.room)
+        cdef size_t n = e - (self.data + self.at)
+        self.head += n
+        self.at += n
+        if self.at >= self.room: self.at -= self.room
         self.lines += 1
         gl_store(&self.shared.head, self.head)
         if self.head - self.told >= self.every: self._ring_bell()

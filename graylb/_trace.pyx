@@ -1,11 +1,56 @@
 """W3C Trace Context, level 1, without I/O: what a traceparent says (section 3.2), and ids in hexadecimal."""
 
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
-cdef extern from "<endian.h>" nogil:
-    uint64_t gl_big_endian "htobe64"(uint64_t)
+cdef extern from * nogil:
+    """
+    #include <endian.h>
+    #include <stdint.h>
+    #include <string.h>
+    #ifdef __SSE2__
+    #include <emmintrin.h>
+    #endif
+    /* 16 digits of a number. Each half of a byte in a byte of its own, then all of them digits at once */
+    static inline void gl_put_hex(char *o, uint64_t n) {
+      n = htobe64(n);
+    #ifdef __SSE2__
+      __m128i v = _mm_cvtsi64_si128((long long)n), low = _mm_set1_epi8(15);
+      v = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi64(v, 4), low), _mm_and_si128(v, low));
+      v = _mm_add_epi8(_mm_add_epi8(v, _mm_set1_epi8('0')), _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8(9)), _mm_set1_epi8(39)));
+      _mm_storeu_si128((__m128i *)o, v);
+    #else
+      const unsigned char *p = (const unsigned char *)&n; int i;
+      for (i = 0; i < 8; i++) { o[2 * i] = "0123456789abcdef"[p[i] >> 4]; o[2 * i + 1] = "0123456789abcdef"[p[i] & 15]; }
+    #endif
+    }
+    /* of 8 digits, which they must be: from bytes to numbers, and neighbours together, three times */
+    static inline uint64_t gl_get_half(const char *p) {
+      uint64_t v; memcpy(&v, p, 8); v = be64toh(v);
+      v = (v & 0x0f0f0f0f0f0f0f0full) + 9 * ((v >> 6) & 0x0101010101010101ull);
+      v = (v | v >> 4) & 0x00ff00ff00ff00ffull; v = (v | v >> 8) & 0x0000ffff0000ffffull;
+      return (v | v >> 16) & 0xffffffffu; }
+    static inline uint64_t gl_get_hex(const char *p) { return gl_get_half(p) << 32 | gl_get_half(p + 8); }
+    /* of 16 characters: -1: one is no lower-case digit; else whether one of them is not 0 */
+    static inline int gl_id(const char *p) {
+    #ifdef __SSE2__
+      __m128i v = _mm_loadu_si128((const __m128i *)p);
+      __m128i number = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('0' - 1)), _mm_cmplt_epi8(v, _mm_set1_epi8('9' + 1)));
+      __m128i letter = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('a' - 1)), _mm_cmplt_epi8(v, _mm_set1_epi8('f' + 1)));
+      if (_mm_movemask_epi8(_mm_or_si128(number, letter)) != 0xffff) return -1;
+      return _mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_set1_epi8('0'))) != 0xffff;
+    #else
+      int i, some = 0;
+      for (i = 0; i < 16; i++) {
+        if (!((p[i] >= '0' && p[i] <= '9') || (p[i] >= 'a' && p[i] <= 'f'))) return -1;
+        some |= p[i] != '0'; }
+      return some;
+    #endif
+    }
+    """
+    void gl_put_hex(char*, uint64_t)
+    uint64_t gl_get_hex(const char*)
+    int gl_id(const char*)
 
 cdef enum:
     PARENT = 55            # bytes of a traceparent of version 00
@@ -17,19 +62,9 @@ cdef inline int _digit(char c) noexcept nogil:
     return c - 87 if 97 <= c <= 102 else -1
 
 
-cdef bint _id(const char* p, int n) noexcept nogil:
-    """Hexadecimal digits, not all of them nought."""
-    cdef int i
-    cdef bint any_ = False
-    for i in range(n):
-        if _digit(p[i]) < 0: return False
-        if p[i] != 48: any_ = True
-    return any_
-
-
 cdef bint read_parent(const char* p, size_t n, Context_* found) noexcept nogil:
     """False: it is not valid, and the trace begins anew. Of later versions what version 00 knows is read."""
-    cdef int high, low
+    cdef int high, low, first, second
     if n < PARENT or _digit(p[0]) < 0 or _digit(p[1]) < 0 or (p[0] == 102 and p[1] == 102): return False
     if p[0] == 48 and p[1] == 48:
         if n != PARENT: return False
@@ -37,7 +72,9 @@ cdef bint read_parent(const char* p, size_t n, Context_* found) noexcept nogil:
     if p[2] != 45 or p[35] != 45 or p[52] != 45: return False
     high = _digit(p[53])
     low = _digit(p[54])
-    if high < 0 or low < 0 or not _id(p + 3, 32) or not _id(p + 36, 16): return False
+    first = gl_id(p + 3)
+    second = gl_id(p + 19)
+    if high < 0 or low < 0 or first < 0 or second < 0 or not (first or second) or gl_id(p + 36) <= 0: return False
     found.trace_id = p + 3
     found.span_id = p + 36
     found.sampled = low & 1
@@ -45,25 +82,13 @@ cdef bint read_parent(const char* p, size_t n, Context_* found) noexcept nogil:
 
 
 cdef void put_hex(char* o, uint64_t n) noexcept nogil:
-    """16 digits: eight halves of bytes at a time, each in a byte of its own, and then all of them digits at once."""
-    cdef uint64_t half, letters
-    cdef int i
-    for i in range(2):
-        half = n >> 32 if i == 0 else n & <uint64_t>0xffffffff
-        half = (half << 16 | half) & <uint64_t>0x0000ffff0000ffff
-        half = (half << 8 | half) & <uint64_t>0x00ff00ff00ff00ff
-        half = (half << 4 | half) & <uint64_t>0x0f0f0f0f0f0f0f0f
-        letters = (half + <uint64_t>0x0606060606060606) >> 4 & <uint64_t>0x0101010101010101
-        half = gl_big_endian(half + <uint64_t>0x3030303030303030 + letters * 39)
-        memcpy(o + 8 * i, &half, 8)
+    """16 digits."""
+    gl_put_hex(o, n)
 
 
 cdef uint64_t get_hex(const char* digits) noexcept nogil:
     """Of 16 digits, which they must be."""
-    cdef uint64_t n = 0
-    cdef int i
-    for i in range(16): n = n << 4 | <uint64_t>_digit(digits[i])
-    return n
+    return gl_get_hex(digits)
 
 
 cdef uint64_t low_half(const char* trace_id) noexcept nogil:

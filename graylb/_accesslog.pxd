@@ -65,6 +65,7 @@ cdef struct LogOp:
     uint8_t field
     uint16_t run           # so many operations from here on are of the head; 0: this is not, or not the first
     uint16_t decided       # likewise, of the decision
+    uint16_t following     # behind a run of the head: where the next one begins
     const char* name       # of a header, lower case
     uint32_t name_n
 
@@ -113,11 +114,11 @@ cdef class Format:
     cdef readonly object made_of   # what it was made of: (json, parts)
     cdef LogOp* ops
     cdef int n
+    cdef int first                 # where the first run of the head begins
     cdef uint32_t longest          # of the literal texts
     cdef list kept
 
     cdef _name(self, LogOp* op, str name)
-    cdef char* _one(self, LogOp* op, char* value, char* o) noexcept
     cdef char* head(self, Asked* a, char* o, char* limit) noexcept
     cdef char* _decision(self, int first, Ended* e, Table t, DecidedPieces pieces, char* o, char* limit) noexcept
     cdef char* line(self, Ended* e, Table t, DecidedPieces pieces, const char* heads, const char* heads_end, char* o,

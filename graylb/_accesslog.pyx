@@ -364,6 +364,29 @@ cdef inline char* _ended(bint json, LogOp* op, Ended* e, Table t, char* o, const
     return _put(json, o, limit, found) if found.p != NULL else NULL
 
 
+cdef inline char* _one(bint json, LogOp* op, char* value, char* o) noexcept:
+    """The end of the line after a field's text at o and its value, which ends at `value`; NULL: it has none."""
+    if value != NULL: return value
+    if json: return o
+    o[op.n] = 45
+    return o + op.n + 1
+
+
+cdef inline uint64_t _ends(Ended* e) noexcept:
+    """Of the fields of the end those that may have a value, by their numbers."""
+    cdef Exchange* x = e.x
+    cdef uint64_t there = (<uint64_t>1 << L_NONE | <uint64_t>1 << L_BYTES_IN | <uint64_t>1 << L_BYTES_OUT | <uint64_t>1 << L_DURATION
+                           | <uint64_t>1 << L_STATUS | <uint64_t>1 << L_ATTEMPTS | <uint64_t>1 << L_UPSTREAM_PROTOCOL)
+    if x.d.slot >= 0: there |= <uint64_t>1 << L_SLOT
+    if x.d.drew: there |= <uint64_t>1 << L_DRAW
+    if x.head_us: there |= <uint64_t>1 << L_FIRST_BYTE
+    if x.connect_us: there |= <uint64_t>1 << L_CONNECT
+    if x.grpc_status: there |= <uint64_t>1 << L_GRPC_STATUS
+    if x.cut: there |= <uint64_t>1 << L_ABORTED
+    if e.error.p != NULL: there |= <uint64_t>1 << L_ERROR | <uint64_t>1 << L_ERROR_SOURCE
+    return there
+
+
 cdef inline void _decided_key(uint64_t* key, int first, Decision* d) noexcept:
     """What the fields of a decision from the first one on, of a format and a table, follow from."""
     key[0] = <uint64_t><uint32_t>d.service << 32 | <uint32_t>d.route
@@ -394,16 +417,17 @@ cdef class Format:
     """
 
     def __cinit__(self, bint json, parts):
-        cdef int i, first = -1, decided = -1
+        cdef int i, first = -1, decided = -1, last = -1
         cdef bytes text
         self.json = json
         self.made_of = json, [tuple(part) for part in parts]
         self.kept = []
-        self.n = len(parts)
+        self.n = self.first = len(parts)
         self.ops = <LogOp*>calloc(max(self.n, 1), sizeof(LogOp))
         if self.ops == NULL: raise MemoryError
         for i, (literal, name) in enumerate(parts):
             text = literal.encode()
+            self.ops[i].following = <uint16_t>self.n
             self.ops[i].n = <uint32_t>PyBytes_GET_SIZE(text)
             self.longest = max(self.longest, self.ops[i].n)
             text += bytes(PADDING)
@@ -411,7 +435,11 @@ cdef class Format:
             self.ops[i].text = PyBytes_AS_STRING(text)
             self._name(&self.ops[i], name)
             if L_NONE < self.ops[i].field <= L_LAST_OF_HEAD:
-                if first < 0: first = i
+                if first < 0:
+                    first = i
+                    if last < 0: self.first = i
+                    else: self.ops[last].following = <uint16_t>i
+                    last = i
                 self.ops[first].run += 1
             else: first = -1
             if L_LAST_OF_HEAD < self.ops[i].field <= L_LAST_OF_DECISION:
@@ -434,34 +462,28 @@ cdef class Format:
     def __dealloc__(self):
         free(self.ops)
 
-    cdef inline char* _one(self, LogOp* op, char* value, char* o) noexcept:
-        """The end of the line after a field's text at o and its value, which ends at `value`; NULL: it has none."""
-        if value != NULL: return value
-        if self.json: return o
-        o[op.n] = 45
-        return o + op.n + 1
-
     cdef char* head(self, Asked* a, char* o, char* limit) noexcept:
         """What is known when a head is, for `line`: the pieces in a row, each behind its length. What finds no room before the
         limit is cut off or left out, and then there are less than `longest` + MARGIN bytes up to it."""
-        cdef int i = 0, k
+        cdef int i = self.first
+        cdef bint json = self.json
         cdef uint32_t size
         cdef char* start
         cdef LogOp* op
+        cdef LogOp* end
         if a.head == NULL: a.head = &NO_HEAD
         while i < self.n:
-            if not self.ops[i].run:
-                i += 1
-                continue
             if limit - o < MARGIN: break
             start = o
             o += 4
-            for k in range(i, i + self.ops[i].run):
-                op = &self.ops[k]
-                if limit - o < <ssize_t>(op.n + MARGIN): continue
-                gl_literal(o, op.text, op.n)
-                o = self._one(op, _asked(self.json, op, a, o + op.n, limit), o)
-            i += self.ops[i].run
+            op = &self.ops[i]
+            i = op.following
+            end = op + op.run
+            while op < end:
+                if limit - o >= <ssize_t>(op.n + MARGIN):
+                    gl_literal(o, op.text, op.n)
+                    o = _one(json, op, _asked(json, op, a, o + op.n, limit), o)
+                op += 1
             size = <uint32_t>(o - start - 4)
             memcpy(start, &size, 4)
         return o
@@ -484,7 +506,7 @@ cdef class Format:
             op = &self.ops[k]
             if limit - o < <ssize_t>(op.n + MARGIN): continue
             gl_literal(o, op.text, op.n)
-            o = self._one(op, _ended(self.json, op, e, t, o + op.n, limit), o)
+            o = _one(self.json, op, _ended(self.json, op, e, t, o + op.n, limit), o)
         # whole, and small enough
         if kept != NULL and limit - o >= <ssize_t>(self.longest + MARGIN) and o - start <= <ssize_t>sizeof(kept.text):
             memcpy(kept.key, key, sizeof(key))
@@ -496,14 +518,15 @@ cdef class Format:
                     char* limit) noexcept:
         """The whole line with its end; heads: what `head` wrote; pieces: of this table and for this format, or None. There must
         be room for MARGIN bytes behind the limit."""
-        cdef int i = 0
+        cdef bint json = self.json
+        cdef uint64_t there = _ends(e) if json else <uint64_t>-1
         cdef uint32_t size
         cdef char* start = o
-        cdef LogOp* op
-        while i < self.n:
-            op = &self.ops[i]
+        cdef LogOp* op = self.ops
+        cdef LogOp* end = op + self.n
+        while op < end:
             if op.run:
-                i += op.run
+                op += op.run
                 if heads_end - heads < 4: continue       # `head` had no room for it
                 memcpy(&size, heads, 4)
                 heads += 4
@@ -511,16 +534,15 @@ cdef class Format:
                     memcpy(o, heads, size)
                     o += size
                 heads += size
-                continue
-            if op.decided:
-                o = self._decision(i, e, t, pieces, o, limit)
-                i += op.decided
-                continue
-            i += 1
-            if limit - o < <ssize_t>(op.n + MARGIN): continue
-            gl_literal(o, op.text, op.n)
-            if op.field == L_NONE: o += op.n
-            else: o = self._one(op, _ended(self.json, op, e, t, o + op.n, limit), o)
+            elif op.decided:
+                o = self._decision(<int>(op - self.ops), e, t, pieces, o, limit)
+                op += op.decided
+            else:
+                if there >> op.field & 1 and limit - o >= <ssize_t>(op.n + MARGIN):
+                    gl_literal(o, op.text, op.n)
+                    if op.field == L_NONE: o += op.n
+                    else: o = _one(json, op, _ended(json, op, e, t, o + op.n, limit), o)
+                op += 1
         if self.json:
             if o == start: o += 1
             start[0] = 123                               # over the comma of the first field

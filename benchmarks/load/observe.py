@@ -3,9 +3,10 @@
 Figures are counted in every one of them, and scraped as Prometheus would. The processor time is that of the whole
 process tree, so what the control process does with lines and spans is in it.
 
-What is to be seen is smaller than what a machine's speed changes by within a second. So all of them are under load in
-turns of a tenth of a second, each from a load generator of its own that is stopped in between: whatever makes the
-machine slow for longer than a moment makes it slow for all.
+What is to be seen is smaller than what a machine's speed changes by within a second, and than what two starts of the
+very same proxy differ by, as memory falls. So each round begins anew with each of them beside one that has neither, both
+idle before they are measured, and they are under load in turns of a tenth of a second, each from a load generator of its
+own that is stopped in between: whatever makes the machine slow for longer than a moment makes it slow for both.
 """
 
 from __future__ import annotations
@@ -34,15 +35,20 @@ from benchmarks.stats import rotated
 
 LOG = "access_log: {{path: {folder}/access.log}}\n"
 TRACES = "tracing: {{otlp: {{endpoint: 'http://127.0.0.1:{port}', protocol: http}}, sample: 1, parent_based: false}}\n"
-SEEN = {"plain": "", "log": LOG, "traced": TRACES, "both": LOG + TRACES}
+SEEN = {"log": LOG, "traced": TRACES, "both": LOG + TRACES}
 """Name -> what its document has besides."""
-TITLES = {"plain": "neither", "log": "access log", "traced": "1 % traced", "both": "both"}
+SHOWN = {"log": "access log", "traced": "1 % traced", "both": "both"}
+BESIDE = {name: f"plain-{name}" for name in SHOWN}
+"""Name -> of the one with neither beside it."""
+TITLES = {**SHOWN, **{BESIDE[name]: f"neither, beside {title}" for name, title in SHOWN.items()}}
 OBSERVED: Sequence[Case] = tuple(case for case in CASES if case.name in ("get-128", "browser-128"))
 BOUND = 1.03
-LAWS = tuple(Law(case.name, "plain", BOUND, ours) for case in OBSERVED for ours in ("log", "traced", "both"))
+LAWS = tuple(Law(case.name, BESIDE[ours], BOUND, ours) for case in OBSERVED for ours in SHOWN)
 TURN = 0.1
 """Seconds."""
-SCRAPE_EVERY = 1.0 * len(SEEN)
+IDLE = 0.012
+"""Of a core: what a proxy may use that has nothing to do and has done with its start."""
+SCRAPE_EVERY = 2.0
 """Seconds, of which each is under load for one."""
 
 
@@ -96,16 +102,19 @@ def scraped(up: Mapping[str, Peer]) -> Iterator[None]:
 
 
 @contextmanager
-def seen(setting: Setting, port: int) -> Iterator[dict[str, Peer]]:
-    """All four, up, verified and idle."""
+def seen(setting: Setting, to: Upstreams, port: int, number: int, order: Sequence[str]) -> Iterator[dict[str, Peer]]:
+    """A pair of them, started in this order: up, verified and idle."""
     with ExitStack() as stack:
         up: dict[str, Peer] = {}
-        for name, text in SEEN.items():
-            folder = setting.work / f"seen-{name}"
+        for name in order:
+            folder = setting.work / f"seen-{number}-{name}"
             folder.mkdir()
-            more = text.format(folder=folder, port=port)
-            up[name] = stack.enter_context(peers.graylb(setting, f"graylb-{name}", more=more))
+            more = SEEN.get(name, "").format(folder=folder, port=port)
+            up[name] = stack.enter_context(peers.graylb(setting, folder.name, more=more))
             check_pinned(tree(up[name].pid), setting.cores, name)
+        for peer in up.values():
+            verify(peer, to)
+        check_idle({name: tree(peer.pid) for name, peer in up.items()}, most=IDLE)
         yield up
 
 
@@ -161,19 +170,17 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
     cores = my_cores()
     environment = stamp.environment(("wrk", "cc"))
     runs = []
-    with stage(cores) as on, collector() as port, seen(on.setting, port) as up:
-        for peer in up.values():
-            verify(peer, on.to)
-        check_idle({name: tree(peer.pid) for name, peer in up.items()})
-        with scraped(up):
-            for number in range(1, rounds + 1):
-                for index, case in enumerate(OBSERVED):
-                    order = rotated(list(SEEN), number + index)
-                    for found in measure(number, case, order, up, on.to, cores, seconds):
-                        print(line(found), flush=True)
-                        runs.append(asdict(found))
+    with stage(cores) as on, collector() as port:
+        for number in range(1, rounds + 1):
+            for ours in SHOWN:
+                order = rotated([BESIDE[ours], ours], number)
+                with seen(on.setting, on.to, port, number, order) as up, scraped(up):
+                    for index, case in enumerate(OBSERVED):
+                        for found in measure(number, case, rotated(order, index), up, on.to, cores, seconds):
+                            print(line(found), flush=True)
+                            runs.append(asdict(found))
     settings = {
-        "rounds": rounds, "seconds": seconds, "peers": list(SEEN), "cases": [case.name for case in OBSERVED],
+        "rounds": rounds, "seconds": seconds, "peers": list(TITLES), "cases": [case.name for case in OBSERVED],
         "proxy_cores": sorted(cores.proxy), "load_cores": sorted(cores.load),
     }  # fmt: skip
     return {"kind": "observe", "stamp": environment, "settings": settings, "runs": runs}

@@ -4,9 +4,9 @@ Figures are counted in every one of them, and scraped as Prometheus would. The p
 process tree, so what the control process does with lines and spans is in it.
 
 What is to be seen is smaller than what a machine's speed changes by within a second, and than what two starts of the
-very same proxy differ by, as memory falls. So each round begins anew with each of them beside one that has neither, both
-idle before they are measured, and they are under load in turns of a tenth of a second, each from a load generator of its
-own that is stopped in between: whatever makes the machine slow for longer than a moment makes it slow for both.
+very same proxy differ by, as memory falls. So each round begins anew with each of them beside one that has neither,
+both idle before they are measured, and they are under load in turns of a tenth of a second, each from a load generator
+of its own that is stopped in between: whatever makes the machine slow for longer than a moment makes it slow for both.
 """
 
 from __future__ import annotations

@@ -79,6 +79,32 @@ def told(rig: Rig, wanted: AccessLog | None) -> Iterator[tuple[Lines, Pipe]]:
         events.close()
 
 
+def test_what_is_kept_of_a_decision_is_of_that_decision_and_of_its_table() -> None:
+    """Pieces of lines are kept by the numbers of a decision: another table means something else by the same ones."""
+
+    async def test(rig: Rig) -> None:
+        with told(rig, AccessLog("stdout", True, ALL)) as (log, _):
+            v1, v2 = await rig.origin(), await rig.origin()
+            when = Match((Condition("header", "exact", ("u1",), "x-user"),))
+            wanted = []
+            for rule, versions in (("testers", ("v1", "v2")), ("others", ("v3", "v4"))):
+                shares = dict.fromkeys(versions, 0) | {versions[0]: 100}
+                rig.swap(
+                    service(
+                        (v1, versions[0]), (v2, versions[1]),
+                        rules=(Rule(rule, when, Subset(versions[1])),), split=split(**shares),
+                    )
+                )  # fmt: skip
+                for user in ("u2", "u1", "u1", "u2", "u1"):
+                    await rig.ask("GET", "/", f"x-user: {user}")
+                    found = (rule, versions[1], v2.address) if user == "u1" else (None, versions[0], v1.address)
+                    wanted.append((*found, rig.revision))
+            lines = await log.lines(10)
+            assert [(x.get("rule"), x["version"], x["instance"], x["revision"]) for x in lines] == wanted
+
+    run(test)
+
+
 def test_a_line_tells_request_decision_and_end() -> None:
     async def test(rig: Rig) -> None:
         with told(rig, AccessLog("stdout", True, ALL)) as (log, _):

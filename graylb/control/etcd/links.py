@@ -189,7 +189,8 @@ class Links:
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Link]:
         """A link that is connected. Raises Unavailable when none of the endpoints can be."""
-        link = await self._connected()
+        while (link := await self._connected()).dropped:
+            pass  # by somebody who waited for the same one, and was quicker
         link.users += 1
         try:
             yield link

@@ -11,11 +11,33 @@ import pytest
 from graylb.control.etcd import values
 from graylb.control.etcd.client import PAGE, Client
 from graylb.control.etcd.errors import Compacted, LeaseLost, Refused, TooLarge, Unavailable
-from graylb.control.etcd.links import Options
+from graylb.control.etcd.links import Links, Options
 from graylb.control.etcd.values import Compare, Delete, Get, Put
 from tests.control.etcd import servers
 from tests.control.etcd.servers import Cluster
 from tests.control.etcd.support import client, run
+
+
+def test_a_link_that_was_dropped_is_used_by_nobody(etcd: Cluster) -> None:
+    """Two wait for one connection. The first has it and drops it before the second runs on: its channel is closed then."""
+
+    async def test() -> None:
+        links = Links(Options(etcd.endpoints), random.Random(1))
+
+        async def drop() -> None:
+            async with links.use() as link:
+                links.drop(link)
+
+        async def use() -> bool:
+            async with links.use() as link:
+                return link.dropped
+
+        _, dropped = await asyncio.gather(drop(), use())
+        assert not dropped
+        assert links.connections == 2
+        await links.close()
+
+    run(test())
 
 
 def test_put_get_delete(etcd: Cluster, prefix: str) -> None:

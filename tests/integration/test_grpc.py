@@ -215,7 +215,7 @@ def test_a_deadline_is_told_to_the_instance_shortened(scene: Scene) -> None:
         channel.unary("Echo", timeout=9.0)
         remaining = scene.one.last().remaining
         assert remaining is not None
-        assert 0 < remaining < 9.0 + 0.01  # up to whole hundredths gRPC rounds what it sends; test_grpc_deadlines is exact
+        assert 0 < remaining < 9.0 + 0.01  # gRPC rounds up to hundredths what it sends; test_grpc_deadlines is exact
         channel.unary("Echo", timeout=None)
         assert scene.one.last().remaining is None
 

@@ -189,8 +189,7 @@ class Links:
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Link]:
         """A link that is connected. Raises Unavailable when none of the endpoints can be."""
-        while (link := await self._connected()).dropped:
-            pass  # by somebody who waited for the same one, and was quicker
+        link = await self._usable()
         link.users += 1
         try:
             yield link
@@ -223,6 +222,12 @@ class Links:
         task = asyncio.create_task(link.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+    async def _usable(self) -> Link:
+        """One that was not dropped meanwhile by somebody who had waited for it, too, and was quicker."""
+        while (link := await self._connected()).dropped:
+            pass
+        return link
 
     async def _connected(self) -> Link:
         """All who wait share one attempt, lest each of them spends the timeouts of every endpoint after the others."""

@@ -19,7 +19,7 @@ from tests.control.etcd.support import client, run
 
 
 def test_a_link_that_was_dropped_is_used_by_nobody(etcd: Cluster) -> None:
-    """Two wait for one connection. The first has it and drops it before the second runs on: its channel is closed then."""
+    """Two wait for one connection. The first has it, and drops it before the second goes on: its channel is closed."""
 
     async def test() -> None:
         links = Links(Options(etcd.endpoints), random.Random(1))

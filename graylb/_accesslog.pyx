@@ -373,18 +373,17 @@ cdef inline char* _one(bint json, LogOp* op, char* value, char* o) noexcept:
 
 
 cdef inline uint64_t _ends(Ended* e) noexcept:
-    """Of the fields of the end those that may have a value, by their numbers."""
+    """All fields but those of the end that have no value, by their numbers."""
     cdef Exchange* x = e.x
-    cdef uint64_t there = (<uint64_t>1 << L_NONE | <uint64_t>1 << L_BYTES_IN | <uint64_t>1 << L_BYTES_OUT | <uint64_t>1 << L_DURATION
-                           | <uint64_t>1 << L_STATUS | <uint64_t>1 << L_ATTEMPTS | <uint64_t>1 << L_UPSTREAM_PROTOCOL)
-    if x.d.slot >= 0: there |= <uint64_t>1 << L_SLOT
-    if x.d.drew: there |= <uint64_t>1 << L_DRAW
-    if x.head_us: there |= <uint64_t>1 << L_FIRST_BYTE
-    if x.connect_us: there |= <uint64_t>1 << L_CONNECT
-    if x.grpc_status: there |= <uint64_t>1 << L_GRPC_STATUS
-    if x.cut: there |= <uint64_t>1 << L_ABORTED
-    if e.error.p != NULL: there |= <uint64_t>1 << L_ERROR | <uint64_t>1 << L_ERROR_SOURCE
-    return there
+    cdef uint64_t absent = 0
+    if x.d.slot < 0: absent |= <uint64_t>1 << L_SLOT
+    if not x.d.drew: absent |= <uint64_t>1 << L_DRAW
+    if not x.head_us: absent |= <uint64_t>1 << L_FIRST_BYTE
+    if not x.connect_us: absent |= <uint64_t>1 << L_CONNECT
+    if not x.grpc_status: absent |= <uint64_t>1 << L_GRPC_STATUS
+    if not x.cut: absent |= <uint64_t>1 << L_ABORTED
+    if e.error.p == NULL: absent |= <uint64_t>1 << L_ERROR | <uint64_t>1 << L_ERROR_SOURCE
+    return ~absent
 
 
 cdef inline void _decided_key(uint64_t* key, int first, Decision* d) noexcept:

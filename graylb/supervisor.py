@@ -11,7 +11,7 @@ import importlib
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from graylb.control.comparisons import Comparisons
 from graylb.control.health import Health
 from graylb.control.live_view import Views
 from graylb.control.logs import log
+from graylb.control.pace import staggered
 from graylb.control.plane import Plane, StartRefused
 from graylb.control.prepare import Applied
 from graylb.control.reports import LogRefused, Reports
@@ -168,9 +169,7 @@ class Supervisor:
     async def publish(self, applied: Applied, last: Applied) -> list[str]:
         """All workers serve `applied`, or, when one refuses, `last` again; then the reasons."""
         apart = self.plane.pace.apart(len(self.workers), asyncio.get_running_loop().time())
-        answers = await asyncio.gather(
-            *(_after(n * apart, partial(worker.load, applied)) for n, worker in enumerate(self.workers))
-        )
+        answers = await staggered([partial(worker.load, applied) for worker in self.workers], apart)
         refusals = [f"worker {w.number}: {text}" for w, text in zip(self.workers, answers, strict=True) if text]
         settled = last if refusals else applied
         await asyncio.gather(*(worker.settle(settled) for worker in self.workers))
@@ -568,12 +567,6 @@ class Supervisor:
         pid_file = self.options.pid_file
         if pid_file and pid_file.exists() and pid_file.read_text().strip() == str(os.getpid()):
             pid_file.unlink()
-
-
-async def _after(seconds: float, work: Callable[[], Awaitable[str | None]]) -> str | None:
-    if seconds:
-        await asyncio.sleep(seconds)
-    return await work()
 
 
 def _told(listener: Listener, made: socket.socket, among: Iterable[Listener]) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeVar
+
+T = TypeVar("T")
 
 REST: Final = 3.0
 """In a storm, the pause after each revision: so many times what it took."""
@@ -17,7 +20,6 @@ APART: Final = 0.02
 holds up the clients of each for as long as both take."""
 SPREAD: Final = 0.1
 """Seconds between the first and the last of them at most, however many there are."""
-
 LATELY: Final = 1.0
 """Seconds from when a rest began that count as the same storm: longer than it and the next revision take."""
 
@@ -40,6 +42,17 @@ class Pace:
         """Seconds between two of so many workers that are handed a table; 0 unless the revision before had to rest."""
         storm = self._owed > ALLOWED and now - self._at < LATELY
         return min(APART, SPREAD / max(1, workers - 1)) if storm else 0.0
+
+
+async def staggered(works: Iterable[Callable[[], Awaitable[T]]], apart: float) -> list[T]:
+    """What they give, in order; each is begun so many seconds after the one before, whether that is done or not."""
+
+    async def later(seconds: float, work: Callable[[], Awaitable[T]]) -> T:
+        if seconds:
+            await asyncio.sleep(seconds)
+        return await work()
+
+    return await asyncio.gather(*(later(number * apart, work) for number, work in enumerate(works)))
 
 
 STRETCH: Final = 0.0005

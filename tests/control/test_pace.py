@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import types
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from graylb.control import pace
 from graylb.control.assembly import base_of
 from graylb.control.layers import Layers
-from graylb.control.pace import ALLOWED, APART, LATELY, LONGEST, REST, SPREAD, Pace
+from graylb.control.pace import ALLOWED, APART, LATELY, LONGEST, REST, SPREAD, Pace, staggered
 from graylb.control.sources import Fragment, Update
 from graylb.control.state import State
 from graylb.model import documents
@@ -68,6 +70,26 @@ def test_workers_are_handed_a_table_apart_in_a_storm_alone(workers: int) -> None
     assert 0.0 < pace.apart(workers, now) <= APART
     assert pace.apart(workers, now) * (workers - 1) <= SPREAD * 1.001
     assert pace.apart(workers, now + LATELY) == 0.0, "a change by itself is everywhere at once"
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.001])
+def test_staggered_works_are_begun_in_order_and_none_waits_for_another(apart: float) -> None:
+    async def test() -> None:
+        begun: list[int] = []
+        last = asyncio.Event()
+
+        async def work(number: int) -> int:
+            begun.append(number)
+            if number == 4:
+                last.set()
+            await last.wait()
+            return number
+
+        async with asyncio.timeout(10):
+            assert await staggered([partial(work, number) for number in range(5)], apart) == [0, 1, 2, 3, 4]
+        assert begun == [0, 1, 2, 3, 4]
+
+    asyncio.run(test())
 
 
 def test_pauses_are_few_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from graylb._limits cimport configure as configure_breaker
 from graylb._limits cimport figures as limit_figures
 from graylb._live cimport (ALPN_H2, AUTO, CLIENT, HTTP2, MAX_HEAD, MAY_HEDGE, S_BODY, S_HEAD, S_PROXY, S_SESSION, S_TUNNEL,
                            S_WAIT, U_BODY, U_HEAD, U_IDLE, UPSTREAM, Conn, Counter, Exchange, ServiceLive, Session, TableState,
-                           Tls, Upstream)
+                           Tls, Upstream, same_names, same_service, same_settings)
 from graylb._logs cimport EVENTS_BUFFER, Logs, Settings
 from graylb._mark cimport Marks
 from graylb._marker cimport Marker
@@ -114,7 +114,7 @@ cdef class Engine(Detours):
     cdef int worker
     cdef int workers
     cdef char* piece               # room to encode a stream's body bytes in
-    cdef dict members              # service -> (its digest, its instances in the table's order)
+    cdef dict members              # service -> (its number in the table, its instances in the table's order)
     cdef dict counters
     cdef dict fallbacks
     cdef set down                  # (service, address) of instances that health checks find ill
@@ -164,18 +164,12 @@ cdef class Engine(Detours):
     def swap(self, Table table):
         """Requests whose head completes from now on are decided by this table. Live state is carried over by identity."""
         cdef TableState former = self.state
+        cdef uint32_t number
         before, self.members = self.members, {}
-        instances, retired, services = [], [], []
-        for service in table.meta["services"]:
-            known = before.pop(service["name"], None)
-            services.append(self._service_of(service, table, len(services), known is None or known[0] != service["digest"]))
-            if known is None or known[0] != service["digest"]:
-                own = self._instances_of(service, table, len(instances), known, retired)
-                self.outliers.follow(service, own, table.weights(len(instances), len(own)), former is None, self.now)
-            else: own = known[1]
-            self.members[service["name"]] = service["digest"], own, len(instances), service["connections"]
-            instances += own
-        for name, (_, gone, *_) in before.items():
+        instances, retired = [], []
+        services = [self._service_of(table, number, before, retired) for number in range(table.header.n_services)]
+        for service in services: instances += self.members[service.name][1]
+        for name, (_, gone) in before.items():
             retired += gone
             self.services.pop(name, None)
             self.outliers.gone(name)
@@ -196,13 +190,28 @@ cdef class Engine(Detours):
         self._warm_up()
         self._reap()
 
-    cdef ServiceLive _service_of(self, dict service, Table table, int number, bint changed):
-        cdef ServiceLive found = self.services.get(service["name"])
-        if found is None: found = self.services[service["name"]] = ServiceLive(service["name"], self.worker, self.slab.part())
-        if changed:
-            found.configure(service)
-            found.bind(table, number)
-            if service["limits"] is not None or found.limits.any: self._limit_service(found)
+    cdef ServiceLive _service_of(self, Table table, int number, dict before, list retired):
+        """The service of this number. before: what `members` was; loses it. retired: gets instances that it has no more.
+
+        Most changes are of a weight or of what a rule says, and nothing is done about them: live state does not know them.
+        """
+        cdef str name = table._str(table.services[number].name)
+        cdef ServiceLive found = self.services.get(name)
+        cdef tuple known = before.pop(name, None)
+        cdef Table former = self.state.table if known is not None else None
+        cdef int at = known[0] if known is not None else -1
+        cdef bint settled, named
+        if known is not None and same_service(table, number, former, at):
+            self.members[name] = number, known[1]
+            return found
+        settled = known is not None and same_settings(table, number, former, at)
+        named = known is not None and same_names(table, number, former, at)
+        if found is None: found = self.services[name] = ServiceLive(name, self.worker, self.slab.part())
+        connections = found.settings["connections"] if known is not None else None
+        if not settled: found.configure(table.settings(number))
+        if not named: found.bind(table, number)
+        if not (settled and named) and (found.settings["limits"] is not None or found.limits.any): self._limit_service(found)
+        self.members[name] = number, self._instances_of(found, table, number, known, settled, connections, retired)
         return found
 
     cdef _limit_service(self, ServiceLive service):
@@ -216,32 +225,41 @@ cdef class Engine(Detours):
         bounds = service.limits.told["version"] if service.limits.told is not None else UNBOUNDED
         configure_breaker(&series.breaker, bounds, self.workers, gl_now_us())
 
-    cdef list _instances_of(self, dict service, Table table, int first, tuple known, list retired):
-        """The instances of a service that is new or changed; former ones that it has no more are added to `retired`."""
-        cdef int i, n = service["instances"]
-        cdef list left = []
-        if known is None: found = [None] * n
-        elif known[3] != service["connections"]:
-            left += known[1]
-            found = [None] * n
-        else: found = carried(table, first, n, self.state.table, known[2], known[1], left)
-        for i in range(n):
-            if found[i] is None: found[i] = self._instance_of(service, table.instance_list(first + i, 1)[0])
-        if left: retired += set(left).difference(found)
-        return found
+    cdef list _instances_of(self, ServiceLive service, Table table, int number, tuple known, bint settled, connections, list retired):
+        """The instances of a service that is new or changed; former ones that it has no more are added to `retired`.
 
-    cdef Upstream _instance_of(self, dict service, tuple instance):
+        known: number in the former table and instances, or None. settled: its settings are as they were. connections: what
+        those were that concern instances.
+        """
+        cdef const Service* told = &table.services[number]
+        cdef list left = [], own = [None] * told.n_instances
+        cdef uint32_t i
+        cdef bint same = settled
+        if known is not None and service.settings["connections"] == connections:
+            own = carried(table, told.first_instance, told.n_instances, self.state.table,
+                          self.state.table.services[<int>known[0]].first_instance, known[1], left)
+        elif known is not None: left += known[1]
+        for i in range(told.n_instances):
+            if own[i] is None:
+                same = False
+                own[i] = self._instance_of(service, table.instance_list(told.first_instance + i, 1)[0])
+        if left: retired += set(left).difference(own)
+        if not same or left:
+            weighted = table.weights(told.first_instance, told.n_instances)
+            self.outliers.follow(service.settings, own, weighted, self.state is None, self.now)
+        return own
+
+    cdef Upstream _instance_of(self, ServiceLive service, tuple instance):
         cdef Upstream u
         name, address, version, weight = instance
         u = self.upstreams.get((name, address))
         if u is None or u.version != version:
-            u = self.upstreams[name, address] = Upstream(name, address, version, (<ServiceLive>self.services[name]).series[version],
-                                                             (<ServiceLive>self.services[name]).limits)
+            u = self.upstreams[name, address] = Upstream(name, address, version, service.series[version], service.limits)
             u.down = ILL if (name, address) in self.down else 0
             u.conduct.fresh = 1
             if not is_ip(address): self.named[name, address] = u
-        u.configure(service["connections"], self.workers)
-        u.origin = self._origin_of(service["connections"].get("tls"), address)
+        u.configure(service.settings["connections"], self.workers)
+        u.origin = self._origin_of(service.settings["connections"].get("tls"), address)
         if weight == 0: u.warm = 0
         if u.warm: self.warm.add(u)
         else: self.warm.discard(u)

@@ -196,7 +196,10 @@ cdef struct Service:
     uint32_t n_versions
     uint32_t versions      # Str[n]
     uint32_t panic         # percent of a version's instances that must be well for their health to count
-    uint32_t pad
+    uint32_t first_instance
+    uint32_t n_instances
+    uint32_t digest        # of the whole service, 32 bytes
+    Str settings           # JSON: what concerns connections and tunnels, for the engine
     double connect_timeout
     double response_timeout
     double idle_timeout

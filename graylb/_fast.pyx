@@ -1237,6 +1237,11 @@ cdef class Table:
     cdef str _rule_name(self, int service, int rule):
         return self._str((<const Rule*>(self.base + self.services[service].rules))[rule].name)
 
+    def settings(self, int service):
+        """What a service says of connections and tunnels, as `graylb.blocks` writes it."""
+        cdef Str told = self.services[service].settings
+        return orjson.loads(PyBytes_FromStringAndSize(self.base + told.off, told.n))
+
     def route_names(self):
         """Names by route number."""
         return [self._str(self.routes[i].name) for i in range(self.header.n_routes)]

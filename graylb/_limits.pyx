@@ -222,7 +222,7 @@ cdef class Limits:
         free(self.breaker.gradient)
 
     def configure(self, dict told, int workers, uint64_t seed, uint64_t now):
-        """Takes the settings, `limits` of an entry of meta["services"]; None: there are none. now: microseconds."""
+        """Takes the settings, `limits` of what a service says; None: there are none. now: microseconds."""
         cdef Rate rate
         self.told = told
         self.any = told is not None

@@ -120,6 +120,9 @@ cdef class Placing:
         s.targets = self._to(s.targets)
         s.sticky = self._to(s.sticky)
         s.versions = self._to(s.versions)
+        s.digest = self._to(s.digest)
+        s.first_instance = self.first_instance
+        self._text(&s.settings)
         self._fields(s.fields)
         self._rules(s.rules, s.n_rules)
         self._index(s.index, s.index_mask)

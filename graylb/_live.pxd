@@ -317,7 +317,7 @@ cdef class Retries:
 cdef class ServiceLive:
     # one service, while tables name it
     cdef readonly str name
-    cdef dict settings     # its entry of meta["services"]
+    cdef dict settings     # what it says, as Table.settings
     cdef int worker
     cdef Faults faults     # None: nothing is injected
     cdef Slab slab         # for figures of this service; they go with it
@@ -358,7 +358,7 @@ cdef class TableState:
     cdef uint64_t** calls                  # likewise those of gRPC, by status; NULL before the first of all
     cdef list counters
     cdef Marks marks       # None: there are none
-    cdef readonly dict service_settings    # name -> its entry of meta["services"]
+    cdef readonly dict service_settings    # name -> what its table says of it, as Table.settings
     cdef object log                        # _logs.Settings
     cdef ForwardingPolicy policy
     cdef bint decision_headers
@@ -374,4 +374,7 @@ cdef class TableState:
     cdef uint64_t* _route(self, int route, Slab own) noexcept
     cdef uint64_t* _calls(self, int route) noexcept
 
+cdef bint same_service(Table a, int i, Table b, int k) noexcept
+cdef bint same_settings(Table a, int i, Table b, int k) noexcept
+cdef bint same_names(Table a, int i, Table b, int k) noexcept
 cdef void record(Exchange* x, uint64_t now_us, Slab own) noexcept

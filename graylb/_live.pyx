@@ -7,7 +7,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.ref cimport PyObject
 from graylb._faults cimport Faults
 from graylb._mirrors cimport Mirror
-from graylb._fast cimport EJECTED, FULL, ILL, NONE32, WARMING, Instance, Str, Table
+from graylb._fast cimport EJECTED, FULL, ILL, NONE32, WARMING, Instance, Rule, Service, Str, Table, Target
 from graylb._http1 cimport MAX_HEADERS
 from graylb._grpc cimport STATUS_NONE, final_status, is_failure
 from graylb._limits cimport Breaker, Limits, share
@@ -51,6 +51,7 @@ PROTOCOLS = ("auto", "http1", "h2")     # see Protocol
 
 
 cdef double KEPT = 600                  # seconds
+cdef enum: DIGEST = 32                  # bytes of a service's
 
 
 cdef class Counter:
@@ -168,7 +169,7 @@ cdef class ServiceLive:
         self.meter = Meter(self.name, [self.series[version] for version in (*names, "")])
 
     cpdef configure(self, dict settings):
-        """Takes its entry of meta["services"], whenever that is new."""
+        """Takes what it says (`Table.settings`), whenever that is new."""
         self.settings = settings
         self.mark = ServiceMark(settings["marks"]) if settings.get("marks") is not None else None
         self.request_ms = round(settings.get("request_timeout", 0) * 1000)
@@ -241,7 +242,7 @@ cdef class TableState:
             n = counters[name]
             self.counters.append(n)
             self.live.draws[i] = &n.value
-        self.service_settings = {each["name"]: each for each in table.meta["services"]}
+        self.service_settings = {(<ServiceLive>each).name: (<ServiceLive>each).settings for each in services}
         self._settings(table.meta)
         self.marks = marks
 
@@ -310,9 +311,7 @@ cdef bint _same(Table a, int i, Table b, int k) noexcept:
     cdef const Instance* y = &b.instances[k]
     cdef const Str* v = <const Str*>(a.base + a.services[x.service].versions) + x.version
     cdef const Str* w = <const Str*>(b.base + b.services[y.service].versions) + y.version
-    return (x.address.n == y.address.n and (x.weight == 0) == (y.weight == 0) and v.n == w.n
-            and memcmp(a.base + x.address.off, b.base + y.address.off, x.address.n) == 0
-            and memcmp(a.base + v.off, b.base + w.off, v.n) == 0)
+    return (x.weight == 0) == (y.weight == 0) and _same_text(a, x.address, b, y.address) and _same_text(a, v[0], b, w[0])
 
 
 def carried(Table table, int first, int n, Table former, int at, list members, list left):
@@ -338,6 +337,43 @@ def carried(Table table, int first, int n, Table former, int at, list members, l
                 k += 1
     left += members[k:]
     return found
+
+
+cdef inline bint _same_text(Table a, Str x, Table b, Str y) noexcept:
+    return x.n == y.n and memcmp(a.base + x.off, b.base + y.off, x.n) == 0
+
+
+cdef bint same_service(Table a, int i, Table b, int k) noexcept:
+    """Whether services of two tables are one and the same in all that they say."""
+    return memcmp(a.base + a.services[i].digest, b.base + b.services[k].digest, DIGEST) == 0
+
+
+cdef bint same_settings(Table a, int i, Table b, int k) noexcept:
+    """Whether services of two tables say the same of connections and tunnels, the numbers of rules, fields and targets in it
+    included."""
+    return _same_text(a, a.services[i].settings, b, b.services[k].settings)
+
+
+cdef bint same_names(Table a, int i, Table b, int k) noexcept:
+    """Whether services of two tables have the same versions and rules, by number, and a split both or neither: what their
+    figures go by."""
+    cdef const Service* x = &a.services[i]
+    cdef const Service* y = &b.services[k]
+    cdef const Str* v = <const Str*>(a.base + x.versions)
+    cdef const Str* w = <const Str*>(b.base + y.versions)
+    cdef const Rule* r = <const Rule*>(a.base + x.rules)
+    cdef const Rule* s = <const Rule*>(b.base + y.rules)
+    cdef uint32_t n
+    if x.n_versions != y.n_versions or x.n_rules != y.n_rules or _splits(a, x) != _splits(b, y): return False
+    for n in range(x.n_versions):
+        if not _same_text(a, v[n], b, w[n]): return False
+    for n in range(x.n_rules):
+        if not _same_text(a, r[n].name, b, s[n].name): return False
+    return True
+
+
+cdef inline bint _splits(Table t, const Service* s) noexcept:
+    return (<const Target*>(t.base + s.targets) + s.default_target).is_split != 0
 
 
 def is_ip(str address):

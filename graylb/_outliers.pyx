@@ -108,7 +108,7 @@ cdef class Outliers:
         self.look_at = NEVER
 
     cdef follow(self, dict service, list upstreams, list weighted, bint first, uint64_t now):
-        """Takes a service that is new or changed (its entry of meta["services"]) and its instances; weighted: whether each has a
+        """Takes a service that is new or changed (what it says) and its instances; weighted: whether each has a
         weight. first: in a worker's first table nobody is new."""
         cdef Upstream u
         cdef Watch w

@@ -60,7 +60,6 @@ class Block:
     n_instances: int
     splits: tuple[str, ...]  # names
     patterns: tuple[str, ...]
-    settings: orjson.Fragment  # its entry of the table's meta: connections, tunnels, digest, number of instances
     digest: bytes  # of the service
 
 
@@ -199,13 +198,14 @@ class _Members:
         mirrored = self._number(x.mirror.to) if x.mirror is not None else 0
         versions = b"".join(GROUP.pack(*arena.text(name)) for name in self.versions)
         digest = service_digest_of(settings_digest(x), rules.digest, self.digests)
+        settings = orjson.dumps(self._settings() | _mirror(x, mirrored))
         record = SERVICE.pack(
             *rules.record, len(self.records), arena.add(b"".join(self.records)), rules.default, 0, 1,
             FALLBACKS[x.fallback], int(x.policy == "least_request"), len(x.sticky), rules.sticky,
-            len(self.versions), arena.add(versions), x.health.panic, 0,
+            len(self.versions), arena.add(versions), x.health.panic, 0, len(x.instances),
+            arena.add(digest), *arena.text(settings),
             x.timeouts.connect, x.timeouts.response, x.timeouts.idle,
         )  # fmt: skip
-        told = self._settings() | _mirror(x, mirrored) | {"digest": digest.hex(), "instances": len(x.instances)}
         return Block(
             x,
             rules.data + arena.data,
@@ -214,7 +214,6 @@ class _Members:
             len(x.instances),
             tuple(self.splits),
             rules.patterns,
-            orjson.Fragment(orjson.dumps(told)),
             digest,
         )
 

@@ -25,7 +25,7 @@ RULE = struct.Struct("<8I")
 TARGET = struct.Struct("<8IQ4I")
 COLUMN = struct.Struct("<IHH")
 INSTANCE = struct.Struct("<6I")
-SERVICE = struct.Struct("<22I3d")
+SERVICE = struct.Struct("<26I3d")
 ROUTE = struct.Struct("<22I")
 NODE = struct.Struct("<8I")
 

@@ -172,7 +172,6 @@ class Compiler:
             "splits": self.split_names, "listener_bits": self.listener_bits,
             "tracing": _tracing(snapshot),
             "access_log": asdict(snapshot.access_log) if snapshot.access_log is not None else None,
-            "services": [block.settings for block in blocks],
             "marks": asdict(snapshot.marks) if snapshot.marks is not None else None,
         })  # fmt: skip
         patterns = b"".join([GROUP.pack(*arena.text(pattern)) for pattern in self.patterns.numbers])

@@ -8,7 +8,7 @@ again: a change of one instance among many costs a few passes over all of them a
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import compress
@@ -26,6 +26,7 @@ from graylb.model.snapshot import (
     Service,
     Split,
     Subset,
+    bare,
     instance_digest,
     service_digest_of,
     settings_digest,
@@ -120,6 +121,22 @@ class Kept:
         self.kinds: dict[tuple[str, tuple[tuple[str, str], ...]], int] = {}
         self.picked: dict[Subset, bytearray] = {}
         self._row: Row | None = None
+        self._bare: Service | None = None
+        self._digest = b""
+        self._told: tuple[int, bytes] | None = None
+
+    def settings_digest(self, service: Service) -> bytes:
+        """That of what rules, lists and instances have no part in, which is what `told` goes by."""
+        now = bare(service)
+        if now != self._bare:
+            self._bare, self._digest, self._told = now, settings_digest(now), None
+        return self._digest
+
+    def told(self, mirrored: int, tell: Callable[[], bytes]) -> bytes:
+        """What the engine is told of the service, where that is made of its bare settings and this number alone."""
+        if self._told is None or self._told[0] != mirrored:
+            self._told = mirrored, tell()
+        return self._told[1]
 
     def row_of(self, instances: tuple[Instance, ...], base: int) -> Row:
         row = self._row.after(instances, base) if self._row is not None else None
@@ -197,8 +214,8 @@ class _Members:
         self._targets()
         mirrored = self._number(x.mirror.to) if x.mirror is not None else 0
         versions = b"".join(GROUP.pack(*arena.text(name)) for name in self.versions)
-        digest = service_digest_of(settings_digest(x), rules.digest, self.digests)
-        settings = orjson.dumps(self._settings() | _mirror(x, mirrored))
+        digest = service_digest_of(self.kept.settings_digest(x), rules.digest, self.digests)
+        settings = self._told(mirrored)
         record = SERVICE.pack(
             *rules.record, len(self.records), arena.add(b"".join(self.records)), rules.default, 0, 1,
             FALLBACKS[x.fallback], int(x.policy == "least_request"), len(x.sticky), rules.sticky,
@@ -274,6 +291,14 @@ class _Members:
         block = self.arena.add(items), self.arena.add(columns_), self.arena.add(_owners(split.slots, tuple(names)))
         width = len(columns_) // COLUMN.size
         return TARGET.pack(1, NONE, len(names), *block, len(self.splits) - 1, width, seed, 0, 0, 0, 0)
+
+    def _told(self, mirrored: int) -> bytes:
+        def tell() -> bytes:
+            return orjson.dumps(self._settings() | _mirror(self.service, mirrored))
+
+        x = self.service
+        own = not self.rules.faults and x.limits == NO_LIMITS and x.tunnels.policy == "keep"
+        return self.kept.told(mirrored, tell) if own else tell()
 
     def _settings(self) -> dict[str, Any]:
         """What concerns connections and tunnels, for the engine. `traffic`: which versions are chosen by what."""

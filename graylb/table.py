@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
@@ -22,6 +22,21 @@ Breath = Callable[[], object]
 MAX_LISTENERS = 32  # names: the bits of a route's word
 
 
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Routes and hosts. They lie before all else in an image, so that they can be taken over as they are.
+
+    made_of: routes, names of the services in order, bits of the listeners. hosts: as `Compiler.hosts` gives them.
+    """
+
+    made_of: tuple[tuple[Route, ...], tuple[str, ...], dict[str, int]]
+    data: bytes
+    patterns: tuple[str, ...]
+    fields: int
+    routes: int
+    hosts: tuple[int, int, int, int, int]
+
+
 class Cache:
     """Blocks of the services of the last snapshot compiled with it. A service is the same when it is that object.
 
@@ -31,6 +46,7 @@ class Cache:
     def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
         self.kept: dict[str, Kept] = {}
+        self.front: Front | None = None
 
     def block(self, service: Service) -> Block:
         found = self.blocks.get(service.name)
@@ -50,17 +66,18 @@ class Compiler:
     def __init__(self, snapshot: Snapshot, cache: Cache | None = None, breath: Breath | None = None) -> None:
         cache = cache if cache is not None else Cache()
         self.snapshot = snapshot
+        self.breath = breath or (lambda: None)
         self.blocks = []
         for service in snapshot.services:
             self.blocks.append(cache.block(service))
-            if breath is not None:
-                breath()
+            self.breath()
         cache.keep(self.blocks)
         self.arena = Arena(HEADER.size)
         self.patterns = Patterns()
         self.split_names: list[str] = []
         self.instances: list[bytes] = []
         self.listener_bits = listener_bits(snapshot)
+        self.front = cache.front = self._front(cache.front)
 
     def services(self) -> bytes:
         """Puts the blocks into the image; their records."""
@@ -83,7 +100,21 @@ class Compiler:
             self.instances.append(instances)
             self.split_names += block.splits
             first_instance += block.n_instances
+            self.breath()
         return b"".join(records)
+
+    def _front(self, kept: Front | None) -> Front:
+        """The arena ends behind it then."""
+        snapshot = self.snapshot
+        made_of = snapshot.routes, tuple(each.name for each in snapshot.services), self.listener_bits
+        if kept is not None and kept.made_of == made_of:
+            self.arena.data += kept.data
+            self.patterns.numbers = {pattern: number for number, pattern in enumerate(kept.patterns)}
+            return kept
+        ordered = sorted(snapshot.routes, key=precedence)
+        fields, routes = self.routes(ordered, {name: number for number, name in enumerate(made_of[1])})
+        at, hosts = self.arena.add(routes), self.hosts(ordered)
+        return Front(made_of, bytes(self.arena.data[HEADER.size :]), tuple(self.patterns.numbers), fields, at, hosts)
 
     # ---- routes ------------------------------------------------------------------------------------------------------
 
@@ -160,12 +191,8 @@ class Compiler:
         return (*self.arena.hash_table(exact), *self.arena.hash_table(wild), default)
 
     def image(self) -> bytes:
-        snapshot, arena, blocks = self.snapshot, self.arena, self.blocks
-        ordered = sorted(snapshot.routes, key=precedence)
+        snapshot, arena, blocks, front = self.snapshot, self.arena, self.blocks, self.front
         services = self.services()
-        numbers_ = {service.name: n for n, service in enumerate(snapshot.services)}
-        fields, routes = self.routes(ordered, numbers_)
-        hosts = self.hosts(ordered)
         meta = orjson.dumps({
             "listeners": [asdict(x) for x in snapshot.listeners], "limits": asdict(snapshot.limits),
             "forwarding": asdict(snapshot.forwarding), "decision_headers": snapshot.decision_headers,
@@ -176,8 +203,8 @@ class Compiler:
         })  # fmt: skip
         patterns = b"".join([GROUP.pack(*arena.text(pattern)) for pattern in self.patterns.numbers])
         header = (
-            fields, *arena.text(digest_of(snapshot, [block.digest for block in blocks])), *arena.text(meta),
-            len(snapshot.services), arena.add(services), len(ordered), arena.add(routes), *hosts,
+            front.fields, *arena.text(digest_of(snapshot, [block.digest for block in blocks])), *arena.text(meta),
+            len(snapshot.services), arena.add(services), len(snapshot.routes), front.routes, *front.hosts,
             len(self.patterns.numbers), arena.add(patterns),
             sum(block.n_instances for block in blocks), arena.add(b"".join(self.instances)),
             len(self.split_names),

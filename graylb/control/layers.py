@@ -68,6 +68,8 @@ class Layers:
         self.report = Report()
         self.seen = 0
         """The source's newest revision that was offered."""
+        self.arrived_at = 0.0
+        """The loop's time at which the newest update arrived."""
         self.offered_at = 0.0
         """The loop's time at which the oldest update that was not applied arrived; 0 when there is none."""
         self.taken = 0
@@ -103,7 +105,8 @@ class Layers:
             self._note_arrival()
 
     def _note_arrival(self) -> None:
-        self.offered_at = self.offered_at or asyncio.get_running_loop().time()
+        self.arrived_at = asyncio.get_running_loop().time()
+        self.offered_at = self.offered_at or self.arrived_at
 
     def collect(self) -> Update | None:
         """The registries' part goes straight to the next `apply`."""

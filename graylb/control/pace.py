@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
@@ -11,8 +12,12 @@ T = TypeVar("T")
 
 REST: Final = 3.0
 """In a storm, the pause after each revision: so many times what it took."""
-LONGEST: Final = 0.4
-"""Seconds of a pause at most: what a change waits for in a storm."""
+LONGEST: Final = 0.8
+"""Seconds of a pause at most: what a change waits for in the midst of a storm."""
+QUIET: Final = 0.3
+"""Seconds without a change after which a storm is over, and so is the pause: in one, etcd is asked some four times in
+a second."""
+LOOK_EVERY: Final = 0.05
 ALLOWED: Final = 0.5
 """Seconds of pauses that may be owed: changes now and then, be they close together, are applied at once."""
 APART: Final = 0.02
@@ -44,6 +49,17 @@ class Pace:
         return min(APART, SPREAD / max(1, workers - 1)) if storm else 0.0
 
 
+async def rested(seconds: float, last: Callable[[], float]) -> None:
+    """The pause. last: when the newest change came, by the loop's clock."""
+    now = asyncio.get_running_loop().time
+    looks, rest = divmod(seconds, LOOK_EVERY)
+    await asyncio.sleep(rest)
+    for _ in range(int(looks)):
+        if now() - last() >= QUIET:
+            return
+        await asyncio.sleep(LOOK_EVERY)
+
+
 async def staggered(works: Iterable[Callable[[], Awaitable[T]]], apart: float) -> list[T]:
     """What they give, in order; each is begun so many seconds after the one before, whether that is done or not."""
 
@@ -59,7 +75,7 @@ STRETCH: Final = 0.0005
 """Seconds of work without a pause, where it is not urgent: what a worker waits for at most on the same processor."""
 PAUSE: Final = 0.0005
 PAUSES: Final = 0.1
-"""Seconds of all pauses of one work, which take longer on a busy machine; then it goes on without."""
+"""Seconds of all pauses of one work, which take longer on a busy machine; then it only lets others go first."""
 
 Breath = Callable[[], object]
 """Called every now and then in the middle of work."""
@@ -78,7 +94,11 @@ class Pauses:
 
     def __call__(self) -> None:
         now = time.perf_counter()
-        if now - self._since >= STRETCH and self._left > 0:
+        if now - self._since < STRETCH:
+            return
+        if self._left > 0:
             time.sleep(PAUSE)
-            self._since = time.perf_counter()
-            self._left -= self._since - now
+        else:
+            os.sched_yield()
+        self._since = time.perf_counter()
+        self._left -= self._since - now

@@ -17,7 +17,7 @@ from graylb.control.config_store import ConfigStore
 from graylb.control.file_config import FileConfigStore
 from graylb.control.file_source import FileSource
 from graylb.control.logs import log
-from graylb.control.pace import Pace
+from graylb.control.pace import Pace, rested
 from graylb.control.prepare import Applied
 from graylb.control.store import Conflict, Store, StoreError
 from graylb.model import presets
@@ -124,7 +124,7 @@ class Plane:
                     if not looked.done():
                         looked.set_result(None)
                 if self.side is not None:
-                    await asyncio.sleep(self.pace.rest(began, loop.time()))
+                    await rested(self.pace.rest(began, loop.time()), self._newest_came)
 
     async def follow(self, publish: Publish) -> None:
         """One look at the sources: apply what is new and good, else keep the last good and remember why."""
@@ -194,6 +194,9 @@ class Plane:
         async for update in self.source.updates():
             if not update.whole:  # the first one is what `start` has read
                 self._files_changed()
+
+    def _newest_came(self) -> float:
+        return self.side.layers.arrived_at if self.side is not None else 0.0
 
     def _files_changed(self) -> None:
         if self.side is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -308,6 +308,8 @@ class Recorder:
         """
         own = await self._own()
         untold, state = await asyncio.to_thread(_untold, some, self._state, own)
+        for service, count in Counter(each.service for each in untold).items():
+            self._untrimmed[service] = self._untrimmed.get(service, TRIM_EVERY) + count
         if told is None:
             there = await self._told(untold)
         else:
@@ -321,8 +323,6 @@ class Recorder:
                 self._state.pop(key, None)
             else:
                 self._state[key] = value
-        for service in {keys.split_key(key)[0] for key in state}:
-            self._untrimmed[service] = self._untrimmed.get(service, TRIM_EVERY) + len(some)
 
     async def _told(self, some: list[Untold]) -> list[bool]:
         """Whether a record came with each."""
@@ -388,11 +388,11 @@ class Recorder:
         listing = await self.client.list(f"{self.prefix}{etcd_history.ROOT}{service}/")
         kept = etcd_history.read(listing.items.values(), self.prefix).get(service, [])
         gone, lean = etcd_history.to_trim(kept)
-        for at in range(0, len(gone), 100):
-            await self.client.txn([leadership.guard], [Delete(each.key) for each in gone[at : at + 100]])
-        for each, value in lean:
-            unchanged = values.unchanged(each.key, each.revision)
-            await self.client.txn([leadership.guard, unchanged], [Put(each.key, value)])
+        for at in range(0, len(gone), MOST_OPS):
+            await self.client.txn([leadership.guard], [Delete(each.key) for each in gone[at : at + MOST_OPS]])
+        for some in (lean[at : at + MOST_OPS] for at in range(0, len(lean), MOST_OPS)):
+            unchanged = [values.unchanged(each.key, each.revision) for each, _ in some]
+            await self.client.txn([leadership.guard, *unchanged], [Put(each.key, value) for each, value in some])
         self._untrimmed[service] = 0
 
 

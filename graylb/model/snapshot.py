@@ -426,9 +426,14 @@ def service_digest_of(settings: bytes, rules: bytes, instances: bytes) -> bytes:
     return hashlib.sha256(settings + rules + hashlib.sha256(instances).digest()).digest()
 
 
+def bare(service: Service) -> Service:
+    """Without rules, lists and instances."""
+    return replace(service, rules=(), lists=(), instances=())
+
+
 def settings_digest(service: Service) -> bytes:
-    """Of all but rules, lists and instances."""
-    return _canonical(replace(service, rules=(), lists=(), instances=()))
+    """Of all but rules, lists and instances, or of what `bare` gives."""
+    return _canonical(bare(service))
 
 
 def rules_digest(service: Service) -> bytes:

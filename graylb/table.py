@@ -78,6 +78,9 @@ class Compiler:
         self.instances: list[bytes] = []
         self.listener_bits = listener_bits(snapshot)
         self.front = cache.front = self._front(cache.front)
+        self.arena = Arena(HEADER.size)  # which knows no texts of the front, be it made or kept
+        self.arena.data += self.front.data
+        self.patterns.numbers = {pattern: number for number, pattern in enumerate(self.front.patterns)}
 
     def services(self) -> bytes:
         """Puts the blocks into the image; their records."""
@@ -104,12 +107,9 @@ class Compiler:
         return b"".join(records)
 
     def _front(self, kept: Front | None) -> Front:
-        """The arena ends behind it then."""
         snapshot = self.snapshot
         made_of = snapshot.routes, tuple(each.name for each in snapshot.services), self.listener_bits
         if kept is not None and kept.made_of == made_of:
-            self.arena.data += kept.data
-            self.patterns.numbers = {pattern: number for number, pattern in enumerate(kept.patterns)}
             return kept
         ordered = sorted(snapshot.routes, key=precedence)
         fields, routes = self.routes(ordered, {name: number for number, name in enumerate(made_of[1])})

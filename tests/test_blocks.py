@@ -37,8 +37,8 @@ def test_a_cache_changes_nothing_of_the_image(first: Snapshot, second: Snapshot,
 
 
 def stirred(choose: strategies.Chooser, snapshot: Snapshot) -> Snapshot:
-    """Instances of a service go, come, and change weight, version or tags, and its split may be another; the rest,
-    rules above all, are the very same objects."""
+    """Instances of a service go, come, and change weight, version or tags, its split may be another, or a rule's name;
+    the rest are the very same objects."""
     services = list(snapshot.services)
     number = choose.number(0, len(services) - 1)
     service = services[number]
@@ -54,10 +54,14 @@ def stirred(choose: strategies.Chooser, snapshot: Snapshot) -> Snapshot:
         fresh = Instance(f"10.9.0.{choose.number(1, 9)}:80", choose.one(versions), 1)
         if fresh.address not in {each.address for each in instances}:
             instances.insert(choose.number(0, len(instances)), fresh)
+    rules = list(service.rules)
+    if rules and choose.number(0, 2) == 0:
+        place = choose.number(0, len(rules) - 1)
+        rules[place] = replace(rules[place], name=rules[place].name + choose.one(["", "x"]))
     split = service.split
     if split is not None and choose.number(0, 1):
         split = replace(split, salt=split.salt + "x", weights=tuple((name, 1.0) for name, _ in split.weights))
-    services[number] = replace(service, instances=tuple(instances), split=split)
+    services[number] = replace(service, instances=tuple(instances), split=split, rules=tuple(rules))
     return replace(snapshot, services=tuple(services))
 
 

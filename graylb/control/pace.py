@@ -25,7 +25,7 @@ APART: Final = 0.02
 holds up the clients of each for as long as both take."""
 SPREAD: Final = 0.1
 """Seconds between the first and the last of them at most, however many there are."""
-LATELY: Final = 1.0
+LATELY: Final = 1.5
 """Seconds from when a rest began that count as the same storm: longer than it and the next revision take."""
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from graylb.control import pace
 from graylb.control.assembly import base_of
+from graylb.control.etcd import bursts
 from graylb.control.layers import Layers
-from graylb.control.pace import ALLOWED, APART, LATELY, LONGEST, REST, SPREAD, Pace, staggered
+from graylb.control.pace import ALLOWED, APART, LATELY, LONGEST, QUIET, REST, SPREAD, Pace, staggered
 from graylb.control.sources import Fragment, Update
 from graylb.control.state import State
 from graylb.model import documents
@@ -116,4 +117,39 @@ def test_work_breathes_between_services_and_keys() -> None:
     update = Update(1, {key: Fragment(key, value, 1) for key, value in values.items()}, whole=True)
     document = documents.load(b"{listeners: [{address: 127.0.0.1:1}], etcd: {endpoints: [127.0.0.1:1]}}", "x")
     layers.apply(update, document, base_of(document, {}, "x"), State(), None, lambda: drawn.append(1))
-    assert len(drawn) == 7 * 4, "for each key, and each service assembled and compiled"
+    assert len(drawn) == 7 * 5, "for each key, and each service assembled, compiled and placed"
+
+
+@pytest.mark.parametrize("came", ["long ago", "now", "all the time"])
+def test_a_rest_is_over_once_the_storm_is(monkeypatch: pytest.MonkeyPatch, came: str) -> None:
+    """Changes that wait for the end of a rest are in force within a second of the storm's end."""
+    monkeypatch.setattr(pace, "QUIET", 0.06)
+    monkeypatch.setattr(pace, "LOOK_EVERY", 0.01)
+
+    async def test() -> None:
+        now = asyncio.get_running_loop().time
+        began = now()
+        last = {"long ago": lambda: began - 1, "now": lambda: began, "all the time": now}[came]
+        await pace.rested(0.25, last)
+        took = now() - began
+        assert took >= {"long ago": 0.0, "now": 0.06, "all the time": 0.249}[came]
+        if came != "all the time":
+            assert now() - last() >= pace.QUIET
+
+    asyncio.run(test())
+
+
+def test_a_revision_and_its_rest_are_of_one_storm() -> None:
+    assert LONGEST + 0.3 < LATELY, "or workers would be handed the next table at once"
+    assert QUIET > bursts.REST + 0.1, "or a storm would seem to be over between two bursts of it"
+
+
+def test_work_whose_pauses_are_used_up_lets_others_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    yields: list[bool] = []
+    monkeypatch.setattr(pace, "STRETCH", 0.0)
+    monkeypatch.setattr(pace, "PAUSES", 0.0)
+    monkeypatch.setattr(pace, "os", types.SimpleNamespace(sched_yield=lambda: yields.append(True)))
+    breath = pace.Pauses()
+    for _ in range(10):
+        breath()
+    assert len(yields) == 10

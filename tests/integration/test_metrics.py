@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvloop
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from graylb.model.snapshot import Subset
 from graylb.observe.metrics import BY_NAME
 from graylb.observe.slabs import Slabs
 from tests.integration import admins, proxies
@@ -140,6 +142,37 @@ def test_every_request_is_counted_once_whatever_becomes_of_it() -> None:
         connections = figures(slabs, "graylb_upstream_connections", "state")
         assert connections["idle"] == sum(x["idle"] for x in stats.values())
         assert connections["busy"] == 0
+
+    counted(test)
+
+
+def test_requests_are_counted_by_the_names_of_the_table_that_decided_them() -> None:
+    """What a service's figures go by is kept over a swap only where it is the same: rules and versions, in their order,
+    and whether a split or the stable version takes the rest."""
+
+    async def test(rig: Rig, slabs: Slabs) -> None:
+        one, two = await rig.origin(), await rig.origin()
+        canary, beta = rule("canary", "v1", x_canary="1"), rule("beta", "v1", x_beta="1")
+        members = ((one, "v1"), (two, "v2"))
+        tables: list[tuple[str, dict[str, Any]]] = [
+            ("canary (stable)", {"rules": (canary,)}),
+            ("canary (stable)", {"rules": (replace(canary, to=Subset(version="v2")),)}),
+            ("renamed (stable)", {"rules": (replace(canary, name="renamed"),)}),
+            ("canary (stable)", {"rules": (beta, canary)}),
+            ("canary (split)", {"rules": (beta, canary), "split": split(v1=1)}),
+            ("canary (split)", {"rules": (canary, beta), "split": split(v1=1, v2=1)}),
+        ]
+        wanted: Counter[str] = Counter()
+        for told, more in tables:
+            rig.swap(service(*members, **more))
+            for value, name in zip("10", told.split(), strict=True):
+                assert (await rig.ask("GET", "/", f"X-Canary: {value}")).status == 200
+                wanted[name] += 1
+        assert figures(slabs, "graylb_requests_total", "rule") == wanted
+        rig.swap(service((one, "v1"), (two, "v0")))
+        rig.swap(service((one, "v0"), (two, "v1")))
+        assert (await rig.ask()).status == 200
+        assert figures(slabs, "graylb_requests_total", "version", "rule")["v1", "(stable)"] == wanted["(stable)"] + 1
 
     counted(test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -225,6 +226,40 @@ def test_many_changes_are_recorded_together_and_one_that_is_there_already_is_not
             assert [each.revision for each in records] == put
             assert records[-1].before == {names[0]: values[0]}
             left_by(records)
+
+    run(test())
+
+
+def test_a_history_is_looked_at_after_changes_of_its_own_service(
+    etcd: Cluster, tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were recorded together counted for every service among them: in a storm nearly every change of one
+    brought about a look at its history."""
+
+    async def test() -> None:
+        async with (
+            opened(etcd, tmp_path, prefix) as world,
+            Election(world.client, own(prefix) + "/leader", "a", ttl=60) as election,
+        ):
+            leadership = await anext(election)
+            assert leadership is not None
+            made = Recorder(world.client, own(prefix), no_document)
+            trimmed: list[str] = []
+
+            async def trim(service: str, _: Leadership) -> None:
+                trimmed.append(service)
+                made._untrimmed[service] = 0
+
+            monkeypatch.setattr(made, "_trim", trim)
+            await made._follow(leadership)
+            revision = await world.past("services/s0/rules/x", RULE)
+            for number in range(2 * recorder.TRIM_EVERY + 1):
+                value = orjson.dumps({**RULE, "priority": number})
+                some = [(revision + n, [(f"services/s{n}/rules/x", value)]) for n in range(8)]
+                await made._tell(some, {}, leadership)
+                revision += 8
+                await made._follow(leadership)
+            assert Counter(trimmed) == {f"s{n}": 3 for n in range(8)}, "at first, and then after so many of its own"
 
     run(test())
 

@@ -1,20 +1,41 @@
 """Lines of the access log: see _accesslog.pyx."""
 
+cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from graylb._fast cimport Table
 from graylb._http1 cimport Head
 from graylb._live cimport Exchange, Peer
 
+cdef extern from * nogil:
+    """
+    #ifndef GRAYLB_UTF8
+    #define GRAYLB_UTF8
+    /* bytes of the UTF-8 sequence at p, or minus those of the ill-formed one */
+    static int gl_utf8(const unsigned char *p, const unsigned char *e) {
+      unsigned char c = *p, low = 0x80, high = 0xbf; int n, i;
+      if (c < 0x80) return 1;
+      if (c >= 0xc2 && c <= 0xdf) n = 1;
+      else if (c >= 0xe0 && c <= 0xef) { n = 2; if (c == 0xe0) low = 0xa0; if (c == 0xed) high = 0x9f; }
+      else if (c >= 0xf0 && c <= 0xf4) { n = 3; if (c == 0xf0) low = 0x90; if (c == 0xf4) high = 0x8f; }
+      else return -1;
+      for (i = 1; i <= n; i++) {
+        if (p + i >= e || p[i] < low || p[i] > high) return -i;
+        low = 0x80; high = 0xbf; }
+      return n + 1; }
+    #endif
+    """
+    int gl_utf8(const unsigned char*, const unsigned char*)
+
 cdef enum:
     LINE_MAX = 131072      # bytes of a line; what is beyond is left out
     MARGIN = 64            # room for the end of a value that is cut off
     PADDING = 32           # bytes behind a literal text that may be read
+    RUNS = 4               # of fields that follow from a few numbers; those of a format that has more are not kept
 
-cdef enum LogField:
+cdef enum:
+    # fields
     L_NONE = 0
-    # known when a request's head is
-    L_TIME
-    L_TIME_LOCAL
+    # known when a request's head is, and nothing but its connection's and its bytes
     L_CLIENT_IP
     L_CLIENT_PORT
     L_LISTENER
@@ -34,7 +55,7 @@ cdef enum LogField:
     L_STATE
     L_WORKER
     L_LAST_OF_HEAD = L_WORKER
-    # known at the end: what follows from the numbers of a decision, by its table
+    # known at the end: what follows from a few small numbers, by their table
     L_SERVICE
     L_ROUTE
     L_VERSION
@@ -42,48 +63,62 @@ cdef enum LogField:
     L_FALLBACK
     L_INSTANCE
     L_REVISION
-    L_LAST_OF_DECISION = L_REVISION
-    # and the rest
-    L_SLOT
-    L_DRAW
     L_ATTEMPTS
+    L_UPSTREAM_PROTOCOL
     L_STATUS
     L_GRPC_STATUS
     L_ERROR
     L_ERROR_SOURCE
     L_ABORTED
+    L_LAST_OF_FOLLOWING = L_ABORTED
+    # numbers and times
+    L_SLOT
+    L_DRAW
     L_BYTES_IN
     L_BYTES_OUT
     L_DURATION
     L_FIRST_BYTE
     L_CONNECT
-    L_UPSTREAM_PROTOCOL
-
-cdef struct LogOp:
-    const char* text       # before the value, and PADDING bytes
-    uint32_t n
-    uint8_t field
-    uint16_t run           # so many operations from here on are of the head; 0: this is not, or not the first
-    uint16_t decided       # likewise, of the decision
-    uint16_t following     # behind a run of the head: where the next one begins
-    const char* name       # of a header, lower case
-    uint32_t name_n
+    L_LAST_BARE = L_CONNECT
+    L_TIME
+    L_TIME_LOCAL
+    L_LAST = L_TIME_LOCAL
 
 cdef struct Text:
     const char* p          # NULL: there is none
     uint32_t n
 
-cdef struct DecidedPiece:
-    # of a line: fields of a decision that neighbour in the format
-    uint64_t key[3]        # the numbers that it follows from, see `_accesslog._decided_key`
-    uint32_t n             # 0: nothing is kept here
-    char text[228]
+cdef struct LogOp:
+    const char* text       # before the value, with the quote that it has in JSON, and PADDING bytes
+    uint32_t n
+    uint8_t field
+    uint8_t kind           # see _accesslog.Kind
+    uint8_t quoted         # a quote is behind the value
+    uint8_t safe           # the value needs no escapes, and PADDING bytes of it may be read
+    uint16_t at            # of the head: where in `values` it is; a number: which one
+    uint16_t run           # so many operations from here on are of this kind; 0: this is not the first
+    uint16_t following     # behind a run of the head: where the next one begins
 
-cdef class DecidedPieces:
-    # those of one table that were written last; each has one place
-    cdef DecidedPiece* at  # PIECES; NULL before the first
+cdef struct Wanted:
+    # a header that a field is of
+    const char* name       # lower case, and PADDING bytes
+    uint32_t n
+    uint8_t field
 
-    cdef DecidedPiece* place(self, const uint64_t* key) noexcept
+cdef struct Following:
+    # of a line: all runs of fields that follow from a few numbers
+    uint64_t key[4]        # those numbers, see `_accesslog._key`
+    uint16_t ends[RUNS]    # of the runs, in the text
+    uint8_t known
+    uint8_t whole          # 0: they find no room here
+    char text[466]
+
+@cython.final
+cdef class Followings:
+    # those of one table and format that were written last; each has one place
+    cdef Following* at     # PLACES; NULL before the first
+
+    cdef Following* place(self, const uint64_t* key) noexcept
 
 cdef struct Asked:
     # what is known of a request when its head is
@@ -94,8 +129,6 @@ cdef struct Asked:
     uint8_t h2
     uint32_t worker
     uint64_t wall_us       # Unix time
-    const char* date       # of that second: 2026-11-22T15:21:45, in 24 bytes
-    const char* local      # 22/Nov/2026:15:21:45 +0000
     Text request_id        # made here; else the client's
     Text trace_id
     Text span_id
@@ -104,26 +137,42 @@ cdef struct Asked:
 cdef struct Ended:
     # and at its end
     Exchange* x
+    const char* time       # of its beginning, 2026-11-22T15:21:45.123456Z, of 32 bytes
+    const char* local      # 22/Nov/2026:15:21:45 +0000, likewise
     uint64_t now_us
     uint16_t status
     Text error
     Text source
 
+@cython.final
 cdef class Format:
     cdef readonly bint json
+    cdef uint64_t serial           # no other format has it
     cdef readonly object made_of   # what it was made of: (json, parts)
     cdef LogOp* ops
     cdef int n
     cdef int first                 # where the first run of the head begins
+    cdef int follows               # runs of what follows from a few numbers
     cdef uint32_t longest          # of the literal texts
+    cdef uint64_t has              # fields
+    cdef Text* values              # of a head: of its fields, then of the headers that are wanted
+    cdef Wanted* wanted
+    cdef int n_wanted
+    cdef uint64_t lengths          # of their names; 63: that or longer
     cdef list kept
 
+    cdef const char* _keep(self, bytes text)
     cdef _name(self, LogOp* op, str name)
+    cdef void _look_up(self, Asked* a) noexcept
+    cdef void _ask(self, Asked* a, char* numbers) noexcept
     cdef char* head(self, Asked* a, char* o, char* limit) noexcept
-    cdef char* _decision(self, int first, Ended* e, Table t, DecidedPieces pieces, char* o, char* limit) noexcept
-    cdef char* line(self, Ended* e, Table t, DecidedPieces pieces, const char* heads, const char* heads_end, char* o,
+    cdef char* _follow(self, LogOp* op, Ended* e, Table t, char* o, char* limit) noexcept
+    cdef Following* _kept(self, Ended* e, Table t, Followings followings) noexcept
+    cdef void _count(self, Ended* e, char* slots, uint8_t* lengths) noexcept
+    cdef char* line(self, Ended* e, Table t, Followings followings, const char* heads, const char* heads_end, char* o,
                     char* limit) noexcept
 
 cdef void dates(uint64_t second, char* date, char* local) noexcept
+cdef void put_micros(char* date, uint32_t us) noexcept
 cdef Text header_of(Head* h, const char* name, uint32_t n) noexcept
 cdef Text decided(int field, Exchange* x, Table t) noexcept

@@ -24,8 +24,8 @@ cdef class Exchanges(Streams):
     cdef _open_books(self)
     cdef Exchange* _exchange(self) noexcept
     cdef void _drop_exchange(self, Exchange* x) noexcept
-    cdef void _account(self, Exchange* x) noexcept
-    cdef void _count_out(self, Exchange* x) noexcept
+    cdef void _account(self, Exchange* x, uint64_t now) noexcept
+    cdef void _count_out(self, Exchange* x, uint64_t now) noexcept
     cdef void _try_ended(self, Exchange* x, Conn* u, int code, int status, int grpc) noexcept
     cdef void _detach(self, Exchange* x) noexcept
     cdef void _abort(self, Conn* c) noexcept

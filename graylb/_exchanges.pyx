@@ -88,6 +88,7 @@ cdef class Exchanges(Streams):
     cdef void _drop_exchange(self, Exchange* x) noexcept:
         """Unties both sides; connections are dealt with by the caller."""
         cdef Upstream up
+        cdef uint64_t now
         if x.hedging: self._end_hedge(x)
         if x.detour != NULL or x.copy != NULL: self._end_detour(x)
         if x.waiting == RESTS or x.waiting == RESTED: self._rise(x)
@@ -99,9 +100,10 @@ cdef class Exchanges(Streams):
             x.client.x = NULL
             x.client.limit = 0
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
-        if x.of_service != NULL: self._count_out(x)
-        if x.client != NULL and not x.is_copy: self._account(x)
-        if x.captured: self.logs.ended(x, gl_now_us())
+        now = gl_now_us()
+        if x.of_service != NULL: self._count_out(x, now)
+        if x.client != NULL and not x.is_copy: self._account(x, now)
+        if x.captured: self.logs.ended(x, now)
         if x.upstream != NULL: self._detach(x)
         if x.state != NULL: Py_DECREF(<object>x.state)
         x.state = NULL
@@ -113,16 +115,15 @@ cdef class Exchanges(Streams):
         self.spare = x
         self.exchanges -= 1
 
-    cdef void _account(self, Exchange* x) noexcept:
+    cdef void _account(self, Exchange* x, uint64_t now) noexcept:
         """Every request of a client once, at its end, with everything known that is told of it."""
-        record(x, gl_now_us(), self.slab)
+        record(x, now, self.slab)
         if x.d.service < 0: self.unrouted[x.status // 100 if x.status < 600 else 5] += 1
         self.ended[0] += 1
 
-    cdef void _count_out(self, Exchange* x) noexcept:
+    cdef void _count_out(self, Exchange* x, uint64_t now) noexcept:
         """It is not one of its service's requests at once any more. An answer's time tells of instances when it is a good one;
         the lack of an answer does when it has taken longer than one would have."""
-        cdef uint64_t now = gl_now_us()
         cdef uint64_t us = 0
         if x.head_us: us = x.head_us - x.began_us if x.status < 500 else 0
         elif x.upstream != NULL and not x.upstream.connecting: us = now - x.began_us

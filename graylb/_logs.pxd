@@ -1,7 +1,8 @@
 """What a worker tells of its requests: see _logs.pyx."""
 
+cimport cython
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from graylb._accesslog cimport Asked, DecidedPieces, Ended, Format
+from graylb._accesslog cimport Asked, Ended, Followings, Format, Text
 from graylb._http1 cimport Head
 from graylb._live cimport Conn, Exchange, Peer
 from graylb._ring cimport Ring
@@ -18,7 +19,9 @@ cdef enum Captured:
 cdef class Settings:
     # of a table
     cdef Format format             # None: no access log
-    cdef DecidedPieces pieces
+    cdef uint64_t serial           # of the format
+    cdef bint ports                # it tells of clients' ports
+    cdef Followings followings
     cdef uint32_t sample[6]        # by class of status: of 2**32
     cdef readonly size_t buffer
     cdef bint tracing
@@ -42,6 +45,18 @@ cdef class Outlet:
     cdef void wrote(self, char* e) noexcept
     cdef void flush(self) noexcept
 
+cdef struct Told:
+    # what `Exchange.log` begins with; behind it is what is told of the head, and the head where it may come again
+    uint64_t format        # its serial; 0: this head does not count for another
+    const char* listener
+    char address[48]
+    uint32_t address_n
+    uint32_t end           # of what is told
+    uint32_t head_n
+    uint16_t port
+    uint8_t secure
+    uint8_t h2
+
 cdef struct View:
     const char* service            # NULL: any
     const char* version
@@ -52,6 +67,7 @@ cdef struct View:
     uint16_t low                   # statuses
     uint16_t high
 
+@cython.final
 cdef class Logs:
     cdef readonly Ring access
     cdef readonly Outlet events
@@ -67,8 +83,8 @@ cdef class Logs:
     cdef readonly uint64_t spans
     cdef readonly uint64_t spans_dropped
     cdef uint64_t offset           # of Unix time, to the monotonic one, us
-    cdef uint64_t second
-    cdef char date[24]
+    cdef uint64_t second_us        # Unix time of the second that these are of
+    cdef char time[32]             # as `_accesslog.dates` writes it, and `put_micros`
     cdef char local[32]
     cdef uint64_t random_state
     cdef char* scratch
@@ -95,7 +111,9 @@ cdef class Logs:
     cdef void _span_done(self, char* o, char* e) noexcept
     cdef void _trace(self, Exchange* x, Settings s, Head* h) noexcept
     cdef void _name_request(self, Exchange* x, Settings s, Head* h) noexcept
-    cdef void _keep_told(self, Exchange* x, Settings s, Asked* a) noexcept
+    cdef bint _as_before(self, Exchange* x, Settings s, Head* h, Peer* peer, const char* listener, bint secure, bint h2) noexcept
+    cdef void _date(self, Ended* e) noexcept
+    cdef void _keep_told(self, Exchange* x, Settings s, Head* h, Peer* peer, Text listener, bint secure, bint h2) noexcept
     cdef bint _told(self, Exchange* x, Settings s, Asked* a, char* at, char* end) noexcept
     cdef bint _tell_span(self, Exchange* x, Settings s, uint16_t status) noexcept
     cdef bint _seen(self, Exchange* x, uint16_t status) noexcept

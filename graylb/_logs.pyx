@@ -7,18 +7,19 @@ head is kept as it is and read once more at the end: of a hundred requests one h
 for errors always have.
 """
 
+cimport cython
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from graylb._accesslog cimport LINE_MAX, MARGIN, Asked, DecidedPieces, Ended, Format, Text, dates
+from graylb._accesslog cimport L_CLIENT_PORT, LINE_MAX, MARGIN, Asked, Ended, Followings, Format, Text, dates, put_micros
 from graylb._fast cimport Rule, Service, Str, Table
 from graylb._http1 cimport DROP, MAX_HEADERS, Head, Header, put_line, same_name, scan_request
 from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Conn, Exchange, Peer, TableState
 from graylb._ring cimport Ring
 from graylb._spans cimport MAX_TRIES, Kept, Try, client_span, put_id, server_span
-from graylb._trace cimport Context_, low_half, put_hex, read_parent
+from graylb._trace cimport Context_, gl_get_hex, gl_put_hex, read_parent
 from graylb._sockets cimport gl_now_us
 
 import os
@@ -76,7 +77,9 @@ cdef class Settings:
         if former is not None and former.format is not None and former.format.made_of == (told["json"], parts):
             self.format = former.format
         else: self.format = Format(told["json"], parts)
-        self.pieces = DecidedPieces()
+        self.serial = self.format.serial
+        self.ports = self.format.has >> L_CLIENT_PORT & 1
+        self.followings = Followings()
         self.buffer = told["buffer"]
         for i in range(5): self.sample[i + 1] = <uint32_t>min(told["sample"][i] / 100 * 4294967296.0, 4294967295.0)
 
@@ -146,6 +149,7 @@ cdef class Outlet:
         self.fd = -1
 
 
+@cython.final
 cdef class Logs:
     """Of one worker. worker: its number."""
 
@@ -167,7 +171,6 @@ cdef class Logs:
             self.sources[<int>kind.code] = PyBytes_AS_STRING(source)
             self.sources_n[<int>kind.code] = <uint32_t>len(source)
             self.statuses[<int>kind.code] = kind.status
-        self.second = <uint64_t>-1
         self.spans_left = SPANS_A_TICK
         self.offset = gl_wall_us() - gl_now_us()
 
@@ -227,64 +230,69 @@ cdef class Logs:
     cdef void asked(self, Exchange* x, Settings s, Head* h, Peer* peer, const char* listener, uint32_t listener_n,
                     bint secure, bint h2) noexcept:
         """Keeps what will be told of a request's head, if anything will be. h: NULL where it is none."""
-        cdef Asked a
         if not s.any_ and not self.n_views: return
         if h != NULL and s.tracing: self._trace(x, s, h)
         if h != NULL and s.request_ids: self._name_request(x, s, h)
-        if s.format is None and not self.n_views:
-            if x.traced: self._keep(x, h, listener, listener_n, secure, h2)
-            return
-        memset(&a, 0, sizeof(Asked))
+        if s.format is not None: x.captured |= C_LOG
+        if self.n_views: x.captured |= C_FULL
+        if x.captured and not self._as_before(x, s, h, peer, listener, secure, h2):
+            self._keep_told(x, s, h, peer, _text(listener, listener_n), secure, h2)
+        if x.traced: self._keep(x, h, listener, listener_n, secure, h2)
+
+    cdef bint _as_before(self, Exchange* x, Settings s, Head* h, Peer* peer, const char* listener, bint secure,
+                                bint h2) noexcept:
+        """What is told of its head is there already: it is, byte for byte, the one before it in this place, as those of clients
+        are that ask for the same again and again."""
+        cdef Told* of = <Told*>x.log
+        if x.log_cap == 0 or of.format != s.serial or x.captured != C_LOG or h == NULL or x.traced or x.request_id_n: return False
+        if of.head_n != <uint32_t>(h.end - h.start) or of.listener != listener or of.secure != secure or of.h2 != h2: return False
+        if memcmp(x.log + of.end, h.start, of.head_n) != 0: return False
+        if of.address_n != peer.text_len or memcmp(of.address, peer.text, of.address_n) != 0: return False
+        if of.port != peer.port and s.ports: return False
+        x.full_at = of.end
+        x.log_len = of.end + of.head_n
+        return True
+
+    cdef void _keep_told(self, Exchange* x, Settings s, Head* h, Peer* peer, Text listener, bint secure, bint h2) noexcept:
+        """What both formats tell of a head; and the head itself, for the next one that is the same."""
+        cdef uint32_t n = <uint32_t>(h.end - h.start) if h != NULL else 0
+        cdef Asked a
+        cdef Told* of
         a.head = h
         a.peer = peer
-        a.listener.p = listener
-        a.listener.n = listener_n
+        a.listener = listener
         a.secure = secure
         a.h2 = h2
         a.worker = self.worker
-        a.wall_us = x.began_us + self.offset
-        if a.wall_us // 1000000 != self.second:
-            self.second = a.wall_us // 1000000
-            dates(self.second, self.date, self.local)
-        a.date = self.date
-        a.local = self.local
-        if x.traced:
-            a.trace_id.p = x.trace_id
-            a.trace_id.n = 32
-            a.span_id.p = x.span_id
-            a.span_id.n = 16
-            if x.traced & T_CHILD:
-                a.parent_id.p = x.parent_id
-                a.parent_id.n = 16
-        if x.request_id_n:
-            a.request_id.p = x.request_id
-            a.request_id.n = x.request_id_n
-        if s.format is not None: x.captured |= C_LOG
-        if self.n_views: x.captured |= C_FULL
-        self._keep_told(x, s, &a)
-        if x.traced: self._keep(x, h, listener, listener_n, secure, h2)
-
-    cdef void _keep_told(self, Exchange* x, Settings s, Asked* a) noexcept:
-        """What both formats tell of a head."""
-        cdef char* q
-        cdef size_t n
-        if not x.captured: return
-        if x.log_cap and self._told(x, s, a, x.log, x.log + x.log_cap - 2 * MARGIN): return
-        # its first one, or one of which there is much to tell
-        self._told(x, s, a, self.scratch, self.scratch + 2 * LINE_MAX + 3 * MARGIN)
-        n = x.log_len + 2 * MARGIN + 1024
-        if n > x.log_cap:
-            q = <char*>realloc(x.log, n)
-            if q == NULL:
+        a.request_id = _text(x.request_id if x.request_id_n else NULL, x.request_id_n)
+        a.trace_id = _text(x.trace_id if x.traced else NULL, 32)
+        a.span_id = _text(x.span_id if x.traced else NULL, 16)
+        a.parent_id = _text(x.parent_id if x.traced & T_CHILD else NULL, 16)
+        if not (x.log_cap and self._told(x, s, &a, x.log, x.log + x.log_cap - 2 * MARGIN)):
+            # its first one, or one of which there is much to tell
+            self._told(x, s, &a, self.scratch, self.scratch + 2 * LINE_MAX + 3 * MARGIN)
+            if not self._log_room(x, x.log_len + 2 * MARGIN + 768):
                 x.captured = 0
                 return
-            x.log = q
-            x.log_cap = <uint32_t>n
-        memcpy(x.log, self.scratch, x.log_len)
+            memcpy(x.log + sizeof(Told), self.scratch + sizeof(Told), x.log_len - sizeof(Told))
+        of = <Told*>x.log
+        of.format = 0
+        if x.captured != C_LOG or h == NULL or x.traced or x.request_id_n or x.log_len + n > x.log_cap: return
+        of.format = s.serial
+        of.address_n = peer.text_len
+        memcpy(of.address, peer.text, sizeof(of.address))
+        of.port = peer.port
+        of.listener = listener.p
+        of.secure = secure
+        of.h2 = h2
+        of.end = x.log_len
+        of.head_n = n
+        memcpy(x.log + x.log_len, h.start, n)
+        x.log_len += n
 
     cdef bint _told(self, Exchange* x, Settings s, Asked* a, char* at, char* end) noexcept:
         """Writes what both formats tell of a head. False: perhaps there was no room for all of it."""
-        cdef char* o = at
+        cdef char* o = at + sizeof(Told)
         cdef char* limit = at
         cdef uint32_t longest = 0
         if x.captured & C_LOG:
@@ -314,11 +322,12 @@ cdef class Logs:
     cdef void _keep(self, Exchange* x, Head* h, const char* listener, uint32_t listener_n, bint secure, bint h2) noexcept:
         """For a request's spans, if it may have any, behind what is kept for lines."""
         cdef Settings s = <Settings>(<TableState>x.state).log
-        cdef size_t at = (x.log_len + 7) & ~<size_t>7
+        cdef size_t at = ((x.log_len or sizeof(Told)) + 7) & ~<size_t>7
         cdef size_t n = h.end - h.start
         cdef Kept* k
         if not s.always_errors and not x.traced & T_SAMPLED: return
         if not self._log_room(x, at + sizeof(Kept) + n): return
+        if not x.captured: (<Told*>x.log).format = 0
         x.captured |= C_SPAN
         x.span_at = <uint32_t>at
         k = <Kept*>(x.log + at)
@@ -377,6 +386,7 @@ cdef class Logs:
         e.now_us = now_us
         e.error.p = e.source.p = NULL
         e.status = x.status
+        if x.captured & (C_LOG | C_FULL): self._date(&e)
         if x.failed:
             e.error.p = self.reasons[x.failed - 1]
             e.error.n = self.reasons_n[x.failed - 1]
@@ -389,7 +399,8 @@ cdef class Logs:
             if one_of == <uint32_t>0xffffffff or <uint32_t>self.random() < one_of:
                 o = self.access.place()
                 if o != NULL:
-                    self.access.wrote(s.format.line(&e, state.table, s.pieces, x.log, x.log + x.full_at, o, o + LINE_MAX))
+                    self.access.wrote(s.format.line(&e, state.table, s.followings, x.log + sizeof(Told), x.log + x.full_at, o,
+                                                    o + LINE_MAX))
         if x.captured & C_FULL and self._seen(x, e.status):
             if not self.left: self.unseen += 1
             else:
@@ -403,6 +414,16 @@ cdef class Logs:
             free(x.log)
             x.log = NULL
             x.log_cap = 0
+
+    cdef void _date(self, Ended* e) noexcept:
+        """When it began."""
+        cdef uint64_t wall_us = e.x.began_us + self.offset
+        if wall_us - self.second_us >= 1000000:
+            self.second_us = wall_us - wall_us % 1000000
+            dates(wall_us // 1000000, self.time, self.local)
+        put_micros(self.time, <uint32_t>(wall_us - self.second_us))
+        e.time = self.time
+        e.local = self.local
 
     cdef void _tell_spans(self, Exchange* x, Ended* e) noexcept:
         """The attempts' spans, and the request's."""
@@ -465,30 +486,37 @@ cdef class Logs:
     cdef void _trace(self, Exchange* x, Settings s, Head* h) noexcept:
         """Begins the span of a request, in the client's trace or in a new one."""
         cdef Context_ parent
+        cdef Header* each
         cdef Header* at = NULL
-        cdef bint valid
+        cdef bint valid, stateful = False
+        cdef uint64_t low
         cdef int i, times = 0
         for i in range(h.count):
-            if h.headers[i].name_len == 11 and same_name(h.headers[i].name, b"traceparent", 11):
+            each = &h.headers[i]
+            if each.name_len == 11 and same_name(each.name, b"traceparent", 11):
                 times += 1
-                at = &h.headers[i]
+                at = each
                 at.use = DROP
+            elif each.name_len == 10 and same_name(each.name, b"tracestate", 10): stateful = True
         valid = times == 1 and read_parent(at.value, at.value_len, &parent)
         x.traced = T_ON
-        put_hex(x.span_id, self.random() | 1)
+        gl_put_hex(x.span_id, self.random() | 1)
         if valid:
             x.traced |= T_CHILD
             memcpy(x.trace_id, parent.trace_id, 32)
             memcpy(x.parent_id, parent.span_id, 16)
+            low = gl_get_hex(x.trace_id + 16)
         else:
-            put_hex(x.trace_id, self.random() | 1)
-            put_hex(x.trace_id + 16, self.random())
+            low = self.random()
+            gl_put_hex(x.trace_id, self.random() | 1)
+            gl_put_hex(x.trace_id + 16, low)
             # the state of a trace that is not gone on with (section 3.3)
-            for i in range(h.count):
+            for i in range(h.count if stateful else 0):
                 if h.headers[i].name_len == 10 and same_name(h.headers[i].name, b"tracestate", 10): h.headers[i].use = DROP
         if valid and s.parent_based:
             if parent.sampled: x.traced |= T_SAMPLED
-        elif s.ratio == <uint64_t>0xffffffffffffffff or low_half(x.trace_id) < s.ratio: x.traced |= T_SAMPLED
+        # the last 64 bits, by which OpenTelemetry's TraceIdRatioBased takes a share of all traces, too
+        elif s.ratio == <uint64_t>0xffffffffffffffff or low < s.ratio: x.traced |= T_SAMPLED
 
     cdef void _name_request(self, Exchange* x, Settings s, Head* h) noexcept:
         """An id for a request that has none, or that is to have ours: a UUID of version 4, as Envoy makes it."""
@@ -501,8 +529,8 @@ cdef class Logs:
                 h.headers[i].use = DROP
         high = (self.random() & <uint64_t>0xffffffffffff0fff) | 0x4000
         low = (self.random() & <uint64_t>0x3fffffffffffffff) | <uint64_t>0x8000000000000000
-        put_hex(text, high)
-        put_hex(text + 16, low)
+        gl_put_hex(text, high)
+        gl_put_hex(text + 16, low)
         memcpy(x.request_id, text, 8)
         memcpy(x.request_id + 9, text + 8, 4)
         memcpy(x.request_id + 14, text + 12, 4)
@@ -549,6 +577,13 @@ cdef class Logs:
             if v.rule != NULL and not _same(t, rule, v.rule, v.rule_n): continue
             return True
         return False
+
+
+cdef inline Text _text(const char* p, uint32_t n) noexcept:
+    cdef Text made
+    made.p = p
+    made.n = n
+    return made
 
 
 cdef bint _same(Table t, const Str* a, const char* p, uint32_t n) noexcept:

@@ -1,5 +1,6 @@
 """Lines on their way through shared memory: see _ring.pyx."""
 
+cimport cython
 from libc.stdint cimport uint64_t
 
 cdef struct Shared:
@@ -9,6 +10,7 @@ cdef struct Shared:
     uint64_t pad[5]
     uint64_t tail          # the reader's: bytes taken, ever; in a line of cache of its own
 
+@cython.final
 cdef class Ring:
     cdef int fd
     cdef int bell

@@ -9,9 +9,10 @@ Both ends map the room twice, one behind the other, so what goes over its end st
 bytes that it counts, `tail` behind their use (release, acquire): no line is seen before it is whole, none is written over
 before it is taken. The writer moves `base`, and the size of the room, only while nothing is unread, and the reader looks at
 them only while something is. So a reader that keeps up has the writer always begin anew, in memory that is warm.
-The bell is a pipe: a byte when there is a quarter of the size more to read; its end tells that the writer is gone.
+The bell is a pipe: a byte when there is half of the size more to read; its end tells that the writer is gone.
 """
 
+cimport cython
 from libc.errno cimport EAGAIN, EINTR, EINVAL, errno
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
@@ -69,7 +70,7 @@ cdef extern from * nogil:
     int close(int)
 
 cdef enum:
-    TELL_AT_MOST = 262144  # bytes that are worth a wake-up, whatever the size
+    TELL_AT_MOST = 2097152  # bytes that are worth a wake-up, whatever the size
 
 
 def create():
@@ -84,6 +85,7 @@ def create():
     return fd
 
 
+@cython.final
 cdef class Ring:
     """The writer's end. What finds no room is dropped and counted.
 
@@ -122,7 +124,7 @@ cdef class Ring:
     def resize(self, size_t size):
         """So many bytes may be unread, from when nothing is."""
         self.size = size
-        self.every = min(size // 4, TELL_AT_MOST)
+        self.every = min(size // 2, TELL_AT_MOST)
         if self.shared != NULL and self.fitted != size and self.head == gl_load(&self.shared.tail): self._fit()
 
     cdef void _fit(self) noexcept:

@@ -11,11 +11,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from graylb._accesslog cimport (L_FALLBACK, L_INSTANCE, L_ROUTE, L_RULE, L_SERVICE, L_VERSION, Asked, Ended, Text, decided,
-                                header_of)
+                                gl_utf8, header_of)
 from graylb._fast cimport Route, Service, Str, Table
 from graylb._http1 cimport Head
 from graylb._live cimport T_CHILD, Exchange, TableState, Upstream
-from graylb._trace cimport get_hex, put_hex
+from graylb._trace cimport gl_get_hex, gl_put_hex
 
 cdef extern from * nogil:
     """
@@ -25,23 +25,11 @@ cdef extern from * nogil:
       for (; e - p >= 8; p += 8) { uint64_t w; memcpy(&w, p, 8); if (w & 0x8080808080808080ull) break; }
       while (p < e && !(*p & 0x80)) p++;
       return p; }
-    /* bytes of the UTF-8 sequence at p, or minus those of the ill-formed one (maximal subparts, Unicode 15, section 3.9) */
-    static int gl_sequence(const unsigned char *p, const unsigned char *e) {
-      unsigned char c = *p, low = 0x80, high = 0xbf; int n, i;
-      if (c < 0x80) return 1;
-      if (c >= 0xc2 && c <= 0xdf) n = 1;
-      else if (c >= 0xe0 && c <= 0xef) { n = 2; if (c == 0xe0) low = 0xa0; if (c == 0xed) high = 0x9f; }
-      else if (c >= 0xf0 && c <= 0xf4) { n = 3; if (c == 0xf0) low = 0x90; if (c == 0xf4) high = 0x8f; }
-      else return -1;
-      for (i = 1; i <= n; i++) {
-        if (p + i >= e || p[i] < low || p[i] > high) return -i;
-        low = 0x80; high = 0xbf; }
-      return n + 1; }
     /* as much of it as finds room, as UTF-8 */
     static uint32_t gl_as_utf8(char *out, uint32_t room, const char *text, uint32_t size) {
       const unsigned char *p = (const unsigned char *)text, *e = p + size; char *o = out; int n;
       while (p < e && room - (o - out) >= 4) {
-        n = gl_sequence(p, e);
+        n = gl_utf8(p, e);
         if (n > 0) { memcpy(o, p, n); o += n; p += n; }
         else { memcpy(o, "\\xef\\xbf\\xbd", 3); o += 3; p -= n; } }
       return (uint32_t)(o - out); }
@@ -49,6 +37,7 @@ cdef extern from * nogil:
     const char* gl_non_ascii(const char*, const char*)
     uint32_t gl_as_utf8(char*, uint32_t, const char*, uint32_t)
     void* memmem(const void*, size_t, const void*, size_t)
+    uint64_t htobe64(uint64_t)
 
 cdef enum:
     # tags: number of the field << 3 | wire type
@@ -83,10 +72,10 @@ cdef struct Out:
 cdef void put_id(char* o, Exchange* x, int number) noexcept nogil:
     """16 digits: the span of an attempt, 1 for the first. It follows from the request's, so nobody has to keep it
     (splitmix64's finalizer: Steele, Lea, Flood 2014)."""
-    cdef uint64_t z = get_hex(x.span_id) + <uint64_t>0x9e3779b97f4a7c15 * number
+    cdef uint64_t z = gl_get_hex(x.span_id) + <uint64_t>0x9e3779b97f4a7c15 * number
     z = (z ^ (z >> 30)) * <uint64_t>0xbf58476d1ce4e5b9
     z = (z ^ (z >> 27)) * <uint64_t>0x94d049bb133111eb
-    put_hex(o, (z ^ (z >> 31)) | 1)
+    gl_put_hex(o, (z ^ (z >> 31)) | 1)
 
 
 cdef void rename(char* head, size_t n, Exchange* x) noexcept nogil:
@@ -133,17 +122,18 @@ cdef inline char* _fixed(char* o, uint8_t tag, uint64_t n) noexcept:
 
 
 cdef char* _hex(char* o, uint8_t tag, const char* digits, int n) noexcept:
-    """Bytes of n digits."""
+    """Bytes of n digits, a multiple of 16."""
+    cdef uint64_t id_
     cdef int i
     o[0] = <char>tag
     o[1] = <char>(n // 2)
     o += 2
-    for i in range(n // 2): o[i] = <char>(_nibble(digits[2 * i]) << 4 | _nibble(digits[2 * i + 1]))
-    return o + n // 2
-
-
-cdef inline int _nibble(char c) noexcept:
-    return c - 48 if c < 58 else c - 87
+    for i in range(n // 16):
+        id_ = htobe64(gl_get_hex(digits))
+        memcpy(o, &id_, 8)
+        digits += 16
+        o += 8
+    return o
 
 
 cdef Text _clean(Text t, char* room) noexcept:

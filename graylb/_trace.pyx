@@ -5,32 +5,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 cdef extern from * nogil:
     """
-    #include <endian.h>
     #include <stdint.h>
-    #include <string.h>
     #ifdef __SSE2__
     #include <emmintrin.h>
     #endif
-    /* 16 digits of a number. Each half of a byte in a byte of its own, then all of them digits at once */
-    static inline void gl_put_hex(char *o, uint64_t n) {
-      n = htobe64(n);
-    #ifdef __SSE2__
-      __m128i v = _mm_cvtsi64_si128((long long)n), low = _mm_set1_epi8(15);
-      v = _mm_unpacklo_epi8(_mm_and_si128(_mm_srli_epi64(v, 4), low), _mm_and_si128(v, low));
-      v = _mm_add_epi8(_mm_add_epi8(v, _mm_set1_epi8('0')), _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8(9)), _mm_set1_epi8(39)));
-      _mm_storeu_si128((__m128i *)o, v);
-    #else
-      const unsigned char *p = (const unsigned char *)&n; int i;
-      for (i = 0; i < 8; i++) { o[2 * i] = "0123456789abcdef"[p[i] >> 4]; o[2 * i + 1] = "0123456789abcdef"[p[i] & 15]; }
-    #endif
-    }
-    /* of 8 digits, which they must be: from bytes to numbers, and neighbours together, three times */
-    static inline uint64_t gl_get_half(const char *p) {
-      uint64_t v; memcpy(&v, p, 8); v = be64toh(v);
-      v = (v & 0x0f0f0f0f0f0f0f0full) + 9 * ((v >> 6) & 0x0101010101010101ull);
-      v = (v | v >> 4) & 0x00ff00ff00ff00ffull; v = (v | v >> 8) & 0x0000ffff0000ffffull;
-      return (v | v >> 16) & 0xffffffffu; }
-    static inline uint64_t gl_get_hex(const char *p) { return gl_get_half(p) << 32 | gl_get_half(p + 8); }
     /* of 16 characters: -1: one is no lower-case digit; else whether one of them is not 0 */
     static inline int gl_id(const char *p) {
     #ifdef __SSE2__
@@ -48,8 +26,6 @@ cdef extern from * nogil:
     #endif
     }
     """
-    void gl_put_hex(char*, uint64_t)
-    uint64_t gl_get_hex(const char*)
     int gl_id(const char*)
 
 cdef enum:
@@ -81,21 +57,6 @@ cdef bint read_parent(const char* p, size_t n, Context_* found) noexcept nogil:
     return True
 
 
-cdef void put_hex(char* o, uint64_t n) noexcept nogil:
-    """16 digits."""
-    gl_put_hex(o, n)
-
-
-cdef uint64_t get_hex(const char* digits) noexcept nogil:
-    """Of 16 digits, which they must be."""
-    return gl_get_hex(digits)
-
-
-cdef uint64_t low_half(const char* trace_id) noexcept nogil:
-    """The last 64 bits, by which a share of all traces is taken, as OpenTelemetry's TraceIdRatioBased does."""
-    return get_hex(trace_id + 16)
-
-
 def parent_of(bytes value):
     """(trace id, span id, sampled), or None."""
     cdef Context_ found
@@ -106,5 +67,5 @@ def parent_of(bytes value):
 def hex_of(uint64_t n):
     """16 digits."""
     cdef char digits[16]
-    put_hex(digits, n)
+    gl_put_hex(digits, n)
     return digits[:16].decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,9 @@ def test_text_is_escaped_as_nginx_does_it(value: bytes) -> None:
     assert access_log._unescaped(plain).encode("utf-8", "surrogateescape") == value
 
 
-def first_part(names: tuple[str, ...], head: bytes, **more: Any) -> dict[str, Any]:
+def line_of(names: tuple[str, ...], head: bytes, **more: Any) -> dict[str, Any]:
     made = _accesslog.Format(True, log_fields.json_parts(names))
-    found: dict[str, Any] = orjson.loads(b"{" + _accesslog.first_part(made, head, **more)[1:] + b"}")
+    found: dict[str, Any] = orjson.loads(_accesslog.line_of(made, head, **more))
     return found
 
 
@@ -66,7 +67,7 @@ def test_a_head_is_told() -> None:
         b'PUT /a/b?c=d&e HTTP/1.1\r\nHost: example.org:8080\r\nUser-Agent: x "y"\r\nX-Tenant: t\xe4\r\n'
         b"x-request-id: r-1\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n"
     )
-    assert first_part(NAMES, head, address="10.1.2.3", wall_us=951_827_696_000_042, port=99) == {
+    assert line_of(NAMES, head, address="10.1.2.3", wall_us=951_827_696_000_042, port=99) == {
         "time": "2000-02-29T12:34:56.000042Z",
         "client_ip": "10.1.2.3",
         "client_port": 99,
@@ -83,9 +84,55 @@ def test_a_head_is_told() -> None:
     }
 
 
+@given(
+    st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 20).flatmap(lambda k: st.integers(0, min(10**k, 2**64 - 1))))
+)
+def test_numbers_are_told_as_they_are(n: int) -> None:
+    assert _accesslog.number(n) == str(n).encode()
+    assert _accesslog.seconds(n) == f"{n // 10**6}.{n % 10**6:06}".encode()
+
+
+def test_every_number_of_few_digits_is_told_as_it_is() -> None:
+    assert [_accesslog.number(n) for n in range(20_000)] == [b"%d" % n for n in range(20_000)]
+
+
+@given(st.integers(0, 4_102_444_800_000_000))
+def test_times_are_those_of_the_calendar(us: int) -> None:
+    made = _accesslog.Format(False, log_fields.split("$time [$time_local]"))
+    when = datetime.fromtimestamp(us // 10**6, UTC)
+    line = _accesslog.line_of(made, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", wall_us=us).decode()
+    assert line == f"{when:%Y-%m-%dT%H:%M:%S}.{us % 10**6:06}Z [{when:%d/%b/%Y:%H:%M:%S +0000}]"
+
+
+HEADER = st.sampled_from([
+    "User-Agent", "user-agent", "USER-AGENT", "user-agenT", "user-agents", "x-request-id", "X-Request-ID",
+    "x-request-ie", "Referer", "refferer", "x" * 70, "X" * 70, "x" * 69 + "y", "traceparent", "trace-paren",
+    "~-tenant", "x-tenant",
+])  # fmt: skip
+VALUES = st.one_of(
+    st.text('ab"\\~ é', max_size=40).map(str.strip),
+    st.sampled_from(["", "v" * 31, "v" * 32, "v" * 33 + '"', "00-" + "a" * 60]),
+)
+
+
+@given(st.lists(st.tuples(HEADER, VALUES), max_size=12))
+def test_headers_are_found_as_a_plain_search_finds_them(headers: list[tuple[str, str]]) -> None:
+    of = {"http_user_agent": "user-agent", "http_referer": "referer", "request_id": "x-request-id"}
+    of |= {"http_x_tenant": "x-tenant", "http_" + "x" * 70: "x" * 70, "trace_id": "traceparent"}
+    head = "GET / HTTP/1.1\r\nhost: a\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers) + "\r\n"
+    first: dict[str, str] = {}
+    for name, value in headers:
+        first.setdefault(name.lower(), value)
+    wanted = {field: first.get(name) for field, name in of.items()}
+    trace = (wanted["trace_id"] or "").encode()
+    wanted["trace_id"] = trace[3:35].decode("utf-8", "replace") if len(trace) >= 55 else None
+    names = (*of, "http_x_tenant")
+    assert line_of(names, head.encode()) == {name: value for name, value in wanted.items() if value is not None}
+
+
 def test_what_has_no_value_is_left_out_of_json_and_a_dash_in_a_text() -> None:
     head = b"GET / HTTP/1.0\r\n\r\n"
-    assert first_part(NAMES, head) == {
+    assert line_of(NAMES, head) == {
         "time": "1970-01-01T00:00:00.000000Z",
         "method": "GET",
         "path": "/",
@@ -93,14 +140,14 @@ def test_what_has_no_value_is_left_out_of_json_and_a_dash_in_a_text() -> None:
         "protocol": "HTTP/1.0",
     }
     made = _accesslog.Format(False, log_fields.split("$time_local [$host] $method$query"))
-    assert _accesslog.first_part(made, head) == b"01/Jan/1970:00:00:00 +0000 [-] GET-"
+    assert _accesslog.line_of(made, head) == b"01/Jan/1970:00:00:00 +0000 [-] GET-"
 
 
 def test_a_format_of_many_pieces_does_not_write_beyond_its_room() -> None:
     """The length before each piece was written where no piece had room any more."""
     made = _accesslog.Format(False, log_fields.split("$target" * 4 + "$method$status" * 280))
     head = b"GET /" + b'"' * 60_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n"
-    assert 120_000 < len(_accesslog.first_part(made, head)) <= 131_072
+    assert 120_000 < len(_accesslog.line_of(made, head)) <= 131_072
 
 
 def test_a_format_is_read() -> None:

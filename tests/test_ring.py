@@ -104,7 +104,7 @@ def test_a_piece_is_cut_behind_a_line() -> None:
         assert bytes(reader.unread(3)) == b"longer\n"
 
 
-def test_the_bell_rings_for_each_quarter_and_when_it_is_told_to() -> None:
+def test_the_bell_rings_for_each_half_and_when_it_is_told_to() -> None:
     with ends(65_536) as (ring, reader, bell, _):
 
         def rings() -> int:
@@ -114,7 +114,7 @@ def test_the_bell_rings_for_each_quarter_and_when_it_is_told_to() -> None:
                 return 0
 
         line = b"x" * 1000
-        for _ in range(16):
+        for _ in range(32):
             ring.write(line)
         assert rings() == 0
         ring.write(line)

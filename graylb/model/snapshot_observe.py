@@ -16,7 +16,7 @@ class AccessLog:
     json: bool = True
     parts: tuple[tuple[str, str], ...] = ()  # (literal text, field behind it), see model.log_fields
     sample: tuple[float, ...] = (100.0,) * 5  # percent of 1xx … 5xx that is written
-    buffer: int = 1 << 20  # bytes, in each worker
+    buffer: int = 1 << 22  # bytes, in each worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ def log(data: bytes) -> None:
 
 
 def head(data: bytes, found: dict[str, Any]) -> None:
-    record = orjson.loads(b"{" + _accesslog.first_part(JSON, data, "192.0.2.1")[1:] + b"}")
+    record = orjson.loads(_accesslog.line_of(JSON, data, "192.0.2.1"))
     first: dict[bytes, bytes] = {}
     for name, value, _ in found["headers"]:
         first.setdefault(name.lower(), value)
@@ -222,9 +222,9 @@ def head(data: bytes, found: dict[str, Any]) -> None:
         "trace_id": trace[3:35] if len(trace) >= 55 else None,
     }  # fmt: skip
     assert record == {name: value.decode("utf-8", "replace") for name, value in wanted.items() if value is not None}
-    line = _accesslog.first_part(TEXT, data, "192.0.2.1")
+    line = _accesslog.line_of(TEXT, data, "192.0.2.1")
     assert all(0x20 <= byte < 0x7F for byte in line)
-    assert len(_accesslog.first_part(LONG, data)) <= LINE_MAX
+    assert len(_accesslog.line_of(LONG, data)) <= LINE_MAX
     if (found["path"] + found["host"]).isascii() and (query or b"").isascii():
         # what `graylb replay` makes of the line; other proxies write the first "?" of a query, too
         again = READ(orjson.dumps(record)).head.split(b"\r\n")

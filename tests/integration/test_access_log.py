@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -101,6 +102,51 @@ def test_what_is_kept_of_a_decision_is_of_that_decision_and_of_its_table() -> No
                     wanted.append((*found, rig.revision))
             lines = await log.lines(10)
             assert [(x.get("rule"), x["version"], x["instance"], x["revision"]) for x in lines] == wanted
+
+    run(test)
+
+
+def test_a_head_that_comes_again_is_told_again_and_one_that_nearly_does_as_what_it_is() -> None:
+    """What was told of a head is kept for the next one in its place, as long as that is the same byte for byte."""
+    lines = ["user-agent: me", "x-request-id: r-1", "referer: http://a/b"]
+    asked = [("GET", "/a/b?c=d", lines)]
+    asked += [("GET", target, lines) for target in ("/a/b?c=e", "/a/B?c=d", "/a/b?c=d1", "/a/b")]
+    asked += [("PUT", "/a/b?c=d", lines), ("GET", "/a/b?c=d", [*lines, "x: y"]), ("GET", "/a/b?c=d", lines[:1])]
+    asked += [
+        ("GET", "/a/b?c=d", ["user-agent: ME", *lines[1:]]),
+        ("GET", "/a/b?c=d", [*lines[:2], 'referer: http://a/"']),
+    ]
+    choose = random.Random(7)
+
+    async def test(rig: Rig) -> None:
+        wanted = []
+        with told(rig, AccessLog("stdout", True, ALL)) as (log, _):
+            origin = await rig.origin()
+            rig.swap(service((origin, "v1"), split=split(v1=100)))
+            callers = [await rig.caller(), await rig.caller(), await rig.caller(source=("127.0.0.2", 0))]
+            for turn in range(150):
+                if turn == 75:  # another format
+                    rig.access_log = AccessLog("stdout", True, log_fields.json_parts(("target", "client_ip", "method")))
+                    rig.swap(service((origin, "v1"), split=split(v1=100)))
+                caller = choose.choice(callers)
+                method, target, more = asked[choose.choice((0, 0, 0, choose.randrange(len(asked))))]
+                assert (await caller.ask(method, target, *more)).status == 200
+                host, port = caller.transport.get_extra_info("sockname")
+                line: dict[str, Any] = {"method": method, "target": target, "client_ip": host}
+                if turn < 75:
+                    path, _, query = target.partition("?")
+                    line |= {"client_port": port, "path": path} | ({"query": query} if query else {})
+                    heads = dict(each.split(": ", 1) for each in more)
+                    line |= {"http_user_agent": heads["user-agent"]}
+                    line |= {"request_id": heads["x-request-id"]} if "x-request-id" in heads else {}
+                    line |= {"http_referer": heads["referer"]} if "referer" in heads else {}
+                wanted.append(line)
+            found = await log.lines(len(wanted))
+        names = {name for line in wanted for name in line}
+        assert [{name: line[name] for name in names & set(line)} for line in found] == wanted
+        times = [line["time"] for line in found[:75]]
+        assert times == sorted(times)
+        assert len(set(times)) == 75
 
     run(test)
 

@@ -35,15 +35,20 @@ from benchmarks.stats import rotated
 
 LOG = "access_log: {{path: {folder}/access.log}}\n"
 TRACES = "tracing: {{otlp: {{endpoint: 'http://127.0.0.1:{port}', protocol: http}}, sample: 1, parent_based: false}}\n"
-SEEN = {"log": LOG, "traced": TRACES, "both": LOG + TRACES}
-"""Name -> what its document has besides."""
-SHOWN = {"log": "access log", "traced": "1 % traced", "both": "both"}
-BESIDE = {name: f"plain-{name}" for name in SHOWN}
-"""Name -> of the one with neither beside it."""
-TITLES = {**SHOWN, **{BESIDE[name]: f"neither, beside {title}" for name, title in SHOWN.items()}}
+SEEN = {"log": ("access log", LOG), "traced": ("1 % traced", TRACES), "both": ("both", LOG + TRACES)}
+"""Name -> title, what its document has besides."""
+
+
+def beside(name: str) -> str:
+    """Of the one with neither, beside it."""
+    return f"plain-{name}"
+
+
+TITLES = {name: title for name, (title, _) in SEEN.items()}
+TITLES |= {beside(name): f"neither, beside {title}" for name, title in TITLES.items()}
 OBSERVED: Sequence[Case] = tuple(case for case in CASES if case.name in ("get-128", "browser-128"))
 BOUND = 1.03
-LAWS = tuple(Law(case.name, BESIDE[ours], BOUND, ours) for case in OBSERVED for ours in SHOWN)
+LAWS = tuple(Law(case.name, beside(ours), BOUND, ours) for case in OBSERVED for ours in SEEN)
 TURN = 0.1
 """Seconds."""
 IDLE = 0.012
@@ -109,7 +114,7 @@ def seen(setting: Setting, to: Upstreams, port: int, number: int, order: Sequenc
         for name in order:
             folder = setting.work / f"seen-{number}-{name}"
             folder.mkdir()
-            more = SEEN.get(name, "").format(folder=folder, port=port)
+            more = SEEN[name][1].format(folder=folder, port=port) if name in SEEN else ""
             up[name] = stack.enter_context(peers.graylb(setting, folder.name, more=more))
             check_pinned(tree(up[name].pid), setting.cores, name)
         for peer in up.values():
@@ -172,8 +177,8 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
     runs = []
     with stage(cores) as on, collector() as port:
         for number in range(1, rounds + 1):
-            for ours in SHOWN:
-                order = rotated([BESIDE[ours], ours], number)
+            for ours in SEEN:
+                order = rotated([beside(ours), ours], number)
                 with seen(on.setting, on.to, port, number, order) as up, scraped(up):
                     for index, case in enumerate(OBSERVED):
                         for found in measure(number, case, rotated(order, index), up, on.to, cores, seconds):

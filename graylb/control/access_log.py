@@ -30,7 +30,7 @@ LAST: Final = 2.0
 """Seconds for the rest at the end."""
 ENDED: Final = 0.02
 """Seconds between two looks at whether they are over."""
-PIECE: Final = 1 << 19
+PIECE: Final = 1 << 21
 """Bytes that are written at once, at most."""
 RINGS: Final = 4096
 """Bytes of a bell, read at once."""

@@ -165,19 +165,20 @@ class Frame:
 
     def around(self, spans: list[bytes]) -> Batch:
         """spans: each as field 2 of ScopeSpans (opentelemetry/proto/trace/v1/trace.proto)."""
-        of_scope = _field(2, b"".join((self._scope, *spans)))
-        return Batch(_field(1, self._resource + of_scope), len(spans))
+        size = len(self._scope) + sum(map(len, spans))
+        of_scope = _head(2, size)
+        of_resource = _head(1, len(self._resource) + len(of_scope) + size)
+        return Batch(b"".join((of_resource, self._resource, of_scope, self._scope, *spans)), len(spans))
 
 
-def _field(number: int, data: bytes) -> bytes:
-    """A message as a field of another."""
+def _head(number: int, size: int) -> bytes:
+    """What is before a message of that many bytes that is a field of another."""
     head = bytearray([number << 3 | 2])
-    left = len(data)
-    while left >= 128:
-        head.append(left & 127 | 128)
-        left >>= 7
-    head.append(left)
-    return bytes(head) + data
+    while size >= 128:
+        head.append(size & 127 | 128)
+        size >>= 7
+    head.append(size)
+    return bytes(head)
 
 
 def _resource(wanted: Tracing) -> Resource:

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from graylb import _http1
+from graylb._gate import Gate
 from graylb.errors import BY_REASON
 from tests.fuzz import grammar, peers
 from tests.integration.payloads import PAYLOADS, Payload
@@ -484,3 +485,24 @@ def test_the_payloads_of_the_proxy(payload: Payload) -> None:
             assert statuses <= set(payload.statuses), found
     elif payload.verdict in ("accept", "cut"):
         assert admitted, found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_the_second_parser_says_of_what_it_remembers_what_a_new_one_says(data: st.DataObject) -> None:
+    """Heads that come again, and ones that differ from them in a byte or by a line."""
+    shared = Gate()
+    heads = [get(b"X-A: " + b"a" * n, b"User-Agent: graylb-tests") for n in (0, 1, 40, 440, 460, 600)]
+    heads += [
+        get(b"Content-Length: 5", first=b"POST /x HTTP/1.1"),
+        get(b"Connection: close"),
+        get(first=b"GET / HTTP/1.0"),
+    ]
+    heads += [get(b"Upgrade: websocket", b"Connection: Upgrade")]
+    for _ in range(30):
+        head = data.draw(st.sampled_from(heads))
+        if data.draw(st.booleans()):
+            at, byte = data.draw(st.integers(0, len(head) - 1)), data.draw(st.sampled_from(b" \r\n:aX\x00\xff"))
+            head = head[:at] + bytes([byte]) + head[at + 1 :]
+            heads.append(head)
+        assert shared.check(head) == Gate().check(head)

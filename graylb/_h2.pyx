@@ -31,8 +31,9 @@ cdef extern from * nogil:
     #ifndef GL_H2_PLAIN_MALLOC
     #define GL_H2_PLAIN_MALLOC 0
     #endif
-    static uint64_t gl_h2_skew; /* ms; tests turn the clock by it */
+    static uint64_t gl_h2_skew, gl_h2_stopped; /* ms; tests turn the clock by the one, and stop it at the other */
     static inline uint64_t gl_h2_ms(void) {
+      if (gl_h2_stopped) return gl_h2_stopped + gl_h2_skew;
       struct timespec t; clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
       return (uint64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000 + gl_h2_skew; }
     /* the first c in [p, e), or e: what is looked for is near, and a call of memchr costs more */
@@ -59,7 +60,7 @@ cdef extern from * nogil:
       for (; i < n; i++) p[i] = GL_TOKEN[(unsigned char)p[i]]; }
     """
     bint GL_H2_PLAIN_MALLOC
-    uint64_t gl_h2_skew
+    uint64_t gl_h2_skew, gl_h2_stopped
     uint64_t gl_h2_ms()
     char* gl_find(char*, char*, char)
     void gl_lower_name(char*, size_t, bint)
@@ -1393,6 +1394,13 @@ def turn_clock(uint64_t ms):
     """For tests of limits: time goes on by so much."""
     global gl_h2_skew
     gl_h2_skew += ms
+
+
+def stop_clock(bint stopped):
+    """For tests whose steps take what they take: time stands still, or goes on."""
+    global gl_h2_stopped
+    gl_h2_stopped = 0
+    if stopped: gl_h2_stopped = gl_h2_ms() - gl_h2_skew
 
 
 def blocks(steps):

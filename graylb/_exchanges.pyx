@@ -14,7 +14,7 @@ from graylb._live cimport (MAX_HEAD, RESTED, RESTS, S_HEAD, S_LINGER, S_TUNNEL, 
                            record)
 from graylb._logs cimport C_SPAN, Logs, Settings
 from graylb._meter cimport Meter
-from graylb._sockets cimport SMALL, gl_now_us, reset_on_close
+from graylb._sockets cimport SMALL, gl_now_us, gl_soon, reset_on_close
 from graylb._streams cimport Streams
 
 from graylb._meter import unrouted
@@ -73,6 +73,7 @@ cdef class Exchanges(Streams):
         if x == NULL: x = <Exchange*>calloc(1, sizeof(Exchange))
         else:
             self.spare = x.next
+            gl_soon(self.spare, sizeof(Exchange))            # of the next one
             saved = x.saved
             cap = x.saved_cap
             log = x.log

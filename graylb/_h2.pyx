@@ -13,12 +13,13 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
-from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token, gl_skip_value
-from graylb._live cimport MAX_HEAD, Conn, Session
+from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token
+from graylb._live cimport MAX_HEAD, Conn, Exchange, Session
 from graylb.nghttp2 cimport *
 
 cdef extern from * nogil:
     """
+    #include <stdlib.h>
     #include <time.h>
     /* sanitizers see what becomes of each block */
     #if defined(__SANITIZE_ADDRESS__)
@@ -58,12 +59,58 @@ cdef extern from * nogil:
         if (m) break; }
     #endif
       for (; i < n; i++) p[i] = GL_TOKEN[(unsigned char)p[i]]; }
+    #ifdef __SSE2__
+    /* of a name that is a token without capitals (RFC 9113 section 8.2.1) nearly always 0 */
+    static inline int gl_odd_in_name(__m128i v) {
+      __m128i letter = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('a' - 1)), _mm_cmplt_epi8(v, _mm_set1_epi8('z' + 1)));
+      __m128i digit = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('0' - 1)), _mm_cmplt_epi8(v, _mm_set1_epi8('9' + 1)));
+      return _mm_movemask_epi8(_mm_or_si128(_mm_or_si128(letter, digit), _mm_cmpeq_epi8(v, _mm_set1_epi8('-')))) ^ 0xffff; }
+    static inline int gl_odd_in_value(__m128i v) {
+      __m128i low = _mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(0x1f)), v);
+      __m128i tab = _mm_cmpeq_epi8(v, _mm_set1_epi8(9)), del = _mm_cmpeq_epi8(v, _mm_set1_epi8(0x7f));
+      return _mm_movemask_epi8(_mm_or_si128(_mm_andnot_si128(tab, low), del)); }
+    /* 4 to 15 bytes in one register, some of them twice */
+    static inline __m128i gl_few(const char *p, size_t n) {
+      int32_t a, b;
+      if (n >= 8) return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)p), _mm_loadl_epi64((const __m128i *)(p + n - 8)));
+      memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4);
+      return _mm_set_epi32(a, b, a, b); }
+    #endif
+    static inline int gl_is_low_token(const char *p, size_t n) {
+      size_t i = 0;
+    #ifdef __SSE2__
+      if (n >= 16) {
+        int odd = gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + n - 16)));
+        for (; i + 16 < n; i += 16) odd |= gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + i)));
+        if (!odd) return 1;
+        i = 0; }
+      else if (n >= 4 && !gl_odd_in_name(gl_few(p, n))) return 1;
+    #endif
+      for (; i < n; i++) if (!p[i] || GL_TOKEN[(unsigned char)p[i]] != (unsigned char)p[i]) return 0;
+      return n > 0; }
+    /* whether a value is one, without white space around it (section 8.2.1) */
+    static inline int gl_is_bare_value(const char *p, size_t n) {
+      if (n && (*p == ' ' || *p == 9 || p[n - 1] == ' ' || p[n - 1] == 9)) return 0;
+    #ifdef __SSE2__
+      if (n >= 4 && n < 16) return !gl_odd_in_value(gl_few(p, n));
+    #endif
+      return gl_skip_value(p, p + n) == p + n; }
+    #define gl_prefetch(p) __builtin_prefetch((p), 1)
+    /* n bytes that will be wanted soon */
+    static inline void gl_foresee(const void *p, size_t n) {
+      size_t i; for (i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i, 1); }
+    static inline void *gl_aligned(size_t n) { void *p; return posix_memalign(&p, 64, n) ? NULL : p; }
     """
     bint GL_H2_PLAIN_MALLOC
     uint64_t gl_h2_skew, gl_h2_stopped
     uint64_t gl_h2_ms()
     char* gl_find(char*, char*, char)
     void gl_lower_name(char*, size_t, bint)
+    bint gl_is_low_token(const char*, size_t)
+    bint gl_is_bare_value(const char*, size_t)
+    void gl_prefetch(const void*)
+    void gl_foresee(const void*, size_t)
+    void* gl_aligned(size_t)
 
 cdef enum:
     FIELDS = MAX_HEADERS + 64      # of a head or of trailers that is sent, with what forwarding adds
@@ -81,16 +128,29 @@ cdef enum:
     GRAIN = 64                     # blocks of libnghttp2 are kept by multiples of it
     BINS = 32                      # so many of them
     PARKED = 262144                # bytes of each that are kept for the next streams
+    ASKED = 32                     # requests that are told at once …
+    ASKED_BYTES = 24576            # … and what their texts may take
+    AHEAD = 16                     # answers whose streams are brought into the cache at once
     SPARE = 4                      # text buffers kept
     SPARE_MAX = 32768
     UNCOPIED = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
     SLACK = 16                     # bytes behind a lent text, to look at several at once
+    MALFORMED = 1                  # a verdict: no request at all (RFC 9113 section 8.1.1); its stream is reset
     STATUS_AT = 9                  # of a response's text
 
 cdef enum Phase:                   # Conn.phase
     SENT = 1                       # the request's HEADERS have left
     HEADED = 2                     # the final response head has come
     ENDED = 4                      # the peer's side of the stream has ended
+    BODILESS = 8                   # the answer to HEAD has no body, whatever length it says
+    SPOILT = 16                    # its body is not as long as it says; what still comes of it is nothing
+
+cdef enum Pseudo:                  # Framer.seen
+    METHOD = 1
+    SCHEME = 2
+    PATH = 4
+    AUTHORITY = 8
+    NEEDED = METHOD | SCHEME | PATH
 
 cdef enum Block:                   # what header block is arriving
     NOTHING = 0
@@ -111,6 +171,16 @@ cdef struct Lent:                 # before the text of a head that libnghttp2 ha
     Lent* next
     Lent* previous
 
+cdef struct Asked:                 # a request that the engine is to be told of
+    int32_t stream
+    uint8_t end                    # no body follows
+    uint8_t ended                  # behind `data`
+    size_t at                      # of its text
+    size_t n
+    int64_t length
+    const uint8_t* data            # what has come of its body, where it was received
+    size_t data_n
+
 cdef struct Framer:
     Session s                      # first: this is what the engine sees of it
     nghttp2_session* ng
@@ -122,10 +192,12 @@ cdef struct Framer:
     uint8_t begun                  # its first line is in the text
     uint8_t has_length
     uint8_t has_host
-    uint16_t verdict               # the status that it has earned; 0: fine
+    uint16_t verdict               # the status that it has earned, or MALFORMED; 0: fine
     uint16_t status                # a response's
+    uint8_t seen                   # which pseudo-header fields
     uint32_t fields
     uint32_t most_fields
+    int64_t length                 # that its body has, as it says; -1: it does not
     size_t size                    # bytes, as text
     size_t most_bytes
     Text text
@@ -139,12 +211,18 @@ cdef struct Framer:
     # the stream whose Conn was looked for last, and that Conn
     int32_t last
     Conn* of_last
+    size_t ahead                   # bytes of what will be received before the next frame begins
+    uint8_t part[FRAME_HEAD]       # what has come of the next one's head
+    uint8_t part_n
     # what is being produced
     char* o
     size_t room
     size_t used
     const uint8_t* rest            # a frame that found no room
     size_t rest_len
+    # requests that have come and not been told
+    int n_asked
+    Asked asked[ASKED]
     # limits
     uint8_t broken                 # nothing more is received
     uint16_t continuations
@@ -166,24 +244,24 @@ cdef int _n_spare = 0
 # libnghttp2 takes and gives back some twenty small blocks for each stream, of many streams at a time: more than malloc keeps at
 # hand, which then splits and joins. So blocks that it gives back are kept by size, of each as many as PARKED bytes hold.
 
-cdef struct Kept:                 # before each block, and of its alignment
+cdef struct Kept:                 # at the head of each block, and of its alignment; in a cache line with its first bytes
     Kept* next
-    size_t bin                     # 0: too large for any
+    size_t bin                     # its size by GRAINs, this included; 0: too large for any
 
 cdef Kept* _bins[BINS + 1]
 cdef size_t _parked[BINS + 1]
 
 cdef void* _take(size_t n, void* user) noexcept:
-    cdef size_t bin = (n + GRAIN - 1) // GRAIN
+    cdef size_t bin = (n + sizeof(Kept) + GRAIN - 1) // GRAIN
     cdef Kept* b
     if bin > BINS: bin = 0
-    elif bin == 0: bin = 1
     b = _bins[bin]
     if bin and b != NULL:
         _bins[bin] = b.next
+        gl_foresee(b.next, 128)        # the next one will be wanted soon, and was used long ago
         _parked[bin] -= bin * GRAIN
         return b + 1
-    b = <Kept*>malloc(sizeof(Kept) + (bin * GRAIN if bin else n))
+    b = <Kept*>(gl_aligned(bin * GRAIN) if bin else malloc(sizeof(Kept) + n))
     if b == NULL: return NULL
     b.bin = bin
     return b + 1
@@ -210,14 +288,14 @@ cdef void* _resize(void* p, size_t n, void* user) noexcept:
     cdef void* q
     if p == NULL: return _take(n, user)
     b = <Kept*>p - 1
-    if b.bin and n <= b.bin * GRAIN: return p
-    if b.bin == 0 and n > BINS * GRAIN:
+    if b.bin and n + sizeof(Kept) <= b.bin * GRAIN: return p
+    if b.bin == 0 and n + sizeof(Kept) > BINS * GRAIN:
         b = <Kept*>realloc(b, sizeof(Kept) + n)
         return b + 1 if b != NULL else NULL
     q = _take(n, user)
     if q == NULL: return NULL
     # one that is too large for any bin shrinks, any other grows
-    memcpy(q, p, b.bin * GRAIN if b.bin else n)
+    memcpy(q, p, b.bin * GRAIN - sizeof(Kept) if b.bin else n)
     _give(p, user)
     return q
 
@@ -312,13 +390,6 @@ cdef inline bint _line(Text* t, const char* name, size_t n, const char* value, s
     return True
 
 
-cdef inline bint _lawful(const char* name, size_t n, const char* value, size_t m) noexcept:
-    """Whether a field may stand in a text: libnghttp2 has looked too, but what passes here becomes a line of HTTP/1."""
-    if n == 0 or gl_skip_value(value, value + m) != value + m: return False
-    # of names it has let nothing through that is no lower-case token, and the scanner of heads looks at them again
-    return True
-
-
 cdef inline bint _of_connection(const char* p, size_t n) noexcept:
     """Fields that HTTP/2 has no use for (RFC 9113 section 8.2.2); lower case."""
     if n == 7: return memcmp(p, b"upgrade", 7) == 0
@@ -398,6 +469,7 @@ cdef void _link(Framer* f, Conn* c, int32_t stream) noexcept:
     c.session = &f.s
     c.stream = stream
     c.phase = c.deferred = 0
+    c.left = f.length if f.s.server else -1
     c.previous = NULL
     c.next = f.s.streams
     if c.next != NULL: c.next.previous = c
@@ -422,6 +494,7 @@ cdef void _unlink(Conn* c) noexcept:
 cdef int _on_begin_frame(nghttp2_session* ng, const nghttp2_frame_hd* hd, void* user) noexcept:
     cdef Framer* f = <Framer*>user
     cdef uint8_t type = hd.type
+    if f.n_asked and type != NGHTTP2_DATA and type != NGHTTP2_HEADERS and type != NGHTTP2_CONTINUATION: _tell(f)
     if type == NGHTTP2_DATA or type == NGHTTP2_RST_STREAM: return 0
     if type == NGHTTP2_HEADERS:
         f.continuations = 0
@@ -442,11 +515,13 @@ cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void
     cdef Framer* f = <Framer*>user
     cdef Conn* c
     if frame.hd.type != NGHTTP2_HEADERS: return 0
+    if f.n_asked and (frame.headers.cat != NGHTTP2_HCAT_REQUEST or f.n_asked == ASKED or f.text.n > ASKED_BYTES): _tell(f)
     f.begun = f.has_length = f.has_host = 0
     f.verdict = f.status = 0
+    f.seen = 0
+    f.length = -1
     f.fields = 0
     f.size = ADDED
-    f.start = 0
     f.cookies.n = 0                # of a block that broke off
     f.method.n = f.path.n = f.scheme.n = f.authority.n = 0
     f.most_bytes = f.limits.head_bytes if f.s.server else MAX_HEAD
@@ -456,7 +531,8 @@ cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void
         # the final head behind a 1xx comes in the same category as trailers
         c = _conn(f, frame.hd.stream_id)
         f.block = TRAILERS if c == NULL or c.phase & HEADED else RESPONSE
-    _borrow(&f.text)
+    if f.n_asked == 0: _borrow(&f.text)
+    f.start = f.text.n
     return 0
 
 
@@ -470,23 +546,26 @@ cdef void _begin_request(Framer* f) noexcept:
         f.verdict = 500
         return
     if f.method.n == 7 and memcmp(t.p + f.method.at, b"CONNECT", 7) == 0:
-        f.verdict = 405
+        f.verdict = 405 if f.seen == METHOD | AUTHORITY else MALFORMED
         return
     p = t.p + f.method.at
-    if f.method.n == 0 or gl_skip_token(p, p + f.method.n) != p + f.method.n: f.verdict = 400
+    if f.seen & NEEDED != NEEDED or gl_skip_token(p, p + f.method.n) != p + f.method.n or f.method.n == 0:
+        f.verdict = MALFORMED
+        return
     _put(t, p, f.method.n)
     _put(t, b" ", 1)
     p = t.p + f.path.at
-    if f.path.n == 0 or gl_skip_target(p, p + f.path.n) != p + f.path.n: f.verdict = 400
-    # the asterisk is OPTIONS' alone: the scanner knows that; the absolute form it would take
-    elif p[0] != 47 and not (f.path.n == 1 and p[0] == 42): f.verdict = 400
+    if f.path.n == 0 or gl_skip_target(p, p + f.path.n) != p + f.path.n: f.verdict = MALFORMED
+    # the absolute form the scanner would take
+    elif p[0] != 47 and not (p[0] == 42 and f.path.n == 1 and f.method.n == 7 and memcmp(t.p + f.method.at, b"OPTIONS", 7) == 0):
+        f.verdict = MALFORMED
     _put(t, p, f.path.n)
     _put(t, b" HTTP/1.1\r\n", 11)
     p = t.p + f.scheme.at
     if not (f.scheme.n == 4 and gl_same(p, b"http", 4)) and not (f.scheme.n == 5 and gl_same(p, b"https", 5)): f.verdict = 400
     if f.authority.n:
         p = t.p + f.authority.at
-        if gl_skip_target(p, p + f.authority.n) != p + f.authority.n: f.verdict = 400
+        if gl_skip_target(p, p + f.authority.n) != p + f.authority.n: f.verdict = MALFORMED
         _put(t, b"host: ", 6)
         _put(t, p, f.authority.n)
         _put(t, b"\r\n", 2)
@@ -494,17 +573,30 @@ cdef void _begin_request(Framer* f) noexcept:
 
 cdef void _pseudo(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
     cdef Span* into = NULL
+    cdef uint8_t bit = 0
+    cdef int status
     if f.block == RESPONSE:
-        if n != 7 or memcmp(name, b":status", 7) != 0 or m != 3 or _number(value, 3) < 100: f.verdict = 400
-        else: f.status = <uint16_t>_number(value, 3)
+        status = _number(value, 3) if n == 7 and m == 3 and memcmp(name, b":status", 7) == 0 else -1
+        if status < 100 or status == 101 or f.status or f.begun: f.verdict = MALFORMED
+        else: f.status = <uint16_t>status
         return
     if f.block == REQUEST and not f.begun:
-        if n == 5 and memcmp(name, b":path", 5) == 0: into = &f.path
-        elif n == 7 and memcmp(name, b":method", 7) == 0: into = &f.method
-        elif n == 7 and memcmp(name, b":scheme", 7) == 0: into = &f.scheme
-        elif n == 10 and memcmp(name, b":authority", 10) == 0: into = &f.authority
-    if into == NULL or into.n or not _fits(&f.text, m): f.verdict = 400
+        if n == 5 and memcmp(name, b":path", 5) == 0:
+            into = &f.path
+            bit = PATH
+        elif n == 7 and memcmp(name, b":method", 7) == 0:
+            into = &f.method
+            bit = METHOD
+        elif n == 7 and memcmp(name, b":scheme", 7) == 0:
+            into = &f.scheme
+            bit = SCHEME
+        elif n == 10 and memcmp(name, b":authority", 10) == 0:
+            into = &f.authority
+            bit = AUTHORITY
+    if into == NULL or f.seen & bit: f.verdict = MALFORMED
+    elif not _fits(&f.text, m): f.verdict = 500
     else:
+        f.seen |= bit
         into.at = <uint32_t>f.text.n
         into.n = <uint32_t>m
         _put(&f.text, value, m)
@@ -554,39 +646,54 @@ cdef int _on_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8
         if f.verdict == 0: f.verdict = 431
         if f.size > BLOCK_FACTOR * f.most_bytes: return _punish(f, H2_ENHANCE_YOUR_CALM)
     if f.verdict: return 0
-    if not n: f.verdict = 400
-    elif name[0] == 58: _pseudo(f, name, n, value, m)
+    if n and name[0] == 58: _pseudo(f, name, n, value, m)
     else: _field(f, name, n, value, m)
     return 0
 
 
 cdef inline void _field(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
-    cdef bint ok = True
     f.fields += 1
     if f.fields > f.most_fields:
         f.verdict = 431
-        return
-    if not _lawful(name, n, value, m) or _of_connection(name, n):
-        f.verdict = 400
         return
     if not f.begun:
         if f.block == REQUEST:
             _begin_request(f)
             if f.verdict: return
         elif f.block == RESPONSE: _begin_response(f)
-    if f.block == REQUEST:
-        if n == 4 and memcmp(name, b"host", 4) == 0 and _authority_again(f, value, m): return
-        if n == 2 and memcmp(name, b"te", 2) == 0 and not (m == 8 and gl_same(value, b"trailers", 8)):
-            f.verdict = 400
-            return
-        if n == 6 and memcmp(name, b"cookie", 6) == 0:
-            if not _cookie(f, value, m): f.verdict = 500
-            return
-    if n == 14 and memcmp(name, b"content-length", 14) == 0:
-        if f.block == TRAILERS: return
-        f.has_length = 1
-    elif f.block == TRAILERS and n == 4 and memcmp(name, b"host", 4) == 0: return
-    if not _line(&f.text, name, n, value, m): f.verdict = 500
+    # what is only just written would be slow to look at: the name and the value are looked at where they came
+    if not gl_is_low_token(name, n) or not gl_is_bare_value(value, m) or _of_connection(name, n) \
+            or (n == 2 and memcmp(name, b"te", 2) == 0 and not (m == 8 and gl_same(value, b"trailers", 8))): f.verdict = MALFORMED
+    elif n == 4 and memcmp(name, b"host", 4) == 0 and f.block != RESPONSE and _is_no_line(f, value, m): return
+    elif n == 6 and f.block == REQUEST and memcmp(name, b"cookie", 6) == 0:
+        if not _cookie(f, value, m): f.verdict = 500
+    elif n == 14 and memcmp(name, b"content-length", 14) == 0 and not _length(f, value, m): return
+    elif not _line(&f.text, name, n, value, m): f.verdict = 500
+
+
+cdef bint _is_no_line(Framer* f, const char* value, size_t m) noexcept:
+    """A Host field: only one, and only where :authority does not say it already. It is no trailer."""
+    if f.block == TRAILERS: return True
+    if f.has_host: f.verdict = MALFORMED
+    f.has_host = 1
+    return _authority_again(f, value, m)
+
+
+cdef bint _length(Framer* f, const char* value, size_t m) noexcept:
+    """Takes a Content-Length (RFC 9113 section 8.1.1). False: it is no line of the text."""
+    cdef int64_t length = 0
+    cdef size_t i
+    for i in range(m):
+        if value[i] < 48 or value[i] > 57 or length > <int64_t>922337203685477579: f.verdict = MALFORMED
+        else: length = length * 10 + (value[i] - 48)
+    if m == 0 or f.has_length: f.verdict = MALFORMED
+    f.has_length = 1
+    if f.block == TRAILERS: return False
+    f.length = length
+    if f.block == REQUEST or (f.status >= 200 and f.status != 204): return True
+    # RFC 9110 section 8.6: neither 1xx nor 204 has one; that an instance says 0 of a 204 does no harm
+    if f.status != 204 or length: f.verdict = MALFORMED
+    return False
 
 
 cdef void _begin_response(Framer* f) noexcept:
@@ -603,12 +710,6 @@ cdef void _begin_response(Framer* f) noexcept:
         _put(&f.text, b"\r\n", 2)
 
 
-cdef int _on_invalid_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8_t* name, size_t n,
-                            const uint8_t* value, size_t m, uint8_t flags, void* user) noexcept:
-    # libnghttp2 would leave the field out and go on: the message would not be the one that was sent
-    return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
-
-
 cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
     """A header block is complete."""
     cdef uint8_t block = f.block
@@ -617,9 +718,15 @@ cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
     if block == REQUEST: r = _request_done(f, stream, end)
     elif block == RESPONSE: _response_done(f, stream, end)
     elif block == TRAILERS: _trailers_done(f, stream, end)
-    _give_back(&f.text)
+    if f.n_asked == 0: _give_back(&f.text)
     _give_back(&f.cookies)
     return r
+
+
+cdef void _reset_unlawful(Framer* f, int32_t stream) noexcept:
+    """Of a message that is none (RFC 9113 section 8.1.1)."""
+    nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, H2_PROTOCOL_ERROR)
+    _touch(f)
 
 
 cdef void _finish_text(Framer* f, bint chunked) noexcept:
@@ -633,11 +740,26 @@ cdef void _finish_text(Framer* f, bint chunked) noexcept:
 cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
     cdef nghttp2_nv nv
     cdef char digits[3]
-    _earn(f, 2)
+    cdef Asked* a
     if f.verdict == 0 and not f.begun: _begin_request(f)
+    if f.verdict == 0 and (not (f.seen & AUTHORITY or f.has_host) or (end and f.length > 0)): f.verdict = MALFORMED
+    if f.verdict and f.n_asked: _tell(f)
+    if f.verdict == MALFORMED:
+        _reset_unlawful(f, stream)
+        f.hooks.rejected(f.engine, &f.s, 400)
+        return 0
+    _earn(f, 2)
     if f.verdict == 0: _finish_text(f, not end and not f.has_length)
     if f.verdict == 0:
-        f.hooks.request(f.engine, &f.s, stream, f.text.p + f.start, f.text.n - f.start, end)
+        a = &f.asked[f.n_asked]
+        a.stream = stream
+        a.end = end
+        a.ended = 0
+        a.at = f.start
+        a.n = f.text.n - f.start
+        a.length = f.length
+        a.data_n = 0
+        f.n_asked += 1
         return 0
     digits[0] = <char>(48 + f.verdict // 100)
     digits[1] = <char>(48 + f.verdict // 10 % 10)
@@ -650,19 +772,58 @@ cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
     return _reset(f)
 
 
+cdef void _tell(Framer* f) noexcept:
+    """The requests that have come meanwhile, one after the other: what unpacks them and what decides on them do not fit a processor's
+    cache of instructions together."""
+    cdef Asked* a
+    cdef Conn* c
+    cdef int64_t length = f.length     # of a head that is arriving
+    cdef int i, n = f.n_asked
+    for i in range(n):
+        a = &f.asked[i]
+        f.length = a.length
+        f.hooks.request(f.engine, &f.s, a.stream, f.text.p + a.at, a.n, a.end)
+        if a.data_n:
+            c = _conn(f, a.stream)
+            if c == NULL: continue
+            if c.left >= 0: c.left -= a.data_n
+            c.owed += a.data_n
+            f.hooks.data(f.engine, c, <char*>a.data, a.data_n)
+        if a.ended:
+            c = _conn(f, a.stream)
+            if c == NULL: continue
+            c.phase |= ENDED
+            f.hooks.end(f.engine, c, NULL, 0)
+    f.n_asked = 0
+    f.length = length
+    if f.block == NOTHING: _give_back(&f.text)
+
+
+cdef inline Asked* _asked(Framer* f, int32_t stream) noexcept:
+    """The last request, if it is this one and the engine does not know of it yet; else it knows of all after this."""
+    cdef Asked* a
+    if f.n_asked == 0: return NULL
+    a = &f.asked[f.n_asked - 1]
+    if a.stream == stream and not a.ended: return a
+    _tell(f)
+    return NULL
+
+
 cdef void _response_done(Framer* f, int32_t stream, bint end) noexcept:
     cdef Conn* c = _conn(f, stream)
     cdef bint interim = f.status < 200
     if c == NULL: return
-    if f.status == 0 and f.verdict == 0: f.verdict = 400
+    if f.status == 204 or f.status == 304 or c.phase & BODILESS: f.length = 0
+    if f.status == 0 or (end and (interim or f.length > 0)): f.verdict = MALFORMED
     if f.verdict == 0 and not f.begun: _begin_response(f)
     if f.verdict == 0:
         _finish_text(f, not end and not interim and not f.has_length and f.status != 204 and f.status != 304)
     if f.verdict:
-        nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, H2_PROTOCOL_ERROR)
-        _touch(f)
+        _reset_unlawful(f, stream)
         return
-    if not interim: c.phase |= HEADED
+    if not interim:
+        c.phase |= HEADED
+        c.left = f.length
     if end: c.phase |= ENDED
     f.hooks.response(f.engine, c, f.text.p, f.text.n, end)
 
@@ -671,9 +832,9 @@ cdef void _trailers_done(Framer* f, int32_t stream, bint end) noexcept:
     cdef Conn* c = _conn(f, stream)
     if c == NULL: return
     _finish_text(f, False)
-    if f.verdict or not end:
-        nghttp2_submit_rst_stream(f.ng, NGHTTP2_FLAG_NONE, stream, H2_PROTOCOL_ERROR)
-        _touch(f)
+    if c.phase & SPOILT: return
+    if f.verdict or not end or c.left > 0:
+        _reset_unlawful(f, stream)
         return
     c.phase |= ENDED
     f.hooks.end(f.engine, c, f.text.p, f.text.n if f.text.n > 2 else 0)
@@ -683,24 +844,51 @@ cdef void _trailers_done(Framer* f, int32_t stream, bint end) noexcept:
 
 cdef int _on_data_chunk(nghttp2_session* ng, uint8_t flags, int32_t stream, const uint8_t* p, size_t n, void* user) noexcept:
     cdef Framer* f = <Framer*>user
-    cdef Conn* c = _conn(f, stream)
+    cdef Asked* a = _asked(f, stream)
+    cdef Conn* c
     # the connection's window opens at once: a stream whose reader is slow must not stall the others
     nghttp2_session_consume_connection(ng, n)
-    if c == NULL: return 0
+    if a != NULL:
+        if a.data_n == 0 and (a.length < 0 or n <= <size_t>a.length):
+            a.data = p
+            a.data_n = n
+            return 0
+        _tell(f)
+    c = _conn(f, stream)
+    if c == NULL or c.phase & SPOILT: return 0
+    if not f.s.server and not c.phase & HEADED or c.left >= 0 and <size_t>c.left < n:
+        _spoil(f, c)
+        return 0
+    if c.left >= 0: c.left -= n
     c.owed += n
     f.hooks.data(f.engine, c, <char*>p, n)
     return 0
+
+
+cdef void _spoil(Framer* f, Conn* c) noexcept:
+    """A body that comes before its head, or is longer or shorter than that says."""
+    c.phase |= SPOILT
+    _reset_unlawful(f, c.stream)
 
 
 cdef int _on_frame_recv(nghttp2_session* ng, const nghttp2_frame* frame, void* user) noexcept:
     cdef Framer* f = <Framer*>user
     cdef uint8_t type = frame.hd.type
     cdef bint end = frame.hd.flags & NGHTTP2_FLAG_END_STREAM
+    cdef Asked* a
     cdef Conn* c
     if type == NGHTTP2_DATA:
         if end:
+            a = _asked(f, frame.hd.stream_id)
+            if a != NULL:
+                if a.length < 0 or a.data_n == <size_t>a.length:
+                    a.ended = 1
+                    return 0
+                _tell(f)
             c = _conn(f, frame.hd.stream_id)
-            if c != NULL:
+            if c == NULL or c.phase & SPOILT: return 0
+            if c.left > 0 or (not f.s.server and not c.phase & HEADED): _spoil(f, c)
+            else:
                 c.phase |= ENDED
                 f.hooks.end(f.engine, c, NULL, 0)
         elif frame.hd.length <= frame.data.padlen: return _control(f)
@@ -723,6 +911,7 @@ cdef int _on_invalid_frame(nghttp2_session* ng, const nghttp2_frame* frame, int 
     cdef Framer* f = <Framer*>user
     if frame.hd.type == NGHTTP2_HEADERS and f.block != NOTHING:
         f.block = NOTHING
+        if f.n_asked: _tell(f)
         _give_back(&f.text)
         _give_back(&f.cookies)
         if f.s.server and frame.headers.cat == NGHTTP2_HCAT_REQUEST: f.hooks.rejected(f.engine, &f.s, 400)
@@ -877,7 +1066,6 @@ cdef bint _make_callbacks() noexcept:
     nghttp2_session_callbacks_set_on_stream_close_callback(_callbacks, _on_stream_close)
     nghttp2_session_callbacks_set_on_begin_headers_callback(_callbacks, _on_begin_headers)
     nghttp2_session_callbacks_set_on_header_callback(_callbacks, _on_header)
-    nghttp2_session_callbacks_set_on_invalid_header_callback(_callbacks, _on_invalid_header)
     nghttp2_session_callbacks_set_on_begin_frame_callback(_callbacks, _on_begin_frame)
     nghttp2_session_callbacks_set_unpack_extension_callback(_callbacks, _on_extension)
     return True
@@ -893,6 +1081,8 @@ cdef bint _start(Framer* f) noexcept:
     # Some closed streams are kept, by libnghttp2's default: only so it tells DATA on one that the client has ended, which is an
     # error (RFC 9113 section 6.1), from what was under way when we reset one. They cost 30 KB a connection at most.
     nghttp2_option_set_no_auto_window_update(option, 1)
+    # the laws of messages (RFC 9113 section 8) are held here, where their fields are looked at anyway
+    nghttp2_option_set_no_http_messaging(option, 1)
     nghttp2_option_set_max_send_header_block_length(option, 4 * 131072)
     gl_option_continuations(option, CONTINUATIONS)
     for r in range(NGHTTP2_CONTINUATION + 1, 256): nghttp2_option_set_user_recv_extension_type(option, <uint8_t>r)
@@ -949,12 +1139,55 @@ cdef void _free(Session* s) noexcept:
     free(f)
 
 
+cdef size_t _foresee(Framer* f, const uint8_t* p, size_t n) noexcept:
+    """Brings what the next answers need into the cache, for all of them at once rather than one after the other: their streams have
+    waited for long. How many bytes hold those."""
+    cdef Conn* found[AHEAD]
+    cdef Conn* c
+    cdef int i, k = 0
+    cdef size_t at = f.ahead
+    if f.part_n:                   # a frame whose head was cut
+        at = min(n, <size_t>(FRAME_HEAD - f.part_n))
+        memcpy(f.part + f.part_n, p, at)
+        f.part_n += <uint8_t>at
+        if f.part_n < FRAME_HEAD: return n
+        f.part_n = 0
+        at += f.part[0] << 16 | f.part[1] << 8 | f.part[2]
+    while at + FRAME_HEAD <= n and k < AHEAD:
+        if p[at + 3] == NGHTTP2_HEADERS:
+            c = <Conn*>nghttp2_session_get_stream_user_data(
+                f.ng, (p[at + 5] & 127) << 24 | p[at + 6] << 16 | p[at + 7] << 8 | p[at + 8])
+            if c != NULL and (k == 0 or c != found[k - 1]):
+                gl_foresee(c, sizeof(Conn))
+                found[k] = c
+                k += 1
+        at += FRAME_HEAD + (p[at] << 16 | p[at + 1] << 8 | p[at + 2])
+    for i in range(k):
+        if found[i].x != NULL: gl_foresee(found[i].x, sizeof(Exchange))
+    for i in range(k):
+        if found[i].x != NULL and found[i].x.client != NULL: gl_foresee(found[i].x.client, sizeof(Conn))
+    if k == AHEAD and at < n:
+        f.ahead = 0
+        return at
+    f.ahead = at - n if at > n else 0
+    if at < n:
+        f.part_n = <uint8_t>(n - at)
+        memcpy(f.part, p + at, f.part_n)
+    return n
+
+
 cdef int _receive(Session* s, const char* p, size_t n) noexcept:
     cdef Framer* f = <Framer*>s
-    cdef ssize_t r
+    cdef ssize_t r = 0
+    cdef size_t k
     if f.broken: return -1
     _refill(f)
-    r = nghttp2_session_mem_recv(f.ng, <const uint8_t*>p, n)
+    while n and r >= 0:
+        k = n if f.s.server else _foresee(f, <const uint8_t*>p, n)
+        r = nghttp2_session_mem_recv(f.ng, <const uint8_t*>p, k)
+        p += k
+        n -= k
+    if f.n_asked: _tell(f)
     if r < 0: _punish(f, H2_PROTOCOL_ERROR if r == NGHTTP2_ERR_BAD_CLIENT_MAGIC else H2_ENHANCE_YOUR_CALM)
     elif nghttp2_session_get_outbound_queue_size(f.ng) > QUEUED + 8 * f.limits.streams: _punish(f, H2_ENHANCE_YOUR_CALM)
     if nghttp2_session_want_write(f.ng): _touch(f)
@@ -1078,6 +1311,7 @@ cdef int _ask(Session* s, Conn* u, char* text, size_t n, bint end, bint https) n
         if stream != NGHTTP2_ERR_NOMEM: s.full = 1
         return -1
     _link(f, u, stream)
+    if n > 5 and memcmp(text, b"HEAD ", 5) == 0: u.phase = BODILESS
     _touch(f)
     return 0
 

@@ -134,6 +134,7 @@ cdef struct Conn:
     # of a stream
     int32_t stream         # its number; 0: it has none yet, or is over
     uint32_t code          # what it is reset with if it has to be; 0: INTERNAL_ERROR to a client, CANCEL to an instance
+    int64_t left           # bytes of its body that are still to come, as its head says; -1: it does not say
     size_t owed            # received bytes that its window does not count as used yet; of a socket: those thrown away
     char* trailers         # to be sent behind what is pending
     uint32_t trailers_len

@@ -27,8 +27,12 @@ cdef extern from * nogil:
       struct iovec v[2] = {{(void *)a, an}, {(void *)b, bn}}; struct msghdr m;
       memset(&m, 0, sizeof m); m.msg_iov = v; m.msg_iovlen = 2;
       return sendmsg(fd, &m, MSG_NOSIGNAL); }
+    /* n bytes that will be wanted soon */
+    static inline void gl_soon(const void *p, size_t n) {
+      size_t i; for (i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i, 1); }
     #endif
     """
+    void gl_soon(const void*, size_t)
     uint64_t gl_now_ms()
     uint64_t gl_now_us()
     ssize_t gl_send2(int, const char*, size_t, const char*, size_t)

@@ -79,8 +79,6 @@ cdef extern from * nogil:
     static int gl_watch(int ep, int fd, void *p) {
       struct epoll_event e; e.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET; e.data.ptr = p;
       return epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e); }
-    static void gl_soon(const void *p, size_t n) {
-      size_t i; for (i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i, 1); }
     """
     bint GL_PLAIN_MALLOC
     int gl_accept(int, uint8_t*, char*, uint16_t*, uint8_t*)
@@ -91,7 +89,6 @@ cdef extern from * nogil:
     int gl_pipe(int*, int)
     ssize_t gl_splice(int, int, size_t)
     int gl_watch(int, int, void*)
-    void gl_soon(const void*, size_t)
 
 cdef enum:
     EVENTS = 512             # of clients in one batch, of instances at once
@@ -376,6 +373,7 @@ cdef class Sockets:
         while self.dead != NULL:
             c = self.dead
             self.dead = c.next
+            gl_soon(self.dead, 192)
             self._forget(c)
             free(c.held)
             if c.tls != NULL: self.secure.free(c.tls)
@@ -414,6 +412,7 @@ cdef class Sockets:
             c.out = <char*>self.outs
             c.out_cap = SMALL_OUT
             self.outs = self.outs.next
+            gl_soon(self.outs, 1)
             self.n_outs -= 1
         elif c.out == NULL and need <= SMALL_OUT:
             c.out = <char*>malloc(SMALL_OUT)

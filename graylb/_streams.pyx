@@ -14,7 +14,7 @@ from graylb._clients cimport Clients
 from graylb._h2 cimport H2_API, H2_CANCEL, H2_INTERNAL_ERROR, H2_REFUSED_STREAM, H2Api
 from graylb._live cimport ALPN_H2, CLIENT, HTTP2, S_LINGER, S_SESSION, UPSTREAM, Conn, Exchange, Session, Upstream
 from graylb._pools cimport WARM_CONNECT_MS
-from graylb._sockets cimport RECEIVE
+from graylb._sockets cimport RECEIVE, gl_soon
 
 cdef enum:
     LEAVING_MS = 1000      # between the first GOAWAY, which asks for no more, and the second, which says what was taken
@@ -210,6 +210,7 @@ cdef class Streams(Clients):
         cdef Conn* c = self.conns
         if c != NULL:
             self.conns = c.next
+            gl_soon(self.conns, sizeof(Conn))                # of the next one
             self.n_conns -= 1
         else:
             c = <Conn*>malloc(sizeof(Conn))

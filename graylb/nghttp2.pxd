@@ -141,8 +141,6 @@ cdef extern from "<nghttp2/nghttp2.h>":
     void nghttp2_session_callbacks_set_on_begin_headers_callback(
         nghttp2_session_callbacks*, nghttp2_on_begin_headers_callback)
     void nghttp2_session_callbacks_set_on_header_callback(nghttp2_session_callbacks*, nghttp2_on_header_callback)
-    void nghttp2_session_callbacks_set_on_invalid_header_callback(
-        nghttp2_session_callbacks*, nghttp2_on_header_callback)
     void nghttp2_session_callbacks_set_on_begin_frame_callback(
         nghttp2_session_callbacks*, nghttp2_on_begin_frame_callback)
     void nghttp2_session_callbacks_set_unpack_extension_callback(
@@ -152,7 +150,7 @@ cdef extern from "<nghttp2/nghttp2.h>":
     int nghttp2_option_new(nghttp2_option**)
     void nghttp2_option_del(nghttp2_option*)
     void nghttp2_option_set_no_auto_window_update(nghttp2_option*, int)
-    void nghttp2_option_set_no_closed_streams(nghttp2_option*, int)
+    void nghttp2_option_set_no_http_messaging(nghttp2_option*, int)
     void nghttp2_option_set_user_recv_extension_type(nghttp2_option*, uint8_t)
     void nghttp2_option_set_max_send_header_block_length(nghttp2_option*, size_t)
 

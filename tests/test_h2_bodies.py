@@ -228,7 +228,7 @@ def test_who_sends_more_than_the_window_holds_is_cut_off() -> None:
     assert server.events[-1] == ("closed", 1, 3)
 
 
-# ---- lengths: libnghttp2 compares DATA with Content-Length
+# ---- lengths
 
 
 @pytest.mark.parametrize(("sent", "error"), [(4, PROTOCOL_ERROR), (6, PROTOCOL_ERROR), (5, None)])

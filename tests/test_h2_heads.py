@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from graylb import _http1
 from graylb._h2 import Probe
 from tests.h2_frames import (
+    DATA,
     END_STREAM,
     GOAWAY,
     HEADERS,
@@ -28,6 +29,7 @@ from tests.h2_frames import (
     frames,
     of_kind,
     request,
+    reset,
     settings,
 )
 
@@ -160,6 +162,12 @@ UNLAWFUL = {
     "te of more than trailers": request(("te", "gzip, trailers")),
     "another host": request(("host", "b.test")),
     "two lengths": request(("content-length", "0"), ("content-length", "0")),
+    "a length that is none": request(("content-length", "+1")),
+    "a length beyond any": request(("content-length", "9" * 20)),
+    "a length and no body": request(("content-length", "1")),
+    "a host twice": [*request()[:2], request()[3], ("host", "a.test"), ("host", "a.test")],
+    "a long name with a capital": request(("x-name-of-more-than-sixteeN", "a")),
+    "a control byte in a long value": request(("x", "a" * 20 + "\x01")),
     "a space in the path": request(path="/a b"),
     "a line in the path": request(path="/ HTTP/1.1\r\nx: y"),
     "a path without a slash": request(path="a"),
@@ -244,6 +252,36 @@ def test_trailers_over_the_limit_end_their_stream() -> None:
     server.receive(coder.headers(1, [("x", "a" * 2000)]))
     assert [each.error for each in of_kind(server.produce(), RST_STREAM)] == [PROTOCOL_ERROR]
     assert server.events[1:] == [("closed", 1, PROTOCOL_ERROR)]
+
+
+# ---- requests of one receive
+
+
+def test_requests_of_one_receive_are_told_in_order_with_their_bodies() -> None:
+    """More than are told at once; one is refused, one reset, one has two pieces of body, one says too little."""
+    server, coder = Probe(True), Coder()
+    out = PREFACE + settings()
+    told: list[tuple[str, int]] = []
+    for stream in range(1, 81, 2):
+        fields = [("content-length", "3")] if stream == 9 else [("Bad", "name")] if stream == 11 else []
+        out += coder.headers(stream, request(*fields, method="POST"), end=False)
+        pieces = [b"ab", b"cd"] if stream == 7 else [b"abcd"] if stream == 9 else [b"b%d" % stream]
+        for i, piece in enumerate(pieces):
+            out += frame(DATA, END_STREAM if i == len(pieces) - 1 else 0, stream, piece)
+        if stream == 21:
+            out += reset(21)
+        told += [("rejected", 0)] if stream == 11 else [("request", stream)]
+        if stream not in (9, 11):
+            told += [("data", stream)] * len(pieces) + [("end", stream)]
+        if stream == 21:
+            told += [("closed", 21)]
+    server.receive(out)
+    seen = [(event[0], 0 if event[0] == "rejected" else event[1]) for event in server.events]
+    assert seen == told
+    assert {event[2] for event in server.events if event[0] == "data" and event[1] == 79} == {b"b79"}
+    server.produce()
+    assert server.events[-1] == ("closed", 9, PROTOCOL_ERROR)
+    assert server.held == 0
 
 
 # ---- responses
@@ -370,6 +408,12 @@ def test_a_response_that_is_only_trailers() -> None:
         [(":status", "200"), ("a", "b\r\nc: d")],
         [(":status", "200"), ("connection", "close")],
         [(":status", "200"), ("A", "b")],
+        [(":status", "200"), (":status", "200")],
+        [("a", "b"), (":status", "200")],
+        [(":status", "200"), ("te", "gzip")],
+        [(":status", "200"), ("content-length", "1")],
+        [(":status", "204"), ("content-length", "1")],
+        [(":status", "103"), ("content-length", "0")],
         [(":status", "200"), *[("a", "b" * 60000)] * 3],
         [(":status", "200"), *[("a", "b")] * 255],
     ],

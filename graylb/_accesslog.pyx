@@ -18,7 +18,7 @@ from libc.string cimport memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from graylb._fast cimport NONE32, REDIRECT, Rule, Service, Str, Table
 from graylb._http1 cimport Head, Header, reset_head, same_name, scan_request
-from graylb._live cimport Exchange, Peer, TableState
+from graylb._live cimport Exchange, Peer
 
 cdef extern from * nogil:
     """

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -202,17 +202,23 @@ def test_who_does_not_lead_any_more_records_nothing(etcd: Cluster, tmp_path: Pat
     run(test())
 
 
+@contextlib.asynccontextmanager
+async def leading(etcd: Cluster, tmp_path: Path, prefix: str) -> AsyncIterator[tuple[World, Recorder, Leadership]]:
+    """A recorder that is told what to record, and may."""
+    async with (
+        opened(etcd, tmp_path, prefix) as world,
+        Election(world.client, own(prefix) + "/leader", "a", ttl=60) as election,
+    ):
+        leadership = await anext(election)
+        assert leadership is not None
+        yield world, Recorder(world.client, own(prefix), no_document), leadership
+
+
 def test_many_changes_are_recorded_together_and_one_that_is_there_already_is_not_made_again(
     etcd: Cluster, tmp_path: Path, prefix: str
 ) -> None:
     async def test() -> None:
-        async with (
-            opened(etcd, tmp_path, prefix) as world,
-            Election(world.client, own(prefix) + "/leader", "a", ttl=60) as election,
-        ):
-            leadership = await anext(election)
-            assert leadership is not None
-            made = Recorder(world.client, own(prefix), no_document)
+        async with leading(etcd, tmp_path, prefix) as (world, made, leadership):
             names = [f"services/users/rules/x{n}" for n in range(5)] + ["services/users/rules/x0"]
             values = [orjson.dumps({**RULE, "priority": n}) for n in range(6)]
             put = [await world.past(name, value) for name, value in zip(names, values, strict=True)]
@@ -237,13 +243,7 @@ def test_a_history_is_looked_at_after_changes_of_its_own_service(
     brought about a look at its history."""
 
     async def test() -> None:
-        async with (
-            opened(etcd, tmp_path, prefix) as world,
-            Election(world.client, own(prefix) + "/leader", "a", ttl=60) as election,
-        ):
-            leadership = await anext(election)
-            assert leadership is not None
-            made = Recorder(world.client, own(prefix), no_document)
+        async with leading(etcd, tmp_path, prefix) as (world, made, leadership):
             trimmed: list[str] = []
 
             async def trim(service: str, _: Leadership) -> None:

@@ -308,8 +308,7 @@ class Recorder:
         """
         own = await self._own()
         untold, state = await asyncio.to_thread(_untold, some, self._state, own)
-        for service, count in Counter(each.service for each in untold).items():
-            self._untrimmed[service] = self._untrimmed.get(service, TRIM_EVERY) + count
+        changes = Counter(each.service for each in untold)
         if told is None:
             there = await self._told(untold)
         else:
@@ -323,6 +322,8 @@ class Recorder:
                 self._state.pop(key, None)
             else:
                 self._state[key] = value
+        for service, count in changes.items():
+            self._untrimmed[service] = self._untrimmed.get(service, TRIM_EVERY) + count
 
     async def _told(self, some: list[Untold]) -> list[bool]:
         """Whether a record came with each."""

@@ -8,8 +8,10 @@ finished first, so the file has whole lines only.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import stat
 import threading
 import time
 from collections import deque
@@ -32,8 +34,15 @@ ENDED: Final = 0.02
 """Seconds between two looks at whether they are over."""
 PIECE: Final = 1 << 21
 """Bytes that are written at once, at most."""
+DONTCACHE: Final = 0x80
+"""RWF_DONTCACHE of Linux 6.14 (pwritev2(2)): pages go once they are on disk. Nobody reads a log soon, and the same few
+pages serve again and again, where each would be asked of the machine, of a container's share of it, or of its host."""
+LARGE: Final = 1 << 20
+"""Bytes from which on that is worth it: each such write starts one to the disk."""
 RINGS: Final = 4096
 """Bytes of a bell, read at once."""
+UNKNOWN: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""What kernels and file systems say that know nothing of it."""
 _STREAMS: Final = {"stdout": 1, "stderr": 2}
 
 
@@ -61,12 +70,13 @@ class _Source:
 
 @dataclass
 class _Sink:
-    """Where lines go now. rest: of a line that was taken in part."""
+    """Where lines go now. rest: of a line that was taken in part. uncached: whether it may know of `DONTCACHE`."""
 
     path: Path | None  # None: a stream
     fd: int = -1
     looked: float = field(default=0.0)
     rest: bytes = b""
+    uncached: bool = False
 
     @classmethod
     def of(cls, wanted: AccessLog, folder: Path) -> _Sink:
@@ -74,7 +84,8 @@ class _Sink:
         if wanted.path in _STREAMS:
             return cls(None, os.dup(_STREAMS[wanted.path]))
         path = folder / wanted.path
-        return cls(path, _appending(path), time.monotonic())
+        fd = _appending(path)
+        return cls(path, fd, time.monotonic(), uncached=stat.S_ISREG(os.fstat(fd).st_mode))
 
     def moved(self) -> bool:
         """Whether another file, or none, has its name now; looked at once a second."""
@@ -106,11 +117,22 @@ class _Sink:
 
     def _some(self, data: memoryview | bytes) -> int:
         try:
+            if self.uncached and len(data) >= LARGE:
+                return self._some_uncached(data)
             return os.write(self.fd, data)
         except BlockingIOError:  # somebody made our stdout non-blocking
             if not select.select([], [self.fd], [], STUCK)[1]:
                 raise OSError(11, f"its reader takes nothing for {STUCK:g} s") from None
             return 0
+
+    def _some_uncached(self, data: memoryview | bytes) -> int:
+        try:
+            return os.pwritev(self.fd, [data], -1, DONTCACHE)  # -1: where it ends
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
+        self.uncached = False
+        return os.write(self.fd, data)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from graylb import _ring
-from graylb.control.access_log import Writer
+from graylb.control.access_log import LARGE, Writer
 from graylb.model.snapshot_observe import AccessLog
 
 PATIENCE = 10.0
@@ -234,3 +235,23 @@ def test_a_stream_that_nobody_reads_drops_lines(writer: Writer, monkeypatch: pyt
     assert found.replace(line, b"") in (b"", b"x" * len(found.replace(line, b"")))
     os.close(ours)
     os.close(theirs)
+
+
+@pytest.mark.parametrize("folder", [None, "/dev/shm"])  # the latter knows nothing of writes past the cache
+def test_what_is_large_is_appended_whole_wherever_it_is(folder: str | None) -> None:
+    lines = [f"{number} {'x' * (number % 1000)}\n".encode() for number in range(3000)]
+    assert len(b"".join(lines)) > LARGE
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        path = Path(name) / "access.log"
+        path.write_bytes(wanted := b"before\n")
+        writer = Writer(Path(name))
+        writer.start(AccessLog("access.log"))
+        worker = Worker(writer, 8 << 20)
+        for piece in (lines, [b"a small one\n"], lines, lines):
+            worker.write(*piece)
+            wanted += b"".join(piece)
+            until(lambda: path.stat().st_size >= len(wanted), "written")  # noqa: B023 - called in this turn
+        worker.end()
+        writer.close()
+        assert path.read_bytes() == wanted
+        assert writer.figures.lines_dropped == 0

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -21,6 +22,7 @@ QUEUE: Final = 1000
 """Lines that wait for a viewer."""
 PIECE: Final = 1 << 16
 _SPAN: Final = ord("S")
+_SIZE: Final = struct.Struct("<I").unpack_from
 PIPE_BYTES: Final = 1 << 20
 
 
@@ -81,7 +83,7 @@ class Views:
     """tell: gives workers what is wanted, as `Engine.watch` takes it. spans: takes what is no line for viewers."""
 
     def __init__(
-        self, tell: Callable[[list[dict[str, Any]]], None], spans: Callable[[bytes], None] | None = None
+        self, tell: Callable[[list[dict[str, Any]]], None], spans: Callable[[list[bytes]], None] | None = None
     ) -> None:
         self._tell = tell
         self._spans = spans
@@ -145,14 +147,16 @@ class Views:
     def _take(self, data: bytes) -> int:
         """What is whole: lines for viewers, and spans, which are an S, their length and themselves. -> bytes."""
         at = 0
+        spans = []
         while at < len(data):
             if data[at] == _SPAN:
                 begin = at + 5
-                end = begin + int.from_bytes(data[at + 1 : begin], "little")
-                if len(data) < begin or len(data) < end:
+                if len(data) < begin:
                     break
-                if self._spans is not None:
-                    self._spans(data[begin:end])
+                end = begin + _SIZE(data, at + 1)[0]
+                if len(data) < end:
+                    break
+                spans.append(data[begin:end])
                 at = end
             else:
                 end = data.find(b"\n", at)
@@ -161,6 +165,8 @@ class Views:
                 if self._views:
                     self._show(data[at:end])
                 at = end + 1
+        if spans and self._spans is not None:
+            self._spans(spans)
         return at
 
     def _show(self, line: bytes) -> None:

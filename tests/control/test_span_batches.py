@@ -45,7 +45,7 @@ def test_a_batch_is_what_the_sdk_would_encode(names: list[str]) -> None:
 def test_spans_and_lines_come_whole_whatever_the_pieces(spans: list[bytes], data: st.DataObject) -> None:
     async def main() -> None:
         found: list[bytes] = []
-        views = Views(lambda wanted: None, found.append)
+        views = Views(lambda wanted: None, found.extend)
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         views.add(ours)
@@ -66,8 +66,9 @@ def test_spans_and_lines_come_whole_whatever_the_pieces(spans: list[bytes], data
 def test_what_finds_no_room_in_the_queue_is_counted(tmp_path: Path) -> None:
     """Nobody takes what is exported here, so all the rest waits."""
     spans = Spans(tmp_path)
-    spans.add(b"before anybody wants them")
+    spans.add([b"before anybody wants them"])
     spans._wanted = Tracing(OtlpExport("127.0.0.1:1"), queue=16)
-    for _ in range(20):
-        spans.add(b"span")
+    for count in (0, 1, 14, 3, 2):  # the last but one finds room for one of its three
+        spans.add([b"span"] * count)
+    assert len(spans._waiting) == 16
     assert spans.figures.dropped == 4

@@ -39,7 +39,7 @@ from graylb._pools cimport WARM_EVERY_MS
 from graylb._retries cimport CAUSES, HEDGED, MAX_ATTEMPTS, REFUSED, RetryPolicy, lists
 from graylb._slab cimport Memory, Slab
 from graylb._sockets cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, HEADROOM, LITTLE, SPLICE_FROM, WHEEL, gl_now_us
-from graylb._streams cimport Streams
+from graylb._streams cimport Streams, now_us
 
 import os
 
@@ -763,7 +763,7 @@ cdef class Engine(Detours):
             x.close_client = 0
             if not x.request_done: x.request.kind = BODY_CLOSE # as it comes: frames, not chunks; libnghttp2 counts them
         c.state = S_WAIT if x.request_done else S_BODY
-        x.began_us = gl_now_us()
+        x.began_us = now_us(self)
         self._log_request(x, c, h)
         if (self.level == FULL or self.lag_us) and self._is_too_much(x.began_us):
             x.d.service = x.d.instance = -1
@@ -1173,7 +1173,7 @@ cdef class Engine(Detours):
         x.keeping = 0
         u.state = U_BODY
         x.status = h.status
-        x.head_us = gl_now_us()
+        x.head_us = now_us(self)
         (<Upstream>u.upstream).large = x.response.kind == BODY_LENGTH and x.response.left >= SPLICE_FROM
         if not c.sink: self.statuses[h.status // 100] += 1
         c.deadline = 0

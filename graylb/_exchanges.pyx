@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from graylb._clients cimport Listening
@@ -14,8 +14,8 @@ from graylb._live cimport (MAX_HEAD, RESTED, RESTS, S_HEAD, S_LINGER, S_TUNNEL, 
                            record)
 from graylb._logs cimport C_SPAN, Logs, Settings
 from graylb._meter cimport Meter
-from graylb._sockets cimport SMALL, gl_now_us, gl_soon, reset_on_close
-from graylb._streams cimport Streams
+from graylb._sockets cimport SMALL, gl_clear, gl_now_us, gl_soon, reset_on_close
+from graylb._streams cimport Streams, now_us
 
 from graylb._meter import unrouted
 from graylb.errors import BY_REASON, KINDS
@@ -78,7 +78,7 @@ cdef class Exchanges(Streams):
             cap = x.saved_cap
             log = x.log
             log_cap = x.log_cap
-            memset(x, 0, sizeof(Exchange))
+            gl_clear(x, sizeof(Exchange))
             x.saved = saved
             x.saved_cap = cap
             x.log = log
@@ -101,10 +101,10 @@ cdef class Exchanges(Streams):
             x.client.x = NULL
             x.client.limit = 0
         if x.client != NULL and x.client.state == S_TUNNEL: self._tunnel_closed(x)
-        now = gl_now_us()
+        now = now_us(self)
         if x.of_service != NULL: self._count_out(x, now)
         if x.client != NULL and not x.is_copy: self._account(x, now)
-        if x.captured: self.logs.ended(x, now)
+        if x.captured: self.logs.ended(x, gl_now_us())       # its attempts, which are told of too, end within it
         if x.upstream != NULL: self._detach(x)
         if x.state != NULL: Py_DECREF(<object>x.state)
         x.state = NULL

@@ -7,14 +7,13 @@ A stream is a Conn without a descriptor: what is sent to it is pending in `out` 
 
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from libc.stdlib cimport malloc
-from libc.string cimport memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_INCREF, PyObject
 from graylb._clients cimport Clients
 from graylb._h2 cimport H2_API, H2_CANCEL, H2_INTERNAL_ERROR, H2_REFUSED_STREAM, H2Api
 from graylb._live cimport ALPN_H2, CLIENT, HTTP2, S_LINGER, S_SESSION, UPSTREAM, Conn, Exchange, Session, Upstream
 from graylb._pools cimport WARM_CONNECT_MS
-from graylb._sockets cimport RECEIVE, gl_soon
+from graylb._sockets cimport RECEIVE, gl_clear, gl_now_us, gl_soon
 
 cdef enum:
     LEAVING_MS = 1000      # between the first GOAWAY, which asks for no more, and the second, which says what was taken
@@ -86,7 +85,11 @@ cdef class Streams(Clients):
 
     cdef bint _session_bytes(self, Conn* c, const char* p, size_t n) noexcept:
         """False: the peer broke the law or a limit; the connection is closed once that is said."""
-        if self.h2.receive(c.session, p, n) == 0: return not c.dead
+        cdef int r
+        self.received_us = gl_now_us()
+        r = self.h2.receive(c.session, p, n)
+        self.received_us = 0
+        if r == 0: return not c.dead
         self.sessions_cut += 1
         c.readable = 0
         self._mark(c.session)
@@ -215,7 +218,7 @@ cdef class Streams(Clients):
         else:
             c = <Conn*>malloc(sizeof(Conn))
             if c == NULL: return NULL
-        memset(c, 0, sizeof(Conn))
+        gl_clear(c, sizeof(Conn))
         c.fd = -1
         c.side = side
         c.session = s

@@ -227,6 +227,7 @@ cdef struct Framer:
     uint8_t broken                 # nothing more is received
     uint16_t continuations
     int64_t resets                 # left, times RESET_MS
+    size_t consumed                # bytes of bodies that this receive has brought
     int64_t control                # left, times CONTROL_MS
     uint64_t refilled              # ms
     int32_t highest                # of a client's streams
@@ -475,6 +476,8 @@ cdef void _link(Framer* f, Conn* c, int32_t stream) noexcept:
     if c.next != NULL: c.next.previous = c
     f.s.streams = c
     f.s.n_streams += 1
+    f.last = stream
+    f.of_last = c
 
 
 cdef void _unlink(Conn* c) noexcept:
@@ -846,8 +849,7 @@ cdef int _on_data_chunk(nghttp2_session* ng, uint8_t flags, int32_t stream, cons
     cdef Framer* f = <Framer*>user
     cdef Asked* a = _asked(f, stream)
     cdef Conn* c
-    # the connection's window opens at once: a stream whose reader is slow must not stall the others
-    nghttp2_session_consume_connection(ng, n)
+    f.consumed += n
     if a != NULL:
         if a.data_n == 0 and (a.length < 0 or n <= <size_t>a.length):
             a.data = p
@@ -1196,6 +1198,9 @@ cdef int _receive(Session* s, const char* p, size_t n) noexcept:
 
 cdef ssize_t _produce(Session* s, char* o, size_t room) noexcept:
     cdef Framer* f = <Framer*>s
+    # the connection's window opens at once: a stream whose reader is slow must not stall the others
+    if f.consumed: nghttp2_session_consume_connection(f.ng, f.consumed)
+    f.consumed = 0
     cdef ssize_t n
     f.o = o
     f.room = room

@@ -1310,7 +1310,7 @@ cdef class Engine(Detours):
         x.status = 200
         x.grpc_status = told(status_in(PyBytes_AS_STRING(trailers or text), PyBytes_GET_SIZE(trailers or text)))
         self._drop_exchange(x)
-        if trailers: _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
+        if trailers: self._set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
         memcpy(self.heads, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
         self._answer(c, PyBytes_GET_SIZE(text), False)
 
@@ -1372,7 +1372,7 @@ cdef class Engine(Detours):
         if x.grpc:
             x.grpc_status = told(status_in(trailers, n))
             self._saw_end(x, c, trailers, n)
-        if n and x.client.fd < 0: _set_trailers(x.client, trailers, n)
+        if n and x.client.fd < 0: self._set_trailers(x.client, trailers, n)
         if x.response.kind == BODY_CLOSE: self._closed_answer(x)
         else: self._upstream_failed(c, E_UPSTREAM_INVALID)   # shorter than its Content-Length
 
@@ -1401,7 +1401,7 @@ cdef class Engine(Detours):
         x.failed = E_UPSTREAM_RESET + 1
         x.grpc_status = told(status_in(PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers)))
         self._count_error(x, E_UPSTREAM_RESET)
-        _set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
+        self._set_trailers(c, PyBytes_AS_STRING(trailers), PyBytes_GET_SIZE(trailers))
         self._drop_exchange(x)
         self._kill(u)
         c.eof = 1
@@ -1470,7 +1470,7 @@ cdef class Engine(Detours):
         """Trailers of a request; one that has them is not repeated."""
         x.keeping = 0
         x.saved_len = 0
-        if x.upstream != NULL: _set_trailers(x.upstream, trailers, n)
+        if x.upstream != NULL: self._set_trailers(x.upstream, trailers, n)
 
     cdef bint _response_piece(self, Conn* u, char* p, size_t n) noexcept:
         """Bytes of an answer's body to the client. False: the exchange has failed or is over."""
@@ -1512,13 +1512,6 @@ cdef class Engine(Detours):
 # ---- helpers -------------------------------------------------------------------------------------------------------
 
 REDIRECTS = {301: "Moved Permanently", 302: "Found", 303: "See Other", 307: "Temporary Redirect", 308: "Permanent Redirect"}
-
-
-cdef void _set_trailers(Conn* c, const char* p, size_t n) noexcept:
-    free(c.trailers)
-    c.trailers = <char*>malloc(n)
-    c.trailers_len = <uint32_t>n if c.trailers != NULL else 0
-    if c.trailers != NULL: memcpy(c.trailers, p, n)
 
 
 cdef void _encode(uint8_t kind, Piece* piece) noexcept:

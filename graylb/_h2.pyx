@@ -14,7 +14,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
 from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token
-from graylb._live cimport MAX_HEAD, Conn, Exchange, Session
+from graylb._live cimport MAX_HEAD, TRAILERS_SLACK, Conn, Exchange, Session
 from graylb.nghttp2 cimport *
 
 cdef extern from * nogil:
@@ -47,18 +47,21 @@ cdef extern from * nogil:
     #endif
       while (p < e && *p != c) p++;
       return p; }
-    /* makes a name lower case. slack: behind it 15 bytes may be looked at; few names have anything to be made */
-    static inline void gl_lower_name(char *p, size_t n, int slack) {
-      size_t i = 0;
+    /* The colon behind the name at p, or e or more; makes the name lower case. SLACK bytes behind e are looked at, and are no
+       colons; few names have anything to be made. */
+    static inline char *gl_name(char *p, char *e) {
     #ifdef __SSE2__
-      for (; slack && i < n; i += 16) {
-        __m128i v = _mm_loadu_si128((const __m128i *)(p + i));
-        unsigned m = _mm_movemask_epi8(_mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('A' - 1)),
-                                                     _mm_cmplt_epi8(v, _mm_set1_epi8('Z' + 1))));
-        if (n - i < 16) m &= (1u << (n - i)) - 1;
-        if (m) break; }
+      for (; p < e; p += 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)p);
+        unsigned colon = _mm_movemask_epi8(_mm_cmpeq_epi8(v, _mm_set1_epi8(':')));
+        unsigned big = _mm_movemask_epi8(_mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8('A' - 1)),
+                                                       _mm_cmplt_epi8(v, _mm_set1_epi8('Z' + 1))));
+        for (big &= colon ^ (colon - 1); big; big &= big - 1) p[__builtin_ctz(big)] |= 32;
+        if (colon) return p + __builtin_ctz(colon); }
+    #else
+      for (; p < e && *p != ':'; p++) if (*p >= 'A' && *p <= 'Z') *p |= 32;
     #endif
-      for (; i < n; i++) p[i] = GL_TOKEN[(unsigned char)p[i]]; }
+      return p; }
     #ifdef __SSE2__
     /* of a name that is a token without capitals (RFC 9113 section 8.2.1) nearly always 0 */
     static inline int gl_odd_in_name(__m128i v) {
@@ -105,7 +108,7 @@ cdef extern from * nogil:
     uint64_t gl_h2_skew, gl_h2_stopped
     uint64_t gl_h2_ms()
     char* gl_find(char*, char*, char)
-    void gl_lower_name(char*, size_t, bint)
+    char* gl_name(char*, char*)
     bint gl_is_low_token(const char*, size_t)
     bint gl_is_bare_value(const char*, size_t)
     void gl_prefetch(const void*)
@@ -134,7 +137,8 @@ cdef enum:
     SPARE = 4                      # text buffers kept
     SPARE_MAX = 32768
     UNCOPIED = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
-    SLACK = 16                     # bytes behind a lent text, to look at several at once
+    SLACK = TRAILERS_SLACK         # bytes behind a lent text, to look at several at once
+    PECULIAR = 1 << 2 | 1 << 4 | 1 << 7 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 17     # lengths of names that `_left_out` looks at
     MALFORMED = 1                  # a verdict: no request at all (RFC 9113 section 8.1.1); its stream is reset
     STATUS_AT = 9                  # of a response's text
 
@@ -223,11 +227,11 @@ cdef struct Framer:
     # requests that have come and not been told
     int n_asked
     Asked asked[ASKED]
+    size_t consumed                # bytes of bodies that this receive has brought
     # limits
     uint8_t broken                 # nothing more is received
     uint16_t continuations
     int64_t resets                 # left, times RESET_MS
-    size_t consumed                # bytes of bodies that this receive has brought
     int64_t control                # left, times CONTROL_MS
     uint64_t refilled              # ms
     int32_t highest                # of a client's streams
@@ -472,12 +476,12 @@ cdef void _link(Framer* f, Conn* c, int32_t stream) noexcept:
     c.phase = c.deferred = 0
     c.left = f.length if f.s.server else -1
     c.previous = NULL
+    f.last = stream
+    f.of_last = c
     c.next = f.s.streams
     if c.next != NULL: c.next.previous = c
     f.s.streams = c
     f.s.n_streams += 1
-    f.last = stream
-    f.of_last = c
 
 
 cdef void _unlink(Conn* c) noexcept:
@@ -945,33 +949,37 @@ cdef inline void _pair(nghttp2_nv* nv, const char* name, size_t n, const char* v
     nv.flags = flags
 
 
-cdef int _pairs(char* p, char* e, size_t slack, nghttp2_nv* nv, nghttp2_nv* host, uint8_t flags) noexcept:
+cdef bint _left_out(const char* p, size_t name, const char* v, size_t value, nghttp2_nv* host) noexcept:
+    """Whether a field is one that HTTP/2 does not send; host, if wanted, gets its value."""
+    if host != NULL and name == 4 and memcmp(p, b"host", 4) == 0:
+        host.value = <uint8_t*>v
+        host.valuelen = value
+        return True
+    if name == 2: return memcmp(p, b"te", 2) == 0 and not (value == 8 and gl_same(v, b"trailers", 8))
+    return _of_connection(p, name)
+
+
+cdef int _pairs(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host, uint8_t flags) noexcept:
     """Field lines of a text -> pairs; how many, or -1: too many, or no text. host, if wanted, gets that field's value.
 
-    Names are made lower case in place. slack: bytes behind e that may be looked at. flags: of the pairs.
+    Names are made lower case in place. SLACK bytes behind e may be looked at. flags: of the pairs.
     """
     cdef int n = 0
     cdef char* q
     cdef char* v
     cdef char* z
-    cdef char* last = e + slack
     cdef size_t name, value
     while p < e and p[0] != 13:
-        q = gl_find(p, last, 58)
+        q = gl_name(p, e)
         if q >= e or n == FIELDS: return -1
         v = q + 1
-        z = gl_find(v, last, 13)
+        z = gl_find(v, e + SLACK, 13)
         if z >= e: return -1
         while v < z and (v[0] == 32 or v[0] == 9): v += 1
         name = q - p
         value = z - v
         while value and (v[value - 1] == 32 or v[value - 1] == 9): value -= 1
-        gl_lower_name(p, name, slack > 0)
-        if host != NULL and name == 4 and memcmp(p, b"host", 4) == 0:
-            host.value = <uint8_t*>v
-            host.valuelen = value
-        elif not _of_connection(p, name) and not (name == 2 and memcmp(p, b"te", 2) == 0
-                                                  and not (value == 8 and gl_same(v, b"trailers", 8))):
+        if name > 17 or not PECULIAR >> name & 1 or not _left_out(p, name, v, value, host):
             _pair(&nv[n], p, name, v, value, flags)
             n += 1
         p = z + 2
@@ -996,7 +1004,7 @@ cdef ssize_t _read(nghttp2_session* ng, int32_t stream, uint8_t* buf, size_t mos
     if c.eof and n == c.out_len:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
         if c.trailers_len:
-            fields = _pairs(c.trailers, c.trailers + c.trailers_len, 0, _nv, NULL, 0)
+            fields = _pairs(c.trailers, c.trailers + c.trailers_len, _nv, NULL, 0)
             if fields < 0: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
             if fields:
                 flags[0] |= NGHTTP2_DATA_FLAG_NO_END_STREAM
@@ -1190,6 +1198,9 @@ cdef int _receive(Session* s, const char* p, size_t n) noexcept:
         p += k
         n -= k
     if f.n_asked: _tell(f)
+    # the connection's window opens at once: a stream whose reader is slow must not stall the others
+    if f.consumed: nghttp2_session_consume_connection(f.ng, f.consumed)
+    f.consumed = 0
     if r < 0: _punish(f, H2_PROTOCOL_ERROR if r == NGHTTP2_ERR_BAD_CLIENT_MAGIC else H2_ENHANCE_YOUR_CALM)
     elif nghttp2_session_get_outbound_queue_size(f.ng) > QUEUED + 8 * f.limits.streams: _punish(f, H2_ENHANCE_YOUR_CALM)
     if nghttp2_session_want_write(f.ng): _touch(f)
@@ -1198,9 +1209,6 @@ cdef int _receive(Session* s, const char* p, size_t n) noexcept:
 
 cdef ssize_t _produce(Session* s, char* o, size_t room) noexcept:
     cdef Framer* f = <Framer*>s
-    # the connection's window opens at once: a stream whose reader is slow must not stall the others
-    if f.consumed: nghttp2_session_consume_connection(f.ng, f.consumed)
-    f.consumed = 0
     cdef ssize_t n
     f.o = o
     f.room = room
@@ -1253,7 +1261,7 @@ cdef char* _head(Conn* c, const char* text, size_t n, int* k) noexcept:
     cdef char* p = _lend(f, text, n) if c.stream and line != NULL and n >= 14 else NULL
     if p == NULL: return NULL
     _pair(&_nv[0], b":status", 7, p + STATUS_AT, 3, UNCOPIED)
-    k[0] = _pairs(p + (line + 1 - text), p + n, SLACK, &_nv[1], NULL, UNCOPIED) + 1
+    k[0] = _pairs(p + (line + 1 - text), p + n, &_nv[1], NULL, UNCOPIED) + 1
     if k[0] > 0: return p
     _take_back(f, p)
     return NULL
@@ -1302,7 +1310,7 @@ cdef int _ask(Session* s, Conn* u, char* text, size_t n, bint end, bint https) n
         _pair(&nv[1], b":method", 7, p, target - p, UNCOPIED)
         _pair(&nv[2], b":scheme", 7, b"https" if https else b"http", 5 if https else 4, UNCOPIED)
         _pair(&nv[3], b":path", 5, target + 1, space - target - 1, UNCOPIED)
-        k = _pairs(line + 1, e, SLACK, nv + 4, nv, UNCOPIED)
+        k = _pairs(line + 1, e, nv + 4, nv, UNCOPIED)
     if k < 0:
         _take_back(f, p)
         return -1
@@ -1542,8 +1550,9 @@ cdef class Probe:
         if n: memcpy(c.out + c.out_off + c.out_len, PyBytes_AS_STRING(data), n)
         c.out_len += n
         if trailers:
-            c.trailers = <char*>realloc(c.trailers, len(trailers))
+            c.trailers = <char*>realloc(c.trailers, len(trailers) + TRAILERS_SLACK)
             memcpy(c.trailers, PyBytes_AS_STRING(trailers), len(trailers))
+            memset(c.trailers + len(trailers), 0, TRAILERS_SLACK)
             c.trailers_len = <uint32_t>len(trailers)
         if eof: c.eof = 1
         if not quiet: _more(c)

@@ -88,6 +88,9 @@ cdef struct Session:
     Session* next          # sessions of an instance
     Session* previous
 
+cdef enum:
+    TRAILERS_SLACK = 16
+
 cdef struct Conn:
     # one end of an exchange: a socket, or a stream of an HTTP/2 session
     int fd                 # -1: a stream
@@ -136,7 +139,7 @@ cdef struct Conn:
     uint32_t code          # what it is reset with if it has to be; 0: INTERNAL_ERROR to a client, CANCEL to an instance
     int64_t left           # bytes of its body that are still to come, as its head says; -1: it does not say
     size_t owed            # received bytes that its window does not count as used yet; of a socket: those thrown away
-    char* trailers         # to be sent behind what is pending
+    char* trailers         # to be sent behind what is pending; TRAILERS_SLACK bytes behind them may be looked at
     uint32_t trailers_len
     Peer peer              # the client; of an upstream connection that names its client, that client
 

@@ -125,6 +125,9 @@ cdef class Sockets:
     cdef void _reap(self) noexcept
     cdef void _again(self, Conn* c) noexcept
     cdef int _keep(self, Conn* c, const char* p, size_t n) noexcept
+    cdef void _set_trailers(self, Conn* c, const char* p, size_t n) noexcept
+    cdef void _forget_trailers(self, Conn* c) noexcept
+    cdef void _spare_out(self, char* p) noexcept
     cdef int _rest_of(self, Conn* c, const char* p, size_t n) noexcept
     cdef void _forget(self, Conn* c) noexcept
     cdef void _shake(self, Conn* c, uint32_t ev) noexcept

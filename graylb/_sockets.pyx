@@ -15,10 +15,11 @@ not take at once stays in it, and the buffer goes to the connection.
 from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF
-from graylb._live cimport CLIENT, S_HEAD, S_LINGER, S_SESSION, U_IDLE, UPSTREAM, Conn, Peer, Pipe, Session, sockaddr_storage
+from graylb._live cimport (CLIENT, S_HEAD, S_LINGER, S_SESSION, TRAILERS_SLACK, U_IDLE, UPSTREAM, Conn, Peer, Pipe, Session,
+                           sockaddr_storage)
 from graylb._tls cimport TLS_API, TlsApi
 
 cdef extern from * nogil:
@@ -377,7 +378,7 @@ cdef class Sockets:
             self._forget(c)
             free(c.held)
             if c.tls != NULL: self.secure.free(c.tls)
-            free(c.trailers)
+            if c.trailers != NULL: self._forget_trailers(c)
             if c.session != NULL and c.fd >= 0: self._free_session(c.session)
             if c.upstream != NULL: Py_DECREF(<object>c.upstream)
             if self.n_conns < SPARE_CONNS and not GL_PLAIN_MALLOC:
@@ -427,6 +428,37 @@ cdef class Sockets:
         c.out_len = need
         return 0
 
+    cdef void _set_trailers(self, Conn* c, const char* p, size_t n) noexcept:
+        """What is sent behind what is pending. Without memory a stream ends without them."""
+        cdef size_t size = n + TRAILERS_SLACK
+        if c.trailers != NULL: self._forget_trailers(c)
+        c.trailers_len = 0
+        if size <= SMALL_OUT and self.outs != NULL:
+            c.trailers = <char*>self.outs
+            self.outs = self.outs.next
+            gl_soon(self.outs, 1)
+            self.n_outs -= 1
+        else: c.trailers = <char*>malloc(size if size > SMALL_OUT else SMALL_OUT)
+        if c.trailers == NULL: return
+        memcpy(c.trailers, p, n)
+        memset(c.trailers + n, 0, TRAILERS_SLACK)
+        c.trailers_len = <uint32_t>n
+
+    cdef void _forget_trailers(self, Conn* c) noexcept:
+        if c.trailers_len + TRAILERS_SLACK <= SMALL_OUT: self._spare_out(c.trailers)
+        else: free(c.trailers)
+        c.trailers = NULL
+
+    cdef void _spare_out(self, char* p) noexcept:
+        """Gives back SMALL_OUT bytes."""
+        cdef Block* b = <Block*>p
+        if self.n_outs >= SPARE_OUTS or GL_PLAIN_MALLOC:
+            free(p)
+            return
+        b.next = self.outs
+        self.outs = b
+        self.n_outs += 1
+
     cdef int _rest_of(self, Conn* c, const char* p, size_t n) noexcept:
         """Keeps what the kernel did not take. A long rest in the shared buffer is not copied: the buffer goes with it."""
         cdef char* fresh
@@ -461,11 +493,7 @@ cdef class Sockets:
             b.next = self.blocks
             self.blocks = b
             self.n_blocks += 1
-        elif c.out_cap == SMALL_OUT and self.n_outs < SPARE_OUTS and not GL_PLAIN_MALLOC:
-            b = <Block*>c.out
-            b.next = self.outs
-            self.outs = b
-            self.n_outs += 1
+        elif c.out_cap == SMALL_OUT: self._spare_out(c.out)
         else: free(c.out)
         c.out = NULL
         c.out_off = c.out_cap = c.out_len = 0

@@ -39,10 +39,10 @@ DONTCACHE: Final = 0x80
 pages serve again and again, where each would be asked of the machine, of a container's share of it, or of its host."""
 LARGE: Final = 1 << 20
 """Bytes from which on that is worth it: each such write starts one to the disk."""
-RINGS: Final = 4096
-"""Bytes of a bell, read at once."""
 UNKNOWN: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 """What kernels and file systems say that know nothing of it."""
+RINGS: Final = 4096
+"""Bytes of a bell, read at once."""
 _STREAMS: Final = {"stdout": 1, "stderr": 2}
 
 

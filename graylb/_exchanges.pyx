@@ -229,7 +229,7 @@ cdef class Exchanges(Streams):
         if x == NULL: return
         Py_INCREF(self.state)
         x.state = <PyObject*>self.state
-        x.began_us = gl_now_us()
+        x.began_us = now_us(self)
         x.failed = code + 1
         self._log_request(x, c, NULL)
         self._drop_exchange(x)

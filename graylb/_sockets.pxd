@@ -127,6 +127,7 @@ cdef class Sockets:
     cdef int _keep(self, Conn* c, const char* p, size_t n) noexcept
     cdef void _set_trailers(self, Conn* c, const char* p, size_t n) noexcept
     cdef void _forget_trailers(self, Conn* c) noexcept
+    cdef char* _small_out(self) noexcept
     cdef void _spare_out(self, char* p) noexcept
     cdef int _rest_of(self, Conn* c, const char* p, size_t n) noexcept
     cdef void _forget(self, Conn* c) noexcept

@@ -409,14 +409,8 @@ cdef class Sockets:
         if c.out_off and c.out_off + need > c.out_cap:
             memmove(c.out, c.out + c.out_off, c.out_len)
             c.out_off = 0
-        if c.out == NULL and need <= SMALL_OUT and self.outs != NULL:
-            c.out = <char*>self.outs
-            c.out_cap = SMALL_OUT
-            self.outs = self.outs.next
-            gl_soon(self.outs, 1)
-            self.n_outs -= 1
-        elif c.out == NULL and need <= SMALL_OUT:
-            c.out = <char*>malloc(SMALL_OUT)
+        if c.out == NULL and need <= SMALL_OUT:
+            c.out = self._small_out()
             if c.out == NULL: return -1
             c.out_cap = SMALL_OUT
         elif need > c.out_cap - c.out_off:
@@ -433,12 +427,7 @@ cdef class Sockets:
         cdef size_t size = n + TRAILERS_SLACK
         if c.trailers != NULL: self._forget_trailers(c)
         c.trailers_len = 0
-        if size <= SMALL_OUT and self.outs != NULL:
-            c.trailers = <char*>self.outs
-            self.outs = self.outs.next
-            gl_soon(self.outs, 1)
-            self.n_outs -= 1
-        else: c.trailers = <char*>malloc(size if size > SMALL_OUT else SMALL_OUT)
+        c.trailers = self._small_out() if size <= SMALL_OUT else <char*>malloc(size)
         if c.trailers == NULL: return
         memcpy(c.trailers, p, n)
         memset(c.trailers + n, 0, TRAILERS_SLACK)
@@ -448,6 +437,15 @@ cdef class Sockets:
         if c.trailers_len + TRAILERS_SLACK <= SMALL_OUT: self._spare_out(c.trailers)
         else: free(c.trailers)
         c.trailers = NULL
+
+    cdef char* _small_out(self) noexcept:
+        """SMALL_OUT bytes; NULL: out of memory."""
+        cdef Block* b = self.outs
+        if b == NULL: return <char*>malloc(SMALL_OUT)
+        self.outs = b.next
+        gl_soon(self.outs, 1)
+        self.n_outs -= 1
+        return <char*>b
 
     cdef void _spare_out(self, char* p) noexcept:
         """Gives back SMALL_OUT bytes."""

@@ -30,7 +30,7 @@ from benchmarks.load.peers import Peer, Setting, Upstreams
 from benchmarks.load.process import check_idle, check_pinned, cpu_seconds, memory, tree
 from benchmarks.load.run import Run, line
 from benchmarks.load.stage import Cores, busy_seconds, end, my_cores, spawn, stage
-from benchmarks.load.verify import check_share, count_at, verify
+from benchmarks.load.verify import at_rest, check_share, count_at, verify
 from benchmarks.stats import rotated
 
 LOG = "access_log: {{path: {folder}/access.log}}\n"
@@ -129,7 +129,7 @@ def measure(
     """Each of them under load for so many seconds, in turns. Raises BenchError as `load.run.measure` does."""
     what = f"round {number}, {case.name}"
     trees = {name: tree(up[name].pid) for name in order}
-    seen = count_at(to.v1), count_at(to.v2)
+    seen = at_rest(to)
     before, busy = {name: cpu_seconds(pids) for name, pids in trees.items()}, busy_seconds(cores.proxy)
     began = time.monotonic()
     loads = {}

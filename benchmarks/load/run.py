@@ -14,7 +14,7 @@ from benchmarks.load.cases import Case
 from benchmarks.load.peers import KINDS, Peer, Upstreams
 from benchmarks.load.process import cpu_seconds, memory, tree
 from benchmarks.load.stage import Cores, all_up, busy_seconds, end, my_cores, spawn, stage
-from benchmarks.load.verify import check_share, count_at
+from benchmarks.load.verify import at_rest, check_share, count_at
 from benchmarks.stats import rotated
 
 
@@ -67,7 +67,7 @@ def measure(number: int, case: Case, peer: Peer, to: Upstreams, cores: Cores, se
     """One run. Raises BenchError for any error, a process that came or went, or a split that does not hold."""
     what = f"round {number}, {case.name}, {peer.name}"
     processes = tree(peer.pid)
-    seen = count_at(to.v1), count_at(to.v2)
+    seen = at_rest(to)
     before, busy = cpu_seconds(processes), busy_seconds(cores.proxy)
     load = spawn(wrk.command(case, peer.port, seconds), cores.load)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from benchmarks.stats import share_bounds
 
 CLIENTS = 20
 REQUESTS_EACH = 50
+QUIET = 0.02
+"""Seconds without a request, after which none is on its way any more."""
+PATIENCE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,21 @@ def count_at(port: int) -> Counts:
         return parse_counts(ask(client, "/count")[1].decode())
     finally:
         client.close()
+
+
+def at_rest(to: Upstreams) -> tuple[Counts, Counts]:
+    """What both have counted, once they count no more: what clients left unanswered may still be on its way to them.
+
+    Raises BenchError when they are asked without end.
+    """
+    deadline = time.monotonic() + PATIENCE
+    seen = count_at(to.v1), count_at(to.v2)
+    while time.monotonic() < deadline:
+        time.sleep(QUIET)
+        before, seen = seen, (count_at(to.v1), count_at(to.v2))
+        if [each.requests for each in before] == [each.requests for each in seen]:
+            return seen
+    raise BenchError(f"the upstreams are asked although nobody has had a load for {PATIENCE:.0f} s")
 
 
 def check_share(seen: int, count: int, share: float, what: str) -> None:

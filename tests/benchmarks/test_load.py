@@ -247,6 +247,14 @@ def test_the_upstream_answers_sizes_and_counts(upstreams: Upstreams) -> None:
     assert counts.since(counts) == verify.Counts(0, 0, 0)
 
 
+def test_requests_that_a_former_run_left_on_their_way_are_not_counted_as_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = iter([0, 10, 300, 10, 512, 10, 512, 10])  # of v1 and v2 in turn, while what was left arrives
+    monkeypatch.setattr(verify, "count_at", lambda _: verify.Counts(next(said), 0, 0))
+    assert [each.requests for each in verify.at_rest(Upstreams(1, 2))] == [512, 10]
+
+
 def test_the_upstream_waits_for_a_head_in_pieces(upstreams: Upstreams) -> None:
     client = http.client.HTTPConnection("127.0.0.1", upstreams.v1, timeout=5)
     client.connect()

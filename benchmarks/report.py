@@ -73,22 +73,6 @@ def figures(result: Row, titles: Mapping[str, str], figure: str, *, compare: boo
     return text + "\n" + table(["graylb to", *(titles.get(name, name) for name in others)], ratios)
 
 
-def latencies(result: Row, titles: Mapping[str, str]) -> str:
-    settings, runs = result["settings"], result["runs"]
-    rows = []
-    for case in settings["cases"]:
-        cells = [titles.get(case, case)]
-        for name in settings["peers"]:
-            parts = []
-            for figure in ("p50_us", "p99_us", "p999_us"):
-                values = list(by_round(runs, case, name, figure).values())
-                if values:
-                    parts.append(number(spread(values, f"{case}, {name}, {figure}").median / 1000))
-            cells.append(" / ".join(parts) or "–")
-        rows.append(cells)
-    return table(["case", *(titles.get(name, name) for name in settings["peers"])], rows)
-
-
 def memories(result: Row, titles: Mapping[str, str]) -> str:
     """MiB: PSS where the kernel tells it for all runs, else RSS."""
     figure = "rss_kib" if any(run["pss_kib"] is None for run in result["runs"]) else "pss_kib"
@@ -156,7 +140,7 @@ def load_page(result: Row, titles: Mapping[str, str]) -> str:
         ("Laws", laws(result, titles)),
         ("CPU µs per request (whole process tree)", figures(shown, titles, "cpu_us", compare=True)),
         ("Requests per second", figures(shown, titles, "rps", compare=True)),
-        ("Latency p50 / p99 / p99.9 in ms", latencies(shown, titles)),
+        ("Median latency in µs, at saturation", figures(shown, titles, "p50_us", compare=False)),
         ("Memory of the whole process tree under load", memories(shown, titles)),
     ]
     return sections("Load", result, parts, titles)

@@ -3,17 +3,13 @@
 Figures are counted in every one of them, and scraped as Prometheus would. The processor time is that of the whole
 process tree, so what the control process does with lines and spans is in it.
 
-What is to be seen is smaller than what a machine's speed changes by within a second, and than what two starts of the
-very same proxy differ by, as memory falls. So each round begins anew with each of them beside one that has neither,
-both idle before they are measured, and they are under load in turns of a tenth of a second, each from a load generator
-of its own that is stopped in between: whatever makes the machine slow for longer than a moment makes it slow for both.
+What is to be seen is smaller than what two starts of the very same proxy differ by, as memory falls. So each round
+begins anew with each of them beside one that has neither, both idle before they are measured.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -24,13 +20,12 @@ import httpx
 
 from benchmarks import report, stamp
 from benchmarks.failure import BenchError
-from benchmarks.load import peers, wrk
+from benchmarks.load import peers, turns
 from benchmarks.load.cases import CASES, Case, Law
 from benchmarks.load.peers import Peer, Setting, Upstreams
-from benchmarks.load.process import check_idle, check_pinned, cpu_seconds, memory, tree
-from benchmarks.load.run import Run, line
-from benchmarks.load.stage import Cores, busy_seconds, end, my_cores, spawn, stage
-from benchmarks.load.verify import at_rest, check_share, count_at, verify
+from benchmarks.load.process import check_idle, check_pinned, tree
+from benchmarks.load.stage import my_cores, stage
+from benchmarks.load.verify import verify
 from benchmarks.stats import rotated
 
 LOG = "access_log: {{path: {folder}/access.log}}\n"
@@ -49,8 +44,6 @@ TITLES |= {beside(name): f"neither, beside {title}" for name, title in TITLES.it
 OBSERVED: Sequence[Case] = tuple(case for case in CASES if case.name in ("get-128", "browser-128"))
 BOUND = 1.03
 LAWS = tuple(Law(case.name, beside(ours), BOUND, ours) for case in OBSERVED for ours in SEEN)
-TURN = 0.1
-"""Seconds."""
 IDLE = 0.012
 """Of a core: what a proxy may use that has nothing to do and has done with its start."""
 SCRAPE_EVERY = 2.0
@@ -123,53 +116,6 @@ def seen(setting: Setting, to: Upstreams, port: int, number: int, order: Sequenc
         yield up
 
 
-def measure(
-    number: int, case: Case, order: Sequence[str], up: Mapping[str, Peer], to: Upstreams, cores: Cores, seconds: int
-) -> list[Run]:
-    """Each of them under load for so many seconds, in turns. Raises BenchError as `load.run.measure` does."""
-    what = f"round {number}, {case.name}"
-    trees = {name: tree(up[name].pid) for name in order}
-    seen = at_rest(to)
-    before, busy = {name: cpu_seconds(pids) for name, pids in trees.items()}, busy_seconds(cores.proxy)
-    began = time.monotonic()
-    loads = {}
-    try:
-        for name in order:
-            loads[name] = spawn(wrk.command(case, up[name].port, seconds * len(order)), cores.load)
-            loads[name].send_signal(signal.SIGSTOP)
-        while time.monotonic() - began < seconds * len(order) - len(order) * TURN:
-            for name in order:
-                loads[name].send_signal(signal.SIGCONT)
-                time.sleep(TURN)
-                loads[name].send_signal(signal.SIGSTOP)
-        used = {name: memory(pids) for name, pids in trees.items()}
-        for load in loads.values():
-            load.send_signal(signal.SIGCONT)
-        found = {name: wrk.finish(load, case, seconds * len(order), f"{what}, {name}") for name, load in loads.items()}
-    finally:
-        for load in loads.values():
-            end(load)
-    took = time.monotonic() - began
-    spent = {name: cpu_seconds(pids) - before[name] for name, pids in trees.items()}
-    others = max(0.0, busy_seconds(cores.proxy) - busy - sum(spent.values())) / took
-    if any(tree(up[name].pid) != pids for name, pids in trees.items()):
-        raise BenchError(f"{what}: processes changed while they were measured")
-    served = [count_at(port).since(then).requests for port, then in zip((to.v1, to.v2), seen, strict=True)]
-    answered = sum(each.requests for each in found.values())
-    if not answered <= sum(served) <= answered + 2 * case.connections * len(order):
-        raise BenchError(f"{what}: {answered} answers, but the upstreams served {sum(served)}")
-    check_share(served[1], sum(served), case.v2_share, what)
-    return [
-        Run(
-            number, case.name, name, each.requests, took, each.requests / took * len(order),
-            each.p50_us, each.p99_us, each.p999_us, each.max_us,
-            spent[name] / each.requests * 1e6, spent[name] / took,
-            used[name].rss, used[name].pss, len(trees[name]), served[1] / sum(served), others,
-        )
-        for name, each in found.items()
-    ]  # fmt: skip
-
-
 def run(rounds: int, seconds: int) -> dict[str, Any]:
     """The raw result, ready for JSON. Raises BenchError."""
     cores = my_cores()
@@ -181,8 +127,8 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
                 order = rotated([beside(ours), ours], number)
                 with seen(on.setting, on.to, port, number, order) as up, scraped(up):
                     for index, case in enumerate(OBSERVED):
-                        for found in measure(number, case, rotated(order, index), up, on.to, cores, seconds):
-                            print(line(found), flush=True)
+                        for found in turns.measure(number, case, rotated(order, index), up, on.to, cores, seconds):
+                            print(turns.line(found), flush=True)
                             runs.append(asdict(found))
     settings = {
         "rounds": rounds, "seconds": seconds, "peers": list(TITLES), "cases": [case.name for case in OBSERVED],

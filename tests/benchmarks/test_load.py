@@ -18,8 +18,9 @@ from benchmarks.failure import BenchError
 from benchmarks.load import peers, process, verify, wrk
 from benchmarks.load.cases import BROWSER, CASES, Case
 from benchmarks.load.peers import KINDS, Peer, Setting, Upstreams
-from benchmarks.load.run import check_served, participants
+from benchmarks.load.run import participants
 from benchmarks.load.stage import choose_cores, core_ticks, tcp_timeouts, timeouts_so_far
+from benchmarks.load.turns import check_served
 
 GET = next(case for case in CASES if case.name == "get-128")
 
@@ -60,18 +61,21 @@ def test_output_that_proves_nothing_fails_the_run(output: str, message: str) -> 
 
 
 def test_served_counts_must_agree_with_answers_and_split() -> None:
-    check_served([9500, 500], 10_000, GET, "nginx", "x")
-    check_served([10_000, 0], 10_000, GET, "floor", "x")
+    half = {"graylb": 5000, "nginx": 5000}
+    check_served([9500, 500], half, GET, "x")
     with pytest.raises(BenchError, match="upstreams served 9000"):
-        check_served([8550, 450], 10_000, GET, "nginx", "x")
+        check_served([8550, 450], half, GET, "x")
     with pytest.raises(BenchError, match="upstreams served 11000"):
-        check_served([10_450, 550], 10_000, GET, "nginx", "x")
+        check_served([10_450, 550], half, GET, "x")
     with pytest.raises(BenchError, match="v2 got 1000"):
-        check_served([9000, 1000], 10_000, GET, "nginx", "x")
+        check_served([9000, 1000], half, GET, "x")
     rule = Case("r", "r", 128, v2_share=1.0)
-    check_served([0, 100], 100, rule, "nginx", "x")
+    check_served([0, 100], {"nginx": 100}, rule, "x")
     with pytest.raises(BenchError, match="v2 got 99"):
-        check_served([1, 99], 100, rule, "nginx", "x")
+        check_served([1, 99], {"nginx": 100}, rule, "x")
+    check_served([9500, 1500], {"nginx": 1000, "floor": 10_000}, rule, "x")
+    with pytest.raises(BenchError, match="v2 got 500"):
+        check_served([10_500, 500], {"nginx": 1000, "floor": 10_000}, rule, "x")
 
 
 def test_cores_are_disjoint_and_one_is_not_enough() -> None:

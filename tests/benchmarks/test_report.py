@@ -83,7 +83,7 @@ def test_ratios_stand_in_the_page() -> None:
     text = page("load", load_result(graylb=[10.0, 12.0, 11.0], nginx=[20.0, 20.0, 22.0]), {"get-128": "small"})
     assert "| small | 11.0 | 20.0 |" in text
     assert "| small | **0.50** (0.50–0.60) |" in text
-    assert "| small | 1.00 / 2.00 / 3.00 | 1.00 / 2.00 / 3.00 |" in text
+    assert "| small | 1,000 | 1,000 |" in text
     assert "PSS in MiB" in text
     assert "| small | 2.00 | 2.00 |" in text
 

@@ -418,7 +418,7 @@ class EtcdSide:
             self._to_save.clear()
             stamp = self.layers.stamp
             if self._applied is not None and stamp != self._stamp:
-                await asyncio.to_thread(self.last_good.write, self.layers.kept(self._applied.at))
+                await asyncio.to_thread(self.last_good.write, self.layers.kept(self._applied.at), Pauses())
                 if self.last_good.problem:
                     if self.last_good.problem != told:
                         log.warning("%s", self.last_good.problem)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self
 
 from graylb.control.etcd.client import Client
 from graylb.control.etcd.links import Options
 from graylb.control.etcd.mailbox import Changed, Loaded, Lost, Restored
+from graylb.control.etcd.pieces import in_pieces
 from graylb.control.etcd.reflector import Reflector
 from graylb.control.etcd.values import KeyValue
 from graylb.control.etcd.watch import Batch
@@ -81,9 +82,11 @@ class EtcdSource:
                     if event.cluster_changed:
                         log.warning("%s: another store than before, with %d keys", self.name, len(event.items))
                     self._stale = event.stale
-                    yield Update(event.revision, self._fragments(event.items), whole=True, stale=event.stale)
+                    yield Update(
+                        event.revision, dict(map(self._fragment, event.items.items())), whole=True, stale=event.stale
+                    )
                 case Changed():
-                    yield Update(event.revision, self._fragments(event.changes))
+                    yield Update(event.revision, dict(await in_pieces(self._fragment, event.changes.items())))
                 case Lost():
                     self._error, self._since = str(event.error), now()
                     log.warning("%s cannot be followed; what was good last stays: %s", self.name, self._error)
@@ -100,11 +103,8 @@ class EtcdSource:
         connected = self.known.is_set() and not self._error
         return Health(self.name, connected, self._reflector.revision, self._error, self._since, more)
 
-    def _fragments(self, items: Mapping[str, KeyValue | None]) -> dict[str, Fragment | None]:
-        cut = len(self.prefix)
-        return {
-            key[cut:]: Fragment(key[cut:], each.value, each.mod_revision, each.lease, each.create_revision)
-            if each is not None
-            else None
-            for key, each in items.items()
-        }
+    def _fragment(self, item: tuple[str, KeyValue | None]) -> tuple[str, Fragment | None]:
+        key, found = item[0][len(self.prefix) :], item[1]
+        if found is None:
+            return key, None
+        return key, Fragment(key, found.value, found.mod_revision, found.lease, found.create_revision)

@@ -7,15 +7,19 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
 from graylb.control import alarms
+from graylb.control.pace import Breath, none
 from graylb.control.sources import Fragment
 
 FORMAT: Final = "graylb-last-good-1"
+ROWS: Final = 64
+"""Of the file, made without a breath."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +61,16 @@ class LastGood:
         }
         return Kept(prefix, data["revision"], data["at"], _fragments(data["fragments"]), registries)
 
-    def write(self, kept: Kept) -> None:
+    def write(self, kept: Kept, breath: Breath = none) -> None:
         """A failure is noted in `problem` and hurts nothing else."""
         body = orjson.dumps(
             {
                 "prefix": kept.prefix,
                 "revision": kept.revision,
                 "at": kept.at,
-                "fragments": _rows(kept.fragments),
+                "fragments": _rows(kept.fragments, breath),
                 "registries": {
-                    identity: [revision, _rows(fragments)]
+                    identity: [revision, _rows(fragments, breath)]
                     for identity, (revision, fragments) in kept.registries.items()
                 },
             }
@@ -87,8 +91,13 @@ class LastGood:
             self.problem = f"{self.path} cannot be written: {error.strerror}"
 
 
-def _rows(fragments: Iterable[Fragment]) -> list[list[Any]]:
-    return [[each.key, each.value.decode(), each.revision, each.lease] for each in fragments]
+def _rows(fragments: Iterable[Fragment], breath: Breath) -> list[list[Any]]:
+    found = []
+    for number, each in enumerate(fragments):
+        if number % ROWS == 0:
+            breath()
+        found.append([each.key, each.value.decode(), each.revision, each.lease])
+    return found
 
 
 def _fragments(rows: Iterable[list[Any]]) -> tuple[Fragment, ...]:
@@ -96,7 +105,7 @@ def _fragments(rows: Iterable[list[Any]]) -> tuple[Fragment, ...]:
 
 
 def in_order(fragments: Iterable[Fragment]) -> tuple[Fragment, ...]:
-    return tuple(sorted(fragments, key=lambda each: each.key))
+    return tuple(sorted(fragments, key=attrgetter("key")))
 
 
 def _head(body: bytes) -> bytes:

@@ -71,10 +71,10 @@ async def staggered(works: Iterable[Callable[[], Awaitable[T]]], apart: float) -
     return await asyncio.gather(*(later(number * apart, work) for number, work in enumerate(works)))
 
 
-STRETCH: Final = 0.0005
+STRETCH: Final = 0.0003
 """Seconds of work without a pause, where it is not urgent: what a worker waits for at most on the same processor."""
 PAUSE: Final = 0.0005
-PAUSES: Final = 0.1
+PAUSES: Final = 0.25
 """Seconds of all pauses of one work, which take longer on a busy machine; then it only lets others go first."""
 
 Breath = Callable[[], object]

@@ -24,9 +24,11 @@ from graylb.control.etcd.backoff import Backoff
 from graylb.control.etcd.client import Client
 from graylb.control.etcd.election import Leadership
 from graylb.control.etcd.errors import Compacted, EtcdError, Refused, TooLarge
+from graylb.control.etcd.pieces import in_pieces
 from graylb.control.etcd.values import Delete, Get, KeyValue, Put
 from graylb.control.etcd.watch import Batch, watch
 from graylb.control.logs import log
+from graylb.control.pace import Breath, Pauses
 from graylb.control.prepare import now
 from graylb.model import keys
 
@@ -94,10 +96,9 @@ class Log:
             self.since = self.seen
             return
         for revision, changes in revisions(batch, self._prefix):
-            if changes:
-                self._changes.append((revision, changes))
-                self._size += _size(changes)
-                self.wake.set()
+            self._changes.append((revision, changes))
+            self._size += _size(changes)
+            self.wake.set()
         if len(self._changes) > LIMIT or self._size > ROOM:
             self.since = self.seen
             self._clear()
@@ -133,10 +134,10 @@ def _size(changes: Changes) -> int:
 
 
 def revisions(batch: Batch, prefix: str) -> Iterable[tuple[int, Changes]]:
-    """(revision, what of it is recorded)."""
-    for revision, group in groupby(batch.changes, lambda change: change.revision):
-        changes = [(each.key[len(prefix) :], each.now.value if each.now is not None else None) for each in group]
-        yield revision, [each for each in changes if in_force.recorded(each[0])]
+    """(revision, what of it is recorded), of those in which anything is."""
+    some = [each for each in batch.changes if in_force.recorded(each.key[len(prefix) :])]
+    for revision, group in groupby(some, lambda change: change.revision):
+        yield revision, [(each.key[len(prefix) :], each.now.value if each.now is not None else None) for each in group]
 
 
 class Recorder:
@@ -258,9 +259,11 @@ class Recorder:
             async for batch in batches:
                 told = _recorded_in(batch, self.prefix)
                 for revision, changes in revisions(batch, self.prefix):
-                    await self._tell([(revision, changes)], told, leadership)
-                    if revision >= end:
+                    if revision > end:
                         return
+                    await self._tell([(revision, changes)], told, leadership)
+                if batch.changes and batch.changes[-1].revision >= end:
+                    return
 
     async def _state_at(self, revision: int) -> dict[str, bytes]:
         """What was good then; of what was not, the last that the history knows. Raises Compacted."""
@@ -307,7 +310,7 @@ class Recorder:
         told: services whose record came with the change, by revision; None: not known.
         """
         own = await self._own()
-        untold, state = await asyncio.to_thread(_untold, some, self._state, own)
+        untold, state = await asyncio.to_thread(_untold, some, self._state, own, Pauses())
         changes = Counter(each.service for each in untold)
         if told is None:
             there = await self._told(untold)
@@ -339,7 +342,7 @@ class Recorder:
         if len(some) > MOST_OPS:
             return False
         absent = [values.absent(self._record_key(each.service, each.revision)) for each in some]
-        puts = [Put(self._record_key(x.service, x.revision), _encoded(x, known=True)) for x in some]
+        puts = await in_pieces(lambda x: Put(self._record_key(x.service, x.revision), _encoded(x, known=True)), some)
         try:
             return (await self.client.txn([*absent, leadership.guard], puts)).succeeded
         except Refused:
@@ -429,7 +432,7 @@ def _encoded(what: Untold, *, known: bool) -> bytes:
 
 
 def _untold(
-    some: Iterable[tuple[int, Changes]], state: Mapping[str, bytes], own: Mapping[str, bytes]
+    some: Iterable[tuple[int, Changes]], state: Mapping[str, bytes], own: Mapping[str, bytes], breath: Breath
 ) -> tuple[list[Untold], dict[str, bytes | None]]:
     """(what each revision changed in each service, in order; what is good after them of what they touched)."""
     found: list[Untold] = []
@@ -442,6 +445,7 @@ def _untold(
             own_before, own_after = ({key: side[key] for key in mine} for side in (before, after))
             found.append(Untold(service, revision, own_before, own_after))
         newer |= good
+        breath()
     return found, newer
 
 

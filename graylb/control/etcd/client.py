@@ -16,6 +16,7 @@ from graylb.control.etcd import errors, values
 from graylb.control.etcd.errors import Compacted, EtcdError, LeaseLost, Refused, TooLarge, Unauthorised, Unavailable
 from graylb.control.etcd.links import Link, Links, Options
 from graylb.control.etcd.messages import rpc
+from graylb.control.etcd.pieces import in_pieces
 from graylb.control.etcd.values import Compare, Delete, KeyValue, Listing, Operation, Put, TxnResult
 
 PAGE: Final = 500
@@ -107,12 +108,12 @@ class Client:
         Raises LeaseLost for a put under a lease that is gone.
         """
         request = rpc.TxnRequest(
-            compare=[each.message() for each in compare],
-            success=[values.operation(each) for each in success],
-            failure=[values.operation(each) for each in failure],
+            compare=await in_pieces(Compare.message, compare),
+            success=await in_pieces(values.operation, success),
+            failure=await in_pieces(values.operation, failure),
         )
         answer = await self._call(lambda link: link.kv.Txn, request)
-        results = tuple(values.result(each) for each in answer.responses)
+        results = tuple(await in_pieces(values.result, answer.responses))
         return TxnResult(answer.succeeded, answer.header.revision, results)
 
     # -- leases --------------------------------------------------------------------------------------------------

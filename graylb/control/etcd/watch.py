@@ -18,6 +18,7 @@ from graylb.control.etcd import errors, values
 from graylb.control.etcd.client import Client
 from graylb.control.etcd.errors import Diverged, Unavailable
 from graylb.control.etcd.messages import kv, rpc
+from graylb.control.etcd.pieces import in_pieces
 from graylb.control.etcd.values import KeyValue
 
 _DELETE: Final = kv.Event.DELETE
@@ -59,7 +60,7 @@ async def watch(
             async with aclosing(_responses(call, request, link.endpoint, client.options.timeout)) as responses:
                 async for response in responses:
                     _check(response, start, cluster_id, link.endpoint)
-                    yield Batch(tuple(_change(event) for event in response.events))
+                    yield Batch(tuple(await in_pieces(_change, response.events)))
         finally:
             call.cancel()
 

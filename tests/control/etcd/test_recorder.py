@@ -300,7 +300,7 @@ def test_changes_told_together_are_those_told_one_by_one(
     together: list[recorder.Untold] = []
 
     def tell(some: list[tuple[int, list[tuple[str, bytes | None]]]], to: list[recorder.Untold]) -> None:
-        untold, newer = recorder._untold(some, state, own_keys)
+        untold, newer = recorder._untold(some, state, own_keys, lambda: None)
         to += untold
         for key, value in newer.items():
             if value is None:

@@ -13,7 +13,9 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
-from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token
+from graylb._http1 cimport (GL_TOKEN, H_CONNECTION, H_CONTENT_LENGTH, H_COOKIE, H_HOST, H_HTTP2_SETTINGS, H_KEEP_ALIVE, H_OTHER,
+                            H_PROXY_CONNECTION, H_TE, H_TRANSFER_ENCODING, H_UPGRADE, MAX_HEADERS, KnownHead, Line, classify,
+                            gl_same, gl_skip_target, gl_skip_token, read_as_scanned)
 from graylb._live cimport MAX_HEAD, TRAILERS_SLACK, Conn, Exchange, Session
 from graylb.nghttp2 cimport *
 
@@ -79,18 +81,19 @@ cdef extern from * nogil:
       memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4);
       return _mm_set_epi32(a, b, a, b); }
     #endif
-    static inline int gl_is_low_token(const char *p, size_t n) {
+    enum { GL_LOW_TOKEN = 1, GL_PLAIN = 2 }; /* the latter of nothing but letters, digits and `-` */
+    static inline int gl_name_kind(const char *p, size_t n) {
       size_t i = 0;
     #ifdef __SSE2__
       if (n >= 16) {
         int odd = gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + n - 16)));
         for (; i + 16 < n; i += 16) odd |= gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + i)));
-        if (!odd) return 1;
+        if (!odd) return GL_PLAIN;
         i = 0; }
-      else if (n >= 4 && !gl_odd_in_name(gl_few(p, n))) return 1;
+      else if (n >= 4 && !gl_odd_in_name(gl_few(p, n))) return GL_PLAIN;
     #endif
       for (; i < n; i++) if (!p[i] || GL_TOKEN[(unsigned char)p[i]] != (unsigned char)p[i]) return 0;
-      return n > 0; }
+      return n ? GL_LOW_TOKEN : 0; }
     /* whether a value is one, without white space around it (section 8.2.1) */
     static inline int gl_is_bare_value(const char *p, size_t n) {
       if (n && (*p == ' ' || *p == 9 || p[n - 1] == ' ' || p[n - 1] == 9)) return 0;
@@ -109,7 +112,8 @@ cdef extern from * nogil:
     uint64_t gl_h2_ms()
     char* gl_find(char*, char*, char)
     char* gl_name(char*, char*)
-    bint gl_is_low_token(const char*, size_t)
+    int GL_PLAIN
+    int gl_name_kind(const char*, size_t)
     bint gl_is_bare_value(const char*, size_t)
     void gl_prefetch(const void*)
     void gl_foresee(const void*, size_t)
@@ -181,6 +185,8 @@ cdef struct Asked:                 # a request that the engine is to be told of
     uint8_t ended                  # behind `data`
     size_t at                      # of its text
     size_t n
+    size_t lines_at                # likewise, of its Lines
+    int count                      # of those
     int64_t length
     const uint8_t* data            # what has come of its body, where it was received
     size_t data_n
@@ -205,8 +211,10 @@ cdef struct Framer:
     size_t size                    # bytes, as text
     size_t most_bytes
     Text text
+    Text lines                     # Lines of the text
     Text cookies
     size_t start                   # where the head begins in the text; before it stand the pseudo-header fields
+    size_t lines_at                # and where its Lines begin
     Span method
     Span path
     Span scheme
@@ -386,13 +394,33 @@ cdef void _give_back(Text* t) noexcept:
     t.n = t.cap = 0
 
 
-cdef inline bint _line(Text* t, const char* name, size_t n, const char* value, size_t m) noexcept:
-    if not _fits(t, n + m + 4): return False
+cdef inline bint _line(Framer* f, int id, const char* name, size_t n, const char* value, size_t m) noexcept:
+    cdef Text* t = &f.text
+    cdef Line* line
+    if not _fits(t, n + m + 4) or not _fits(&f.lines, sizeof(Line)): return False
+    line = <Line*>(f.lines.p + f.lines.n)
+    line.at = <uint32_t>(t.n - f.start)
+    line.name_len = <uint32_t>n
+    line.value_len = <uint32_t>m
+    line.id = id
+    f.lines.n += sizeof(Line)
     _put(t, name, n)
     _put(t, b": ", 2)
     _put(t, value, m)
     _put(t, b"\r\n", 2)
     return True
+
+
+cdef inline void _known(Framer* f, KnownHead* k, size_t at, size_t n, size_t lines_at, int count) noexcept:
+    k.text = f.text.p + at
+    k.n = n
+    k.lines = <Line*>(f.lines.p + lines_at)
+    k.count = count
+
+
+cdef inline int _n_lines(Framer* f) noexcept:
+    """Of the head that is arriving."""
+    return <int>((f.lines.n - f.lines_at) // sizeof(Line))
 
 
 cdef inline bint _of_connection(const char* p, size_t n) noexcept:
@@ -538,8 +566,11 @@ cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void
         # the final head behind a 1xx comes in the same category as trailers
         c = _conn(f, frame.hd.stream_id)
         f.block = TRAILERS if c == NULL or c.phase & HEADED else RESPONSE
-    if f.n_asked == 0: _borrow(&f.text)
+    if f.n_asked == 0:
+        _borrow(&f.text)
+        _borrow(&f.lines)
     f.start = f.text.n
+    f.lines_at = f.lines.n
     return 0
 
 
@@ -573,9 +604,7 @@ cdef void _begin_request(Framer* f) noexcept:
     if f.authority.n:
         p = t.p + f.authority.at
         if gl_skip_target(p, p + f.authority.n) != p + f.authority.n: f.verdict = MALFORMED
-        _put(t, b"host: ", 6)
-        _put(t, p, f.authority.n)
-        _put(t, b"\r\n", 2)
+        elif not _line(f, H_HOST, b"host", 4, p, f.authority.n): f.verdict = 500
 
 
 cdef void _pseudo(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
@@ -659,6 +688,7 @@ cdef int _on_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8
 
 
 cdef inline void _field(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
+    cdef int kind, id
     f.fields += 1
     if f.fields > f.most_fields:
         f.verdict = 431
@@ -669,21 +699,33 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
             if f.verdict: return
         elif f.block == RESPONSE: _begin_response(f)
     # what is only just written would be slow to look at: the name and the value are looked at where they came
-    if not gl_is_low_token(name, n) or not gl_is_bare_value(value, m) or _of_connection(name, n) \
-            or (n == 2 and memcmp(name, b"te", 2) == 0 and not (m == 8 and gl_same(value, b"trailers", 8))): f.verdict = MALFORMED
-    elif n == 4 and memcmp(name, b"host", 4) == 0 and f.block != RESPONSE and _is_no_line(f, value, m): return
-    elif n == 6 and f.block == REQUEST and memcmp(name, b"cookie", 6) == 0:
+    kind = gl_name_kind(name, n)
+    if kind == 0 or not gl_is_bare_value(value, m):
+        f.verdict = MALFORMED
+        return
+    id = classify(name, n, kind == GL_PLAIN)
+    if (id == H_OTHER or _is_line(f, id, value, m)) and not _line(f, id, name, n, value, m): f.verdict = 500
+
+
+cdef bint _is_line(Framer* f, int id, const char* value, size_t m) noexcept:
+    """Takes a field whose id is known. False: it is no line of the text."""
+    if id == H_CONTENT_LENGTH: return _length(f, value, m)
+    if id == H_HOST and f.block != RESPONSE: return _host(f, value, m)
+    if id == H_COOKIE and f.block == REQUEST:
         if not _cookie(f, value, m): f.verdict = 500
-    elif n == 14 and memcmp(name, b"content-length", 14) == 0 and not _length(f, value, m): return
-    elif not _line(&f.text, name, n, value, m): f.verdict = 500
+        return False
+    # RFC 9113 section 8.2.2
+    if id == H_CONNECTION or id == H_KEEP_ALIVE or id == H_PROXY_CONNECTION or id == H_TRANSFER_ENCODING or id == H_UPGRADE \
+            or id == H_HTTP2_SETTINGS or (id == H_TE and not (m == 8 and gl_same(value, b"trailers", 8))): f.verdict = MALFORMED
+    return True
 
 
-cdef bint _is_no_line(Framer* f, const char* value, size_t m) noexcept:
-    """A Host field: only one, and only where :authority does not say it already. It is no trailer."""
-    if f.block == TRAILERS: return True
+cdef bint _host(Framer* f, const char* value, size_t m) noexcept:
+    """Only one, and a line only where :authority does not say it already. It is no trailer."""
+    if f.block == TRAILERS: return False
     if f.has_host: f.verdict = MALFORMED
     f.has_host = 1
-    return _authority_again(f, value, m)
+    return not _authority_again(f, value, m)
 
 
 cdef bint _length(Framer* f, const char* value, size_t m) noexcept:
@@ -725,9 +767,14 @@ cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
     if block == REQUEST: r = _request_done(f, stream, end)
     elif block == RESPONSE: _response_done(f, stream, end)
     elif block == TRAILERS: _trailers_done(f, stream, end)
-    if f.n_asked == 0: _give_back(&f.text)
+    if f.n_asked == 0: _forget_text(f)
     _give_back(&f.cookies)
     return r
+
+
+cdef void _forget_text(Framer* f) noexcept:
+    _give_back(&f.text)
+    _give_back(&f.lines)
 
 
 cdef void _reset_unlawful(Framer* f, int32_t stream) noexcept:
@@ -737,11 +784,10 @@ cdef void _reset_unlawful(Framer* f, int32_t stream) noexcept:
 
 
 cdef void _finish_text(Framer* f, bint chunked) noexcept:
-    if f.cookies.n and not _line(&f.text, b"cookie", 6, f.cookies.p, f.cookies.n): f.verdict = 500
-    elif not _fits(&f.text, 30): f.verdict = 500
-    else:
-        if chunked: _put(&f.text, b"transfer-encoding: chunked\r\n", 28)
-        _put(&f.text, b"\r\n", 2)
+    if f.cookies.n and not _line(f, H_COOKIE, b"cookie", 6, f.cookies.p, f.cookies.n): f.verdict = 500
+    elif chunked and not _line(f, H_TRANSFER_ENCODING, b"transfer-encoding", 17, b"chunked", 7): f.verdict = 500
+    elif not _fits(&f.text, 2): f.verdict = 500
+    else: _put(&f.text, b"\r\n", 2)
 
 
 cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
@@ -764,6 +810,8 @@ cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
         a.ended = 0
         a.at = f.start
         a.n = f.text.n - f.start
+        a.lines_at = f.lines_at
+        a.count = _n_lines(f)
         a.length = f.length
         a.data_n = 0
         f.n_asked += 1
@@ -784,12 +832,14 @@ cdef void _tell(Framer* f) noexcept:
     cache of instructions together."""
     cdef Asked* a
     cdef Conn* c
+    cdef KnownHead head
     cdef int64_t length = f.length     # of a head that is arriving
     cdef int i, n = f.n_asked
     for i in range(n):
         a = &f.asked[i]
         f.length = a.length
-        f.hooks.request(f.engine, &f.s, a.stream, f.text.p + a.at, a.n, a.end)
+        _known(f, &head, a.at, a.n, a.lines_at, a.count)
+        f.hooks.request(f.engine, &f.s, a.stream, &head, a.end)
         if a.data_n:
             c = _conn(f, a.stream)
             if c == NULL: continue
@@ -803,7 +853,7 @@ cdef void _tell(Framer* f) noexcept:
             f.hooks.end(f.engine, c, NULL, 0)
     f.n_asked = 0
     f.length = length
-    if f.block == NOTHING: _give_back(&f.text)
+    if f.block == NOTHING: _forget_text(f)
 
 
 cdef inline Asked* _asked(Framer* f, int32_t stream) noexcept:
@@ -818,6 +868,7 @@ cdef inline Asked* _asked(Framer* f, int32_t stream) noexcept:
 
 cdef void _response_done(Framer* f, int32_t stream, bint end) noexcept:
     cdef Conn* c = _conn(f, stream)
+    cdef KnownHead head
     cdef bint interim = f.status < 200
     if c == NULL: return
     if f.status == 204 or f.status == 304 or c.phase & BODILESS: f.length = 0
@@ -832,7 +883,8 @@ cdef void _response_done(Framer* f, int32_t stream, bint end) noexcept:
         c.phase |= HEADED
         c.left = f.length
     if end: c.phase |= ENDED
-    f.hooks.response(f.engine, c, f.text.p, f.text.n, end)
+    _known(f, &head, f.start, f.text.n - f.start, f.lines_at, _n_lines(f))
+    f.hooks.response(f.engine, c, &head, end)
 
 
 cdef void _trailers_done(Framer* f, int32_t stream, bint end) noexcept:
@@ -918,7 +970,7 @@ cdef int _on_invalid_frame(nghttp2_session* ng, const nghttp2_frame* frame, int 
     if frame.hd.type == NGHTTP2_HEADERS and f.block != NOTHING:
         f.block = NOTHING
         if f.n_asked: _tell(f)
-        _give_back(&f.text)
+        _forget_text(f)
         _give_back(&f.cookies)
         if f.s.server and frame.headers.cat == NGHTTP2_HCAT_REQUEST: f.hooks.rejected(f.engine, &f.s, 400)
     return _reset(f) if error == NGHTTP2_ERR_REFUSED_STREAM else 0
@@ -1144,7 +1196,7 @@ cdef void _free(Session* s) noexcept:
     cdef Framer* f = <Framer*>s
     if f.ng != NULL: nghttp2_session_del(f.ng)
     while f.lent != NULL: _take_back(f, <char*>(f.lent + 1))
-    _give_back(&f.text)
+    _forget_text(f)
     _give_back(&f.cookies)
     free(f)
 
@@ -1398,11 +1450,13 @@ api = PyCapsule_New(&_api, b"graylb._h2.api", NULL)
 
 # ---- a face for tests and fuzzing -----------------------------------------------------------------------------------
 
-cdef void _told_request(void* engine, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
-    (<Probe>engine)._request(stream, text[:n], end)
+cdef void _told_request(void* engine, Session* s, int32_t stream, const KnownHead* head, bint end) noexcept:
+    if not read_as_scanned(head, True): (<Probe>engine)._note(("told otherwise", stream))
+    (<Probe>engine)._request(stream, head.text[:head.n], end)
 
-cdef void _told_response(void* engine, Conn* u, char* text, size_t n, bint end) noexcept:
-    (<Probe>engine)._note(("response", u.stream, text[:n], bool(end)))
+cdef void _told_response(void* engine, Conn* u, const KnownHead* head, bint end) noexcept:
+    if not read_as_scanned(head, False): (<Probe>engine)._note(("told otherwise", u.stream))
+    (<Probe>engine)._note(("response", u.stream, head.text[:head.n], bool(end)))
 
 cdef void _told_data(void* engine, Conn* c, char* p, size_t n) noexcept:
     (<Probe>engine)._data(c, p[:n])
@@ -1438,7 +1492,8 @@ _recording.dirty = _told_dirty
 
 
 cdef class Probe:
-    """A session with hooks that record: `events` are tuples of the hook's name, the stream and what it was told.
+    """A session with hooks that record: `events` are tuples of the hook's name, the stream and what it was told. `told otherwise`
+    comes before a head whose lines are not those of its text.
 
     A server binds each request, but when `refuses` is an error code: then it refuses it with that. `eager`: bodies are consumed as
     they come. `react` is called with each event, within the hook. `wakes` counts the calls of `dirty`.
@@ -1614,7 +1669,8 @@ cdef class Probe:
     @property
     def held(self):
         """Bytes kept for a header block."""
-        return (<Framer*>self.s).text.cap + (<Framer*>self.s).cookies.cap
+        cdef Framer* f = <Framer*>self.s
+        return f.text.cap + f.lines.cap + f.cookies.cap
 
     @property
     def deflater_bytes(self):

@@ -176,6 +176,18 @@ cdef struct Head:
     int limit              # headers allowed
     Header headers[MAX_HEADERS]
 
+cdef struct Line:          # of a head, lawful by itself: `name: value CRLF`, no capitals in the name, no white space around the value
+    uint32_t at            # in the head's text
+    uint32_t name_len
+    uint32_t value_len
+    int id                 # see HeaderId
+
+cdef struct KnownHead:     # a whole head, its lines told by who wrote it
+    char* text
+    size_t n
+    const Line* lines
+    int count
+
 cdef struct Body:
     uint8_t kind
     uint8_t state
@@ -206,6 +218,9 @@ cdef bint same_name(const char* a, const char* low, size_t n) noexcept nogil
 cdef void reset_head(Head* h, int limit) noexcept nogil
 cdef int scan_request(Head* h, const char* p, const char* e, int limit) noexcept nogil
 cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcept nogil
+cdef int read_request(Head* h, const KnownHead* k, int limit) noexcept nogil
+cdef int read_response(Head* h, const KnownHead* k, int limit) noexcept nogil
+cdef int classify(const char* n, size_t size, bint plain) noexcept nogil
 cdef bint find_blank_line(const char* p, const char* e) noexcept nogil
 cdef void start_body(Body* b, uint8_t kind, int64_t length) noexcept nogil
 cdef int decode_body(Body* b, char* p, size_t n, Piece* out) noexcept nogil
@@ -215,3 +230,4 @@ cdef char* write_response(Head* h, char* o, uint8_t body_kind, int connection, b
                           const char* extra, size_t extra_len) noexcept nogil
 cdef char* put_line(char* e, const char* line, size_t n) noexcept nogil
 cdef char* chunk_head(char* data, size_t n) noexcept nogil
+cdef bint read_as_scanned(const KnownHead* k, bint request)

@@ -13,9 +13,9 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
-from graylb._http1 cimport (GL_TOKEN, H_CONNECTION, H_CONTENT_LENGTH, H_COOKIE, H_HOST, H_HTTP2_SETTINGS, H_KEEP_ALIVE, H_OTHER,
+from graylb._http1 cimport (GL_TOKEN, H_CONNECTION, H_CONTENT_LENGTH, H_COOKIE, H_HOST, H_HTTP2_SETTINGS, H_KEEP_ALIVE,
                             H_PROXY_CONNECTION, H_TE, H_TRANSFER_ENCODING, H_UPGRADE, MAX_HEADERS, KnownHead, Line, classify,
-                            gl_same, gl_skip_target, gl_skip_token, read_as_scanned)
+                            gl_same, gl_skip_token, read_as_scanned)
 from graylb._live cimport MAX_HEAD, TRAILERS_SLACK, Conn, Exchange, Session
 from graylb.nghttp2 cimport *
 
@@ -80,27 +80,32 @@ cdef extern from * nogil:
       if (n >= 8) return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)p), _mm_loadl_epi64((const __m128i *)(p + n - 8)));
       memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4);
       return _mm_set_epi32(a, b, a, b); }
+    /* what is odd in n bytes, 4 or more */
+    static inline __attribute__((always_inline)) int gl_odd(const char *p, size_t n, int (*of)(__m128i)) {
+      if (n < 16) return of(gl_few(p, n));
+      int odd = of(_mm_loadu_si128((const __m128i *)(p + n - 16)));
+      for (size_t i = 0; i + 16 < n; i += 16) odd |= of(_mm_loadu_si128((const __m128i *)(p + i)));
+      return odd; }
     #endif
     enum { GL_LOW_TOKEN = 1, GL_PLAIN = 2 }; /* the latter of nothing but letters, digits and `-` */
     static inline int gl_name_kind(const char *p, size_t n) {
-      size_t i = 0;
     #ifdef __SSE2__
-      if (n >= 16) {
-        int odd = gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + n - 16)));
-        for (; i + 16 < n; i += 16) odd |= gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + i)));
-        if (!odd) return GL_PLAIN;
-        i = 0; }
-      else if (n >= 4 && !gl_odd_in_name(gl_few(p, n))) return GL_PLAIN;
+      if (n >= 4 && !gl_odd(p, n, gl_odd_in_name)) return GL_PLAIN;
     #endif
-      for (; i < n; i++) if (!p[i] || GL_TOKEN[(unsigned char)p[i]] != (unsigned char)p[i]) return 0;
+      for (size_t i = 0; i < n; i++) if (!p[i] || GL_TOKEN[(unsigned char)p[i]] != (unsigned char)p[i]) return 0;
       return n ? GL_LOW_TOKEN : 0; }
     /* whether a value is one, without white space around it (section 8.2.1) */
     static inline int gl_is_bare_value(const char *p, size_t n) {
       if (n && (*p == ' ' || *p == 9 || p[n - 1] == ' ' || p[n - 1] == 9)) return 0;
     #ifdef __SSE2__
-      if (n >= 4 && n < 16) return !gl_odd_in_value(gl_few(p, n));
+      if (n >= 4) return !gl_odd(p, n, gl_odd_in_value);
     #endif
       return gl_skip_value(p, p + n) == p + n; }
+    static inline int gl_is_target_text(const char *p, size_t n) {
+    #ifdef __SSE2__
+      if (n >= 4) return !gl_odd(p, n, gl_odd_in_target);
+    #endif
+      return gl_skip_target(p, p + n) == p + n; }
     #define gl_prefetch(p) __builtin_prefetch((p), 1)
     /* n bytes that will be wanted soon */
     static inline void gl_foresee(const void *p, size_t n) {
@@ -115,6 +120,7 @@ cdef extern from * nogil:
     int GL_PLAIN
     int gl_name_kind(const char*, size_t)
     bint gl_is_bare_value(const char*, size_t)
+    bint gl_is_target_text(const char*, size_t)
     void gl_prefetch(const void*)
     void gl_foresee(const void*, size_t)
     void* gl_aligned(size_t)
@@ -143,6 +149,9 @@ cdef enum:
     UNCOPIED = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
     SLACK = TRAILERS_SLACK         # bytes behind a lent text, to look at several at once
     PECULIAR = 1 << 2 | 1 << 4 | 1 << 7 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 17     # lengths of names that `_left_out` looks at
+    # ids of fields that `_is_line` looks at
+    SPECIAL = 1 << H_CONTENT_LENGTH | 1 << H_HOST | 1 << H_COOKIE | 1 << H_TE | 1 << H_CONNECTION | 1 << H_KEEP_ALIVE \
+        | 1 << H_PROXY_CONNECTION | 1 << H_TRANSFER_ENCODING | 1 << H_UPGRADE | 1 << H_HTTP2_SETTINGS
     MALFORMED = 1                  # a verdict: no request at all (RFC 9113 section 8.1.1); its stream is reset
     STATUS_AT = 9                  # of a response's text
 
@@ -183,10 +192,9 @@ cdef struct Asked:                 # a request that the engine is to be told of
     int32_t stream
     uint8_t end                    # no body follows
     uint8_t ended                  # behind `data`
-    size_t at                      # of its text
-    size_t n
-    size_t lines_at                # likewise, of its Lines
-    int count                      # of those
+    KnownHead head                 # its `text` and `lines` are set when it is told: the texts move as they grow
+    size_t at                      # of the one
+    size_t lines_at                # and of the others
     int64_t length
     const uint8_t* data            # what has come of its body, where it was received
     size_t data_n
@@ -232,9 +240,7 @@ cdef struct Framer:
     size_t used
     const uint8_t* rest            # a frame that found no room
     size_t rest_len
-    # requests that have come and not been told
-    int n_asked
-    Asked asked[ASKED]
+    int n_asked                    # requests that have come and not been told, `_asked_for`
     size_t consumed                # bytes of bodies that this receive has brought
     # limits
     uint8_t broken                 # nothing more is received
@@ -248,6 +254,7 @@ cdef struct Framer:
 
 cdef nghttp2_session_callbacks* _callbacks = NULL
 cdef nghttp2_nv _nv[FIELDS + 8]    # scratch
+cdef Asked _asked_for[ASKED]       # of the session that receives
 cdef Text _spare[SPARE]
 cdef int _n_spare = 0
 
@@ -395,32 +402,28 @@ cdef void _give_back(Text* t) noexcept:
 
 
 cdef inline bint _line(Framer* f, int id, const char* name, size_t n, const char* value, size_t m) noexcept:
-    cdef Text* t = &f.text
+    cdef char* o
     cdef Line* line
-    if not _fits(t, n + m + 4) or not _fits(&f.lines, sizeof(Line)): return False
+    if not _fits(&f.text, n + m + 4) or not _fits(&f.lines, sizeof(Line)): return False
     line = <Line*>(f.lines.p + f.lines.n)
-    line.at = <uint32_t>(t.n - f.start)
+    line.at = <uint32_t>(f.text.n - f.start)
     line.name_len = <uint32_t>n
     line.value_len = <uint32_t>m
     line.id = id
+    o = f.text.p + f.text.n
     f.lines.n += sizeof(Line)
-    _put(t, name, n)
-    _put(t, b": ", 2)
-    _put(t, value, m)
-    _put(t, b"\r\n", 2)
+    f.text.n += n + m + 4
+    memcpy(o, name, n)
+    memcpy(o + n, b": ", 2)
+    memcpy(o + n + 2, value, m)
+    memcpy(o + n + 2 + m, b"\r\n", 2)
     return True
 
 
-cdef inline void _known(Framer* f, KnownHead* k, size_t at, size_t n, size_t lines_at, int count) noexcept:
-    k.text = f.text.p + at
-    k.n = n
-    k.lines = <Line*>(f.lines.p + lines_at)
-    k.count = count
-
-
-cdef inline int _n_lines(Framer* f) noexcept:
-    """Of the head that is arriving."""
-    return <int>((f.lines.n - f.lines_at) // sizeof(Line))
+cdef inline KnownHead _known(Framer* f) noexcept:
+    """The head that has arrived."""
+    return KnownHead(f.text.p + f.start, f.text.n - f.start, <Line*>(f.lines.p + f.lines_at),
+                     <int>((f.lines.n - f.lines_at) // sizeof(Line)), f.method.n, f.path.n)
 
 
 cdef inline bint _of_connection(const char* p, size_t n) noexcept:
@@ -593,7 +596,7 @@ cdef void _begin_request(Framer* f) noexcept:
     _put(t, p, f.method.n)
     _put(t, b" ", 1)
     p = t.p + f.path.at
-    if f.path.n == 0 or gl_skip_target(p, p + f.path.n) != p + f.path.n: f.verdict = MALFORMED
+    if f.path.n == 0 or not gl_is_target_text(p, f.path.n): f.verdict = MALFORMED
     # the absolute form the scanner would take
     elif p[0] != 47 and not (p[0] == 42 and f.path.n == 1 and f.method.n == 7 and memcmp(t.p + f.method.at, b"OPTIONS", 7) == 0):
         f.verdict = MALFORMED
@@ -603,7 +606,7 @@ cdef void _begin_request(Framer* f) noexcept:
     if not (f.scheme.n == 4 and gl_same(p, b"http", 4)) and not (f.scheme.n == 5 and gl_same(p, b"https", 5)): f.verdict = 400
     if f.authority.n:
         p = t.p + f.authority.at
-        if gl_skip_target(p, p + f.authority.n) != p + f.authority.n: f.verdict = MALFORMED
+        if not gl_is_target_text(p, f.authority.n): f.verdict = MALFORMED
         elif not _line(f, H_HOST, b"host", 4, p, f.authority.n): f.verdict = 500
 
 
@@ -704,19 +707,18 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
         f.verdict = MALFORMED
         return
     id = classify(name, n, kind == GL_PLAIN)
-    if (id == H_OTHER or _is_line(f, id, value, m)) and not _line(f, id, name, n, value, m): f.verdict = 500
+    if (not SPECIAL >> id & 1 or _is_line(f, id, value, m)) and not _line(f, id, name, n, value, m): f.verdict = 500
 
 
 cdef bint _is_line(Framer* f, int id, const char* value, size_t m) noexcept:
-    """Takes a field whose id is known. False: it is no line of the text."""
+    """Takes a field of SPECIAL. False: it is no line of the text."""
     if id == H_CONTENT_LENGTH: return _length(f, value, m)
     if id == H_HOST and f.block != RESPONSE: return _host(f, value, m)
     if id == H_COOKIE and f.block == REQUEST:
         if not _cookie(f, value, m): f.verdict = 500
         return False
-    # RFC 9113 section 8.2.2
-    if id == H_CONNECTION or id == H_KEEP_ALIVE or id == H_PROXY_CONNECTION or id == H_TRANSFER_ENCODING or id == H_UPGRADE \
-            or id == H_HTTP2_SETTINGS or (id == H_TE and not (m == 8 and gl_same(value, b"trailers", 8))): f.verdict = MALFORMED
+    # all others are of a connection, and HTTP/2 has no use for them (RFC 9113 section 8.2.2)
+    if id != H_HOST and id != H_COOKIE and not (id == H_TE and m == 8 and gl_same(value, b"trailers", 8)): f.verdict = MALFORMED
     return True
 
 
@@ -767,14 +769,13 @@ cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
     if block == REQUEST: r = _request_done(f, stream, end)
     elif block == RESPONSE: _response_done(f, stream, end)
     elif block == TRAILERS: _trailers_done(f, stream, end)
-    if f.n_asked == 0: _forget_text(f)
-    _give_back(&f.cookies)
     return r
 
 
 cdef void _forget_text(Framer* f) noexcept:
     _give_back(&f.text)
     _give_back(&f.lines)
+    _give_back(&f.cookies)
 
 
 cdef void _reset_unlawful(Framer* f, int32_t stream) noexcept:
@@ -804,14 +805,13 @@ cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
     _earn(f, 2)
     if f.verdict == 0: _finish_text(f, not end and not f.has_length)
     if f.verdict == 0:
-        a = &f.asked[f.n_asked]
+        a = &_asked_for[f.n_asked]
         a.stream = stream
         a.end = end
         a.ended = 0
+        a.head = _known(f)
         a.at = f.start
-        a.n = f.text.n - f.start
         a.lines_at = f.lines_at
-        a.count = _n_lines(f)
         a.length = f.length
         a.data_n = 0
         f.n_asked += 1
@@ -832,14 +832,14 @@ cdef void _tell(Framer* f) noexcept:
     cache of instructions together."""
     cdef Asked* a
     cdef Conn* c
-    cdef KnownHead head
     cdef int64_t length = f.length     # of a head that is arriving
     cdef int i, n = f.n_asked
     for i in range(n):
-        a = &f.asked[i]
+        a = &_asked_for[i]
         f.length = a.length
-        _known(f, &head, a.at, a.n, a.lines_at, a.count)
-        f.hooks.request(f.engine, &f.s, a.stream, &head, a.end)
+        a.head.text = f.text.p + a.at
+        a.head.lines = <Line*>(f.lines.p + a.lines_at)
+        f.hooks.request(f.engine, &f.s, a.stream, &a.head, a.end)
         if a.data_n:
             c = _conn(f, a.stream)
             if c == NULL: continue
@@ -853,14 +853,13 @@ cdef void _tell(Framer* f) noexcept:
             f.hooks.end(f.engine, c, NULL, 0)
     f.n_asked = 0
     f.length = length
-    if f.block == NOTHING: _forget_text(f)
 
 
 cdef inline Asked* _asked(Framer* f, int32_t stream) noexcept:
     """The last request, if it is this one and the engine does not know of it yet; else it knows of all after this."""
     cdef Asked* a
     if f.n_asked == 0: return NULL
-    a = &f.asked[f.n_asked - 1]
+    a = &_asked_for[f.n_asked - 1]
     if a.stream == stream and not a.ended: return a
     _tell(f)
     return NULL
@@ -883,7 +882,7 @@ cdef void _response_done(Framer* f, int32_t stream, bint end) noexcept:
         c.phase |= HEADED
         c.left = f.length
     if end: c.phase |= ENDED
-    _known(f, &head, f.start, f.text.n - f.start, f.lines_at, _n_lines(f))
+    head = _known(f)
     f.hooks.response(f.engine, c, &head, end)
 
 
@@ -970,8 +969,6 @@ cdef int _on_invalid_frame(nghttp2_session* ng, const nghttp2_frame* frame, int 
     if frame.hd.type == NGHTTP2_HEADERS and f.block != NOTHING:
         f.block = NOTHING
         if f.n_asked: _tell(f)
-        _forget_text(f)
-        _give_back(&f.cookies)
         if f.s.server and frame.headers.cat == NGHTTP2_HCAT_REQUEST: f.hooks.rejected(f.engine, &f.s, 400)
     return _reset(f) if error == NGHTTP2_ERR_REFUSED_STREAM else 0
 
@@ -1197,7 +1194,6 @@ cdef void _free(Session* s) noexcept:
     if f.ng != NULL: nghttp2_session_del(f.ng)
     while f.lent != NULL: _take_back(f, <char*>(f.lent + 1))
     _forget_text(f)
-    _give_back(&f.cookies)
     free(f)
 
 
@@ -1250,6 +1246,7 @@ cdef int _receive(Session* s, const char* p, size_t n) noexcept:
         p += k
         n -= k
     if f.n_asked: _tell(f)
+    if f.block == NOTHING: _forget_text(f)
     # the connection's window opens at once: a stream whose reader is slow must not stall the others
     if f.consumed: nghttp2_session_consume_connection(f.ng, f.consumed)
     f.consumed = 0

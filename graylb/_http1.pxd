@@ -52,13 +52,17 @@ cdef extern from * nogil:
     static inline const char *gl_skip_token(const char *p, const char *e) {
       while (p < e && GL_TOKEN[(unsigned char)*p]) p++;
       return p; }
+    #ifdef __SSE2__
+    /* which of them may not stand in a target */
+    static inline int gl_odd_in_target(__m128i v) { /* as signed bytes: what is above 0x7f is below all */
+      __m128i in = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8(0x20)), _mm_cmplt_epi8(v, _mm_set1_epi8(0x7f)));
+      return _mm_movemask_epi8(_mm_andnot_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('#')), in)) ^ 0xffff; }
+    #endif
     static inline const char *gl_skip_target(const char *p, const char *e) {
     #ifdef __SSE2__
-      while (e - p >= 16) { /* as signed bytes: what is above 0x7f is below all */
-        __m128i v = _mm_loadu_si128((const __m128i *)p);
-        __m128i in = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8(0x20)), _mm_cmplt_epi8(v, _mm_set1_epi8(0x7f)));
-        int m = _mm_movemask_epi8(_mm_andnot_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('#')), in));
-        if (m != 0xffff) return p + __builtin_ctz(~m);
+      while (e - p >= 16) {
+        int m = gl_odd_in_target(_mm_loadu_si128((const __m128i *)p));
+        if (m) return p + __builtin_ctz(m);
         p += 16; }
     #endif
       while (p < e && gl_is_target((unsigned char)*p)) p++;
@@ -187,6 +191,8 @@ cdef struct KnownHead:     # a whole head, its lines told by who wrote it
     size_t n
     const Line* lines
     int count
+    uint32_t method_len    # a request's
+    uint32_t target_len
 
 cdef struct Body:
     uint8_t kind

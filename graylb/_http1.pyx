@@ -22,6 +22,9 @@ cdef enum:
     E_CODING = 10
     E_VERSION = 11
 
+cdef enum:
+    METHOD_MAX = 32
+
 cdef bint same_name(const char* a, const char* low, size_t n) noexcept nogil:
     return gl_same(a, low, n)
 
@@ -228,6 +231,14 @@ cdef int _take_lines(Head* h, const KnownHead* k) noexcept nogil:
     return 1
 
 
+cdef extern from * nogil:
+    """
+    /* characters of a host's name */
+    static const unsigned char GL_HOST[256] = {
+      ['0' ... '9'] = 1, ['a' ... 'z'] = 1, ['A' ... 'Z'] = 1, ['-'] = 1, ['.'] = 1, ['_'] = 1};
+    """
+    const unsigned char* GL_HOST
+
 cdef bint _valid_host(const char* p, size_t n) noexcept nogil:
     """host [":" port] (RFC 9112 3.2): reg-name characters or a bracketed IPv6 literal; no userinfo, no list."""
     cdef size_t i = 0
@@ -243,10 +254,7 @@ cdef bint _valid_host(const char* p, size_t n) noexcept nogil:
         if i == n or i < 3: return False
         i += 1
     else:
-        while i < n and p[i] != 58:
-            c = <unsigned char>p[i]
-            if not ((48 <= c <= 57) or (97 <= gl_lower(c) <= 122) or c == 45 or c == 46 or c == 95): return False
-            i += 1
+        while i < n and GL_HOST[<unsigned char>p[i]]: i += 1
         if i == 0: return False
     if i == n: return True
     if p[i] != 58 or n - i > 6: return False
@@ -356,17 +364,21 @@ cdef bint _same_authority(Head* h) noexcept nogil:
     return True
 
 
+cdef inline void _method(Head* h, const char* p, size_t n) noexcept nogil:
+    h.method = p
+    h.method_len = <uint32_t>n
+    h.is_head = n == 4 and memcmp(p, b"HEAD", 4) == 0
+
+
 cdef int _request_line(Head* h, const char* p, const char* e) noexcept nogil:
     """Up to the first field line."""
     cdef const char* q
     cdef int r
     h.start = p
     q = gl_skip_token(p, e)
-    if q == e: return 0 if q - p <= 32 else _refuse(h, E_BAD_REQUEST)
-    if q[0] != 32 or q == p or q - p > 32: return _refuse(h, E_BAD_REQUEST)
-    h.method = p
-    h.method_len = <uint32_t>(q - p)
-    h.is_head = q - p == 4 and memcmp(p, b"HEAD", 4) == 0
+    if q == e: return 0 if q - p <= METHOD_MAX else _refuse(h, E_BAD_REQUEST)
+    if q[0] != 32 or q == p or q - p > METHOD_MAX: return _refuse(h, E_BAD_REQUEST)
+    _method(h, p, q - p)
     p = q + 1
     q = gl_skip_target(p, e)
     h.target = p
@@ -395,8 +407,15 @@ cdef int read_request(Head* h, const KnownHead* k, int limit) noexcept nogil:
     """The same of a head whose lines are known."""
     cdef int r
     reset_head(h, limit)
-    r = _request_line(h, k.text, k.text + k.n)
-    if r == 1: r = _take_lines(h, k)
+    h.start = k.text
+    if k.method_len > METHOD_MAX: return _refuse(h, E_BAD_REQUEST)
+    _method(h, k.text, k.method_len)
+    h.target = k.text + k.method_len + 1
+    h.target_len = k.target_len
+    h.fields = h.target + k.target_len + 11
+    r = _split_target(h)
+    if r >= 0: return _refuse(h, r)
+    r = _take_lines(h, k)
     return r if r != 1 else _finish_request(h)
 
 

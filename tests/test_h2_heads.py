@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 
 import hpack
 import pytest
@@ -74,6 +75,10 @@ def lines(text: bytes) -> list[tuple[str, str]]:
     assert text.endswith(b"\r\n\r\n")
     pairs = (line.split(": ", 1) for line in text[:-4].decode("latin-1").split("\r\n")[1:])
     return [(name, value) for name, value in pairs]
+
+
+def authority(text: str) -> tuple[str, str]:
+    return ":authority", text
 
 
 # ---- requests
@@ -221,6 +226,24 @@ LAWFUL = {
 @pytest.mark.parametrize(("fields", "text"), LAWFUL.values(), ids=LAWFUL.keys())
 def test_lawful_requests_that_look_odd(fields: Fields, text: bytes) -> None:
     assert told(fields)[1] == [("request", 1, text, True)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 40])
+def test_one_odd_byte_is_found_wherever_it_stands(size: int) -> None:
+    def odd(with_text: Callable[[str], Fields], byte: str) -> list[object]:
+        texts = ["a" * at + byte + "a" * (size - at - 1) for at in range(size)]
+        return [text for text in texts if told(with_text(text))[1] != [("rejected", 400)]]
+
+    plain = "a" * size
+    assert [name for name, *_ in told(request((plain, plain), path="/" + plain))[1]] == ["request"]
+    assert [name for name, *_ in told([*request()[:2], authority(plain), request()[3]])[1]] == ["request"]
+    assert odd(lambda text: request((text, "x")), "A") == []
+    assert odd(lambda text: request((text, "x")), "\x7f") == []
+    assert odd(lambda text: request(("x", text)), "\x01") == []
+    assert odd(lambda text: request(("x", text)), "\x7f") == []
+    assert odd(lambda text: request(path="/" + text), " ") == []
+    assert odd(lambda text: request(path="/" + text), "#") == []
+    assert odd(lambda text: [*request()[:2], authority(text), request()[3]], "\xe9") == []
 
 
 KNOWN = [

@@ -22,8 +22,9 @@ from graylb._gate cimport Gate
 from graylb._grpc cimport put_timeout, read_status, status_in, take_timeout, told
 from graylb._h2 cimport H2_CANCEL, H2_REFUSED_STREAM, PREFACE
 from graylb._http1 cimport (BODY_CHUNKED, BODY_CLOSE, BODY_LENGTH, BODY_NONE, DROP, GRPC, H_ACCEPT, H_CONTENT_LENGTH, MAX_HEADERS,
-                            Body, Client, Head, Piece, chunk_head, decode_body, find_blank_line, reset_head, same_name,
-                            scan_request, scan_response, start_body, write_request, write_response)
+                            Body, Client, Head, KnownHead, Piece, chunk_head, decode_body, find_blank_line, read_request,
+                            read_response, reset_head, same_name, scan_request, scan_response, start_body, write_request,
+                            write_response)
 from graylb._limits cimport FULL
 from graylb._limits cimport configure as configure_breaker
 from graylb._limits cimport figures as limit_figures
@@ -1272,7 +1273,7 @@ cdef class Engine(Detours):
 
     # ---- streams ---------------------------------------------------------------------------------------------------
 
-    cdef void _stream_request(self, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
+    cdef void _stream_request(self, Session* s, int32_t stream, const KnownHead* head, bint end) noexcept:
         """A client's new stream: its head goes the way of every head."""
         cdef Conn* c = self._new_stream(s, CLIENT) if s.full != 2 and not s.conn.dead else NULL
         cdef int r
@@ -1282,15 +1283,14 @@ cdef class Engine(Detours):
         c.peer = s.conn.peer
         c.listener = s.conn.listener
         self.h2.bind(s, stream, c)
-        reset_head(&self.head, self.state.max_headers)
-        r = scan_request(&self.head, text, text + n, self.state.max_headers)
+        r = read_request(&self.head, head, self.state.max_headers)
         if r > 0 and self.head.target_len > self.state.uri_bytes:
             self.head.error = E_URI_TOO_LONG
             r = -1
         if r <= 0:
             self._fail(c, self.head.error if r < 0 else E_BAD_REQUEST)
             return
-        self._request_head(c, text, self.head.end - text)
+        self._request_head(c, head.text, head.n)
 
     cdef void _begin_health(self, Conn* c) noexcept:
         """A call that graylb answers itself, once its message is here: a stream without an instance keeps what comes."""
@@ -1324,11 +1324,11 @@ cdef class Engine(Detours):
             if t.instances[i].weight and t._str(t.services[t.instances[i].service].name) == service: return True
         return False
 
-    cdef void _stream_response(self, Conn* u, char* text, size_t n, bint end) noexcept:
+    cdef void _stream_response(self, Conn* u, const KnownHead* head, bint end) noexcept:
         """A head of an instance's answer."""
         cdef Exchange* x = u.x
         if x == NULL: return
-        if scan_response(&self.head, text, text + n, MAX_HEADERS) <= 0 or self.head.status == 101:
+        if read_response(&self.head, head, MAX_HEADERS) <= 0 or self.head.status == 101:
             self._upstream_failed(u, E_UPSTREAM_INVALID)
             return
         if self.head.status < 200:

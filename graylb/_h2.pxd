@@ -5,9 +5,13 @@ writer makes every head that is forwarded. A request's text is `METHOD TARGET HT
 (cookies joined into one), `transfer-encoding: chunked` where a body of unknown length follows, and the blank line; a
 response's `HTTP/1.1 STATUS ` likewise, without a reason. In the other direction names are made lower case in place, and fields that
 HTTP/2 forbids (RFC 9113 section 8.2.2; `te` but for `trailers`) are left out. Trailers: lines and the blank line.
+
+A head that came is told with its lines: each is lawful by itself, which was looked at before it was written, and has its id. What
+they mean together is for the scanner's law to say.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from graylb._http1 cimport KnownHead
 from graylb._live cimport Conn, Session
 
 cdef enum H2Error:         # RFC 9113 section 7
@@ -31,9 +35,9 @@ cdef struct H2Hooks:
     # What a session tells its engine, from inside `receive`; `drained` and `closed` from inside `produce` too. A hook may submit to any
     # session and reset streams; it must not call `receive` or `produce`, nor free a session or a Conn with a stream.
     # A server's new stream: the engine makes a Conn and calls `bind`, or `refuse`s the stream. end: no body follows.
-    void (*request)(void* engine, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept
+    void (*request)(void* engine, Session* s, int32_t stream, const KnownHead* head, bint end) noexcept
     # a response's head, 1xx included
-    void (*response)(void* engine, Conn* u, char* text, size_t n, bint end) noexcept
+    void (*response)(void* engine, Conn* u, const KnownHead* head, bint end) noexcept
     void (*data)(void* engine, Conn* c, char* p, size_t n) noexcept
     # the message ends, with trailers or n == 0; not called for heads that came with `end`
     void (*end)(void* engine, Conn* c, char* trailers, size_t n) noexcept
@@ -88,5 +92,5 @@ cdef struct H2Api:
     void (*ping)(Session* s) noexcept
 
 cdef enum:
-    H2_API = 1
+    H2_API = 2
     PREFACE = 24           # bytes of a client's connection preface

@@ -13,7 +13,9 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.pycapsule cimport PyCapsule_New
-from graylb._http1 cimport GL_TOKEN, MAX_HEADERS, gl_same, gl_skip_target, gl_skip_token
+from graylb._http1 cimport (GL_TOKEN, H_CONNECTION, H_CONTENT_LENGTH, H_COOKIE, H_HOST, H_HTTP2_SETTINGS, H_KEEP_ALIVE,
+                            H_PROXY_CONNECTION, H_TE, H_TRANSFER_ENCODING, H_UPGRADE, MAX_HEADERS, KnownHead, Line, classify,
+                            gl_same, gl_skip_token, read_as_scanned)
 from graylb._live cimport MAX_HEAD, TRAILERS_SLACK, Conn, Exchange, Session
 from graylb.nghttp2 cimport *
 
@@ -78,26 +80,32 @@ cdef extern from * nogil:
       if (n >= 8) return _mm_unpacklo_epi64(_mm_loadl_epi64((const __m128i *)p), _mm_loadl_epi64((const __m128i *)(p + n - 8)));
       memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4);
       return _mm_set_epi32(a, b, a, b); }
+    /* what is odd in n bytes, 4 or more */
+    static inline __attribute__((always_inline)) int gl_odd(const char *p, size_t n, int (*of)(__m128i)) {
+      if (n < 16) return of(gl_few(p, n));
+      int odd = of(_mm_loadu_si128((const __m128i *)(p + n - 16)));
+      for (size_t i = 0; i + 16 < n; i += 16) odd |= of(_mm_loadu_si128((const __m128i *)(p + i)));
+      return odd; }
     #endif
-    static inline int gl_is_low_token(const char *p, size_t n) {
-      size_t i = 0;
+    enum { GL_LOW_TOKEN = 1, GL_PLAIN = 2 }; /* the latter of nothing but letters, digits and `-` */
+    static inline int gl_name_kind(const char *p, size_t n) {
     #ifdef __SSE2__
-      if (n >= 16) {
-        int odd = gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + n - 16)));
-        for (; i + 16 < n; i += 16) odd |= gl_odd_in_name(_mm_loadu_si128((const __m128i *)(p + i)));
-        if (!odd) return 1;
-        i = 0; }
-      else if (n >= 4 && !gl_odd_in_name(gl_few(p, n))) return 1;
+      if (n >= 4 && !gl_odd(p, n, gl_odd_in_name)) return GL_PLAIN;
     #endif
-      for (; i < n; i++) if (!p[i] || GL_TOKEN[(unsigned char)p[i]] != (unsigned char)p[i]) return 0;
-      return n > 0; }
+      for (size_t i = 0; i < n; i++) if (!p[i] || GL_TOKEN[(unsigned char)p[i]] != (unsigned char)p[i]) return 0;
+      return n ? GL_LOW_TOKEN : 0; }
     /* whether a value is one, without white space around it (section 8.2.1) */
     static inline int gl_is_bare_value(const char *p, size_t n) {
       if (n && (*p == ' ' || *p == 9 || p[n - 1] == ' ' || p[n - 1] == 9)) return 0;
     #ifdef __SSE2__
-      if (n >= 4 && n < 16) return !gl_odd_in_value(gl_few(p, n));
+      if (n >= 4) return !gl_odd(p, n, gl_odd_in_value);
     #endif
       return gl_skip_value(p, p + n) == p + n; }
+    static inline int gl_is_target_text(const char *p, size_t n) {
+    #ifdef __SSE2__
+      if (n >= 4) return !gl_odd(p, n, gl_odd_in_target);
+    #endif
+      return gl_skip_target(p, p + n) == p + n; }
     #define gl_prefetch(p) __builtin_prefetch((p), 1)
     /* n bytes that will be wanted soon */
     static inline void gl_foresee(const void *p, size_t n) {
@@ -109,8 +117,10 @@ cdef extern from * nogil:
     uint64_t gl_h2_ms()
     char* gl_find(char*, char*, char)
     char* gl_name(char*, char*)
-    bint gl_is_low_token(const char*, size_t)
+    int GL_PLAIN
+    int gl_name_kind(const char*, size_t)
     bint gl_is_bare_value(const char*, size_t)
+    bint gl_is_target_text(const char*, size_t)
     void gl_prefetch(const void*)
     void gl_foresee(const void*, size_t)
     void* gl_aligned(size_t)
@@ -139,6 +149,9 @@ cdef enum:
     UNCOPIED = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
     SLACK = TRAILERS_SLACK         # bytes behind a lent text, to look at several at once
     PECULIAR = 1 << 2 | 1 << 4 | 1 << 7 | 1 << 10 | 1 << 14 | 1 << 16 | 1 << 17     # lengths of names that `_left_out` looks at
+    # ids of fields that `_is_line` looks at
+    SPECIAL = 1 << H_CONTENT_LENGTH | 1 << H_HOST | 1 << H_COOKIE | 1 << H_TE | 1 << H_CONNECTION | 1 << H_KEEP_ALIVE \
+        | 1 << H_PROXY_CONNECTION | 1 << H_TRANSFER_ENCODING | 1 << H_UPGRADE | 1 << H_HTTP2_SETTINGS
     MALFORMED = 1                  # a verdict: no request at all (RFC 9113 section 8.1.1); its stream is reset
     STATUS_AT = 9                  # of a response's text
 
@@ -179,8 +192,9 @@ cdef struct Asked:                 # a request that the engine is to be told of
     int32_t stream
     uint8_t end                    # no body follows
     uint8_t ended                  # behind `data`
-    size_t at                      # of its text
-    size_t n
+    KnownHead head                 # its `text` and `lines` are set when it is told: the texts move as they grow
+    size_t at                      # of the one
+    size_t lines_at                # and of the others
     int64_t length
     const uint8_t* data            # what has come of its body, where it was received
     size_t data_n
@@ -205,8 +219,10 @@ cdef struct Framer:
     size_t size                    # bytes, as text
     size_t most_bytes
     Text text
+    Text lines                     # Lines of the text
     Text cookies
     size_t start                   # where the head begins in the text; before it stand the pseudo-header fields
+    size_t lines_at                # and where its Lines begin
     Span method
     Span path
     Span scheme
@@ -224,9 +240,7 @@ cdef struct Framer:
     size_t used
     const uint8_t* rest            # a frame that found no room
     size_t rest_len
-    # requests that have come and not been told
-    int n_asked
-    Asked asked[ASKED]
+    int n_asked                    # requests that have come and not been told, `_asked_for`
     size_t consumed                # bytes of bodies that this receive has brought
     # limits
     uint8_t broken                 # nothing more is received
@@ -240,6 +254,7 @@ cdef struct Framer:
 
 cdef nghttp2_session_callbacks* _callbacks = NULL
 cdef nghttp2_nv _nv[FIELDS + 8]    # scratch
+cdef Asked _asked_for[ASKED]       # of the session that receives
 cdef Text _spare[SPARE]
 cdef int _n_spare = 0
 
@@ -386,13 +401,29 @@ cdef void _give_back(Text* t) noexcept:
     t.n = t.cap = 0
 
 
-cdef inline bint _line(Text* t, const char* name, size_t n, const char* value, size_t m) noexcept:
-    if not _fits(t, n + m + 4): return False
-    _put(t, name, n)
-    _put(t, b": ", 2)
-    _put(t, value, m)
-    _put(t, b"\r\n", 2)
+cdef inline bint _line(Framer* f, int id, const char* name, size_t n, const char* value, size_t m) noexcept:
+    cdef char* o
+    cdef Line* line
+    if not _fits(&f.text, n + m + 4) or not _fits(&f.lines, sizeof(Line)): return False
+    line = <Line*>(f.lines.p + f.lines.n)
+    line.at = <uint32_t>(f.text.n - f.start)
+    line.name_len = <uint32_t>n
+    line.value_len = <uint32_t>m
+    line.id = id
+    o = f.text.p + f.text.n
+    f.lines.n += sizeof(Line)
+    f.text.n += n + m + 4
+    memcpy(o, name, n)
+    memcpy(o + n, b": ", 2)
+    memcpy(o + n + 2, value, m)
+    memcpy(o + n + 2 + m, b"\r\n", 2)
     return True
+
+
+cdef inline KnownHead _known(Framer* f) noexcept:
+    """The head that has arrived."""
+    return KnownHead(f.text.p + f.start, f.text.n - f.start, <Line*>(f.lines.p + f.lines_at),
+                     <int>((f.lines.n - f.lines_at) // sizeof(Line)), f.method.n, f.path.n)
 
 
 cdef inline bint _of_connection(const char* p, size_t n) noexcept:
@@ -538,8 +569,11 @@ cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void
         # the final head behind a 1xx comes in the same category as trailers
         c = _conn(f, frame.hd.stream_id)
         f.block = TRAILERS if c == NULL or c.phase & HEADED else RESPONSE
-    if f.n_asked == 0: _borrow(&f.text)
+    if f.n_asked == 0:
+        _borrow(&f.text)
+        _borrow(&f.lines)
     f.start = f.text.n
+    f.lines_at = f.lines.n
     return 0
 
 
@@ -562,7 +596,7 @@ cdef void _begin_request(Framer* f) noexcept:
     _put(t, p, f.method.n)
     _put(t, b" ", 1)
     p = t.p + f.path.at
-    if f.path.n == 0 or gl_skip_target(p, p + f.path.n) != p + f.path.n: f.verdict = MALFORMED
+    if f.path.n == 0 or not gl_is_target_text(p, f.path.n): f.verdict = MALFORMED
     # the absolute form the scanner would take
     elif p[0] != 47 and not (p[0] == 42 and f.path.n == 1 and f.method.n == 7 and memcmp(t.p + f.method.at, b"OPTIONS", 7) == 0):
         f.verdict = MALFORMED
@@ -572,10 +606,8 @@ cdef void _begin_request(Framer* f) noexcept:
     if not (f.scheme.n == 4 and gl_same(p, b"http", 4)) and not (f.scheme.n == 5 and gl_same(p, b"https", 5)): f.verdict = 400
     if f.authority.n:
         p = t.p + f.authority.at
-        if gl_skip_target(p, p + f.authority.n) != p + f.authority.n: f.verdict = MALFORMED
-        _put(t, b"host: ", 6)
-        _put(t, p, f.authority.n)
-        _put(t, b"\r\n", 2)
+        if not gl_is_target_text(p, f.authority.n): f.verdict = MALFORMED
+        elif not _line(f, H_HOST, b"host", 4, p, f.authority.n): f.verdict = 500
 
 
 cdef void _pseudo(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
@@ -659,6 +691,7 @@ cdef int _on_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8
 
 
 cdef inline void _field(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
+    cdef int kind, id
     f.fields += 1
     if f.fields > f.most_fields:
         f.verdict = 431
@@ -669,21 +702,32 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
             if f.verdict: return
         elif f.block == RESPONSE: _begin_response(f)
     # what is only just written would be slow to look at: the name and the value are looked at where they came
-    if not gl_is_low_token(name, n) or not gl_is_bare_value(value, m) or _of_connection(name, n) \
-            or (n == 2 and memcmp(name, b"te", 2) == 0 and not (m == 8 and gl_same(value, b"trailers", 8))): f.verdict = MALFORMED
-    elif n == 4 and memcmp(name, b"host", 4) == 0 and f.block != RESPONSE and _is_no_line(f, value, m): return
-    elif n == 6 and f.block == REQUEST and memcmp(name, b"cookie", 6) == 0:
+    kind = gl_name_kind(name, n)
+    if kind == 0 or not gl_is_bare_value(value, m):
+        f.verdict = MALFORMED
+        return
+    id = classify(name, n, kind == GL_PLAIN)
+    if (not SPECIAL >> id & 1 or _is_line(f, id, value, m)) and not _line(f, id, name, n, value, m): f.verdict = 500
+
+
+cdef bint _is_line(Framer* f, int id, const char* value, size_t m) noexcept:
+    """Takes a field of SPECIAL. False: it is no line of the text."""
+    if id == H_CONTENT_LENGTH: return _length(f, value, m)
+    if id == H_HOST and f.block != RESPONSE: return _host(f, value, m)
+    if id == H_COOKIE and f.block == REQUEST:
         if not _cookie(f, value, m): f.verdict = 500
-    elif n == 14 and memcmp(name, b"content-length", 14) == 0 and not _length(f, value, m): return
-    elif not _line(&f.text, name, n, value, m): f.verdict = 500
+        return False
+    # all others are of a connection, and HTTP/2 has no use for them (RFC 9113 section 8.2.2)
+    if id != H_HOST and id != H_COOKIE and not (id == H_TE and m == 8 and gl_same(value, b"trailers", 8)): f.verdict = MALFORMED
+    return True
 
 
-cdef bint _is_no_line(Framer* f, const char* value, size_t m) noexcept:
-    """A Host field: only one, and only where :authority does not say it already. It is no trailer."""
-    if f.block == TRAILERS: return True
+cdef bint _host(Framer* f, const char* value, size_t m) noexcept:
+    """Only one, and a line only where :authority does not say it already. It is no trailer."""
+    if f.block == TRAILERS: return False
     if f.has_host: f.verdict = MALFORMED
     f.has_host = 1
-    return _authority_again(f, value, m)
+    return not _authority_again(f, value, m)
 
 
 cdef bint _length(Framer* f, const char* value, size_t m) noexcept:
@@ -725,9 +769,13 @@ cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
     if block == REQUEST: r = _request_done(f, stream, end)
     elif block == RESPONSE: _response_done(f, stream, end)
     elif block == TRAILERS: _trailers_done(f, stream, end)
-    if f.n_asked == 0: _give_back(&f.text)
-    _give_back(&f.cookies)
     return r
+
+
+cdef void _forget_text(Framer* f) noexcept:
+    _give_back(&f.text)
+    _give_back(&f.lines)
+    _give_back(&f.cookies)
 
 
 cdef void _reset_unlawful(Framer* f, int32_t stream) noexcept:
@@ -737,11 +785,10 @@ cdef void _reset_unlawful(Framer* f, int32_t stream) noexcept:
 
 
 cdef void _finish_text(Framer* f, bint chunked) noexcept:
-    if f.cookies.n and not _line(&f.text, b"cookie", 6, f.cookies.p, f.cookies.n): f.verdict = 500
-    elif not _fits(&f.text, 30): f.verdict = 500
-    else:
-        if chunked: _put(&f.text, b"transfer-encoding: chunked\r\n", 28)
-        _put(&f.text, b"\r\n", 2)
+    if f.cookies.n and not _line(f, H_COOKIE, b"cookie", 6, f.cookies.p, f.cookies.n): f.verdict = 500
+    elif chunked and not _line(f, H_TRANSFER_ENCODING, b"transfer-encoding", 17, b"chunked", 7): f.verdict = 500
+    elif not _fits(&f.text, 2): f.verdict = 500
+    else: _put(&f.text, b"\r\n", 2)
 
 
 cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
@@ -758,12 +805,13 @@ cdef int _request_done(Framer* f, int32_t stream, bint end) noexcept:
     _earn(f, 2)
     if f.verdict == 0: _finish_text(f, not end and not f.has_length)
     if f.verdict == 0:
-        a = &f.asked[f.n_asked]
+        a = &_asked_for[f.n_asked]
         a.stream = stream
         a.end = end
         a.ended = 0
+        a.head = _known(f)
         a.at = f.start
-        a.n = f.text.n - f.start
+        a.lines_at = f.lines_at
         a.length = f.length
         a.data_n = 0
         f.n_asked += 1
@@ -787,9 +835,11 @@ cdef void _tell(Framer* f) noexcept:
     cdef int64_t length = f.length     # of a head that is arriving
     cdef int i, n = f.n_asked
     for i in range(n):
-        a = &f.asked[i]
+        a = &_asked_for[i]
         f.length = a.length
-        f.hooks.request(f.engine, &f.s, a.stream, f.text.p + a.at, a.n, a.end)
+        a.head.text = f.text.p + a.at
+        a.head.lines = <Line*>(f.lines.p + a.lines_at)
+        f.hooks.request(f.engine, &f.s, a.stream, &a.head, a.end)
         if a.data_n:
             c = _conn(f, a.stream)
             if c == NULL: continue
@@ -803,14 +853,13 @@ cdef void _tell(Framer* f) noexcept:
             f.hooks.end(f.engine, c, NULL, 0)
     f.n_asked = 0
     f.length = length
-    if f.block == NOTHING: _give_back(&f.text)
 
 
 cdef inline Asked* _asked(Framer* f, int32_t stream) noexcept:
     """The last request, if it is this one and the engine does not know of it yet; else it knows of all after this."""
     cdef Asked* a
     if f.n_asked == 0: return NULL
-    a = &f.asked[f.n_asked - 1]
+    a = &_asked_for[f.n_asked - 1]
     if a.stream == stream and not a.ended: return a
     _tell(f)
     return NULL
@@ -818,6 +867,7 @@ cdef inline Asked* _asked(Framer* f, int32_t stream) noexcept:
 
 cdef void _response_done(Framer* f, int32_t stream, bint end) noexcept:
     cdef Conn* c = _conn(f, stream)
+    cdef KnownHead head
     cdef bint interim = f.status < 200
     if c == NULL: return
     if f.status == 204 or f.status == 304 or c.phase & BODILESS: f.length = 0
@@ -832,7 +882,8 @@ cdef void _response_done(Framer* f, int32_t stream, bint end) noexcept:
         c.phase |= HEADED
         c.left = f.length
     if end: c.phase |= ENDED
-    f.hooks.response(f.engine, c, f.text.p, f.text.n, end)
+    head = _known(f)
+    f.hooks.response(f.engine, c, &head, end)
 
 
 cdef void _trailers_done(Framer* f, int32_t stream, bint end) noexcept:
@@ -918,8 +969,6 @@ cdef int _on_invalid_frame(nghttp2_session* ng, const nghttp2_frame* frame, int 
     if frame.hd.type == NGHTTP2_HEADERS and f.block != NOTHING:
         f.block = NOTHING
         if f.n_asked: _tell(f)
-        _give_back(&f.text)
-        _give_back(&f.cookies)
         if f.s.server and frame.headers.cat == NGHTTP2_HCAT_REQUEST: f.hooks.rejected(f.engine, &f.s, 400)
     return _reset(f) if error == NGHTTP2_ERR_REFUSED_STREAM else 0
 
@@ -1144,8 +1193,7 @@ cdef void _free(Session* s) noexcept:
     cdef Framer* f = <Framer*>s
     if f.ng != NULL: nghttp2_session_del(f.ng)
     while f.lent != NULL: _take_back(f, <char*>(f.lent + 1))
-    _give_back(&f.text)
-    _give_back(&f.cookies)
+    _forget_text(f)
     free(f)
 
 
@@ -1198,6 +1246,7 @@ cdef int _receive(Session* s, const char* p, size_t n) noexcept:
         p += k
         n -= k
     if f.n_asked: _tell(f)
+    if f.block == NOTHING: _forget_text(f)
     # the connection's window opens at once: a stream whose reader is slow must not stall the others
     if f.consumed: nghttp2_session_consume_connection(f.ng, f.consumed)
     f.consumed = 0
@@ -1398,11 +1447,13 @@ api = PyCapsule_New(&_api, b"graylb._h2.api", NULL)
 
 # ---- a face for tests and fuzzing -----------------------------------------------------------------------------------
 
-cdef void _told_request(void* engine, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
-    (<Probe>engine)._request(stream, text[:n], end)
+cdef void _told_request(void* engine, Session* s, int32_t stream, const KnownHead* head, bint end) noexcept:
+    if not read_as_scanned(head, True): (<Probe>engine)._note(("told otherwise", stream))
+    (<Probe>engine)._request(stream, head.text[:head.n], end)
 
-cdef void _told_response(void* engine, Conn* u, char* text, size_t n, bint end) noexcept:
-    (<Probe>engine)._note(("response", u.stream, text[:n], bool(end)))
+cdef void _told_response(void* engine, Conn* u, const KnownHead* head, bint end) noexcept:
+    if not read_as_scanned(head, False): (<Probe>engine)._note(("told otherwise", u.stream))
+    (<Probe>engine)._note(("response", u.stream, head.text[:head.n], bool(end)))
 
 cdef void _told_data(void* engine, Conn* c, char* p, size_t n) noexcept:
     (<Probe>engine)._data(c, p[:n])
@@ -1438,7 +1489,8 @@ _recording.dirty = _told_dirty
 
 
 cdef class Probe:
-    """A session with hooks that record: `events` are tuples of the hook's name, the stream and what it was told.
+    """A session with hooks that record: `events` are tuples of the hook's name, the stream and what it was told. `told otherwise`
+    comes before a head whose lines are not those of its text.
 
     A server binds each request, but when `refuses` is an error code: then it refuses it with that. `eager`: bodies are consumed as
     they come. `react` is called with each event, within the hook. `wakes` counts the calls of `dirty`.
@@ -1614,7 +1666,8 @@ cdef class Probe:
     @property
     def held(self):
         """Bytes kept for a header block."""
-        return (<Framer*>self.s).text.cap + (<Framer*>self.s).cookies.cap
+        cdef Framer* f = <Framer*>self.s
+        return f.text.cap + f.lines.cap + f.cookies.cap
 
     @property
     def deflater_bytes(self):

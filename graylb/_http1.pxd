@@ -52,13 +52,17 @@ cdef extern from * nogil:
     static inline const char *gl_skip_token(const char *p, const char *e) {
       while (p < e && GL_TOKEN[(unsigned char)*p]) p++;
       return p; }
+    #ifdef __SSE2__
+    /* which of them may not stand in a target */
+    static inline int gl_odd_in_target(__m128i v) { /* as signed bytes: what is above 0x7f is below all */
+      __m128i in = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8(0x20)), _mm_cmplt_epi8(v, _mm_set1_epi8(0x7f)));
+      return _mm_movemask_epi8(_mm_andnot_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('#')), in)) ^ 0xffff; }
+    #endif
     static inline const char *gl_skip_target(const char *p, const char *e) {
     #ifdef __SSE2__
-      while (e - p >= 16) { /* as signed bytes: what is above 0x7f is below all */
-        __m128i v = _mm_loadu_si128((const __m128i *)p);
-        __m128i in = _mm_and_si128(_mm_cmpgt_epi8(v, _mm_set1_epi8(0x20)), _mm_cmplt_epi8(v, _mm_set1_epi8(0x7f)));
-        int m = _mm_movemask_epi8(_mm_andnot_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('#')), in));
-        if (m != 0xffff) return p + __builtin_ctz(~m);
+      while (e - p >= 16) {
+        int m = gl_odd_in_target(_mm_loadu_si128((const __m128i *)p));
+        if (m) return p + __builtin_ctz(m);
         p += 16; }
     #endif
       while (p < e && gl_is_target((unsigned char)*p)) p++;
@@ -176,6 +180,20 @@ cdef struct Head:
     int limit              # headers allowed
     Header headers[MAX_HEADERS]
 
+cdef struct Line:          # of a head, lawful by itself: `name: value CRLF`, no capitals in the name, no white space around the value
+    uint32_t at            # in the head's text
+    uint32_t name_len
+    uint32_t value_len
+    int id                 # see HeaderId
+
+cdef struct KnownHead:     # a whole head, its lines told by who wrote it
+    char* text
+    size_t n
+    const Line* lines
+    int count
+    uint32_t method_len    # a request's
+    uint32_t target_len
+
 cdef struct Body:
     uint8_t kind
     uint8_t state
@@ -206,6 +224,9 @@ cdef bint same_name(const char* a, const char* low, size_t n) noexcept nogil
 cdef void reset_head(Head* h, int limit) noexcept nogil
 cdef int scan_request(Head* h, const char* p, const char* e, int limit) noexcept nogil
 cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcept nogil
+cdef int read_request(Head* h, const KnownHead* k, int limit) noexcept nogil
+cdef int read_response(Head* h, const KnownHead* k, int limit) noexcept nogil
+cdef int classify(const char* n, size_t size, bint plain) noexcept nogil
 cdef bint find_blank_line(const char* p, const char* e) noexcept nogil
 cdef void start_body(Body* b, uint8_t kind, int64_t length) noexcept nogil
 cdef int decode_body(Body* b, char* p, size_t n, Piece* out) noexcept nogil
@@ -215,3 +236,4 @@ cdef char* write_response(Head* h, char* o, uint8_t body_kind, int connection, b
                           const char* extra, size_t extra_len) noexcept nogil
 cdef char* put_line(char* e, const char* line, size_t n) noexcept nogil
 cdef char* chunk_head(char* data, size_t n) noexcept nogil
+cdef bint read_as_scanned(const KnownHead* k, bint request)

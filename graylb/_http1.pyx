@@ -2,6 +2,7 @@
 
 Everything works on bytes in place at C level; the `def` functions at the end are faces for tests, fuzzing and benchmarks.
 The law (RFC 9110, RFC 9112) stands here once, for both directions: `_finish_request`, `_finish_response`, `_note`.
+A head that came by HTTP/2 has known lines, and is read (`read_…`) where one of HTTP/1 is scanned (`scan_…`).
 Scans answer 1 (complete), 0 (more bytes needed) or -1 (refused: `Head.error` holds the code of `graylb.errors`).
 """
 
@@ -21,13 +22,16 @@ cdef enum:
     E_CODING = 10
     E_VERSION = 11
 
+cdef enum:
+    METHOD_MAX = 32
+
 cdef bint same_name(const char* a, const char* low, size_t n) noexcept nogil:
     return gl_same(a, low, n)
 
 
 # ---- the head scanner ----------------------------------------------------------------------------------------------
 
-cdef inline int classify(const char* n, size_t size, bint plain) noexcept nogil:
+cdef int classify(const char* n, size_t size, bint plain) noexcept nogil:
     """Header name -> HeaderId: by length first, so that most names cost one switch. plain: it has nothing but letters, digits and
     `-`."""
     if size == 2:
@@ -166,7 +170,6 @@ cdef int _scan_fields(Head* h, const char* p, const char* e) noexcept nogil:
     cdef Header* x
     cdef int code
     cdef bint plain
-    h.fields = p
     while True:
         if e - p < 2: return 0
         if p[0] == 13:
@@ -203,6 +206,39 @@ cdef int _scan_fields(Head* h, const char* p, const char* e) noexcept nogil:
         h.count += 1
 
 
+cdef int _take_lines(Head* h, const KnownHead* k) noexcept nogil:
+    """What `_scan_fields` does, where the lines are known."""
+    cdef const Line* line = k.lines
+    cdef const Line* e = line + k.count
+    cdef Header* x = h.headers
+    cdef int code
+    if k.count > h.limit: e = line + h.limit
+    while line < e:
+        h.count += 1
+        x.name = k.text + line.at
+        x.name_len = line.name_len
+        x.value = x.name + line.name_len + 2
+        x.value_len = line.value_len
+        x.id = <uint16_t>line.id
+        x.use = RUN
+        if x.id:
+            code = _note(h, x)
+            if code >= 0: return _refuse(h, code)
+        x += 1
+        line += 1
+    if k.count > h.limit: return _refuse(h, E_TOO_LARGE)
+    h.end = k.text + k.n
+    return 1
+
+
+cdef extern from * nogil:
+    """
+    /* characters of a host's name */
+    static const unsigned char GL_HOST[256] = {
+      ['0' ... '9'] = 1, ['a' ... 'z'] = 1, ['A' ... 'Z'] = 1, ['-'] = 1, ['.'] = 1, ['_'] = 1};
+    """
+    const unsigned char* GL_HOST
+
 cdef bint _valid_host(const char* p, size_t n) noexcept nogil:
     """host [":" port] (RFC 9112 3.2): reg-name characters or a bracketed IPv6 literal; no userinfo, no list."""
     cdef size_t i = 0
@@ -218,10 +254,7 @@ cdef bint _valid_host(const char* p, size_t n) noexcept nogil:
         if i == n or i < 3: return False
         i += 1
     else:
-        while i < n and p[i] != 58:
-            c = <unsigned char>p[i]
-            if not ((48 <= c <= 57) or (97 <= gl_lower(c) <= 122) or c == 45 or c == 46 or c == 95): return False
-            i += 1
+        while i < n and GL_HOST[<unsigned char>p[i]]: i += 1
         if i == 0: return False
     if i == n: return True
     if p[i] != 58 or n - i > 6: return False
@@ -331,18 +364,21 @@ cdef bint _same_authority(Head* h) noexcept nogil:
     return True
 
 
-cdef int scan_request(Head* h, const char* p, const char* e, int limit) noexcept nogil:
-    """Scans one request head from [p, e). The caller bounds e - p by the head limit."""
+cdef inline void _method(Head* h, const char* p, size_t n) noexcept nogil:
+    h.method = p
+    h.method_len = <uint32_t>n
+    h.is_head = n == 4 and memcmp(p, b"HEAD", 4) == 0
+
+
+cdef int _request_line(Head* h, const char* p, const char* e) noexcept nogil:
+    """Up to the first field line."""
     cdef const char* q
     cdef int r
-    reset_head(h, limit)
     h.start = p
     q = gl_skip_token(p, e)
-    if q == e: return 0 if q - p <= 32 else _refuse(h, E_BAD_REQUEST)
-    if q[0] != 32 or q == p or q - p > 32: return _refuse(h, E_BAD_REQUEST)
-    h.method = p
-    h.method_len = <uint32_t>(q - p)
-    h.is_head = q - p == 4 and memcmp(p, b"HEAD", 4) == 0
+    if q == e: return 0 if q - p <= METHOD_MAX else _refuse(h, E_BAD_REQUEST)
+    if q[0] != 32 or q == p or q - p > METHOD_MAX: return _refuse(h, E_BAD_REQUEST)
+    _method(h, p, q - p)
     p = q + 1
     q = gl_skip_target(p, e)
     h.target = p
@@ -353,17 +389,40 @@ cdef int scan_request(Head* h, const char* p, const char* e, int limit) noexcept
     if memcmp(q + 1, b"HTTP/", 5) != 0 or q[9] != 13 or q[10] != 10: return _refuse(h, E_BAD_REQUEST)
     if memcmp(q + 6, b"1.", 2) != 0 or (q[8] | 1) != 49: return _refuse(h, E_VERSION)
     h.minor = q[8] - 48
+    h.fields = q + 11
     r = _split_target(h)
-    if r >= 0: return _refuse(h, r)
-    r = _scan_fields(h, q + 11, e)
+    return _refuse(h, r) if r >= 0 else 1
+
+
+cdef int scan_request(Head* h, const char* p, const char* e, int limit) noexcept nogil:
+    """Scans one request head from [p, e). The caller bounds e - p by the head limit."""
+    cdef int r
+    reset_head(h, limit)
+    r = _request_line(h, p, e)
+    if r == 1: r = _scan_fields(h, h.fields, e)
     return r if r != 1 else _finish_request(h)
 
 
-cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcept nogil:
-    """Scans one response head from [p, e)."""
-    cdef const char* q
+cdef int read_request(Head* h, const KnownHead* k, int limit) noexcept nogil:
+    """The same of a head whose lines are known."""
     cdef int r
     reset_head(h, limit)
+    h.start = k.text
+    if k.method_len > METHOD_MAX: return _refuse(h, E_BAD_REQUEST)
+    _method(h, k.text, k.method_len)
+    h.target = k.text + k.method_len + 1
+    h.target_len = k.target_len
+    h.fields = h.target + k.target_len + 11
+    r = _split_target(h)
+    if r >= 0: return _refuse(h, r)
+    r = _take_lines(h, k)
+    return r if r != 1 else _finish_request(h)
+
+
+cdef int _status_line(Head* h, const char* p, const char* e) noexcept nogil:
+    """Up to the first field line."""
+    cdef const char* q
+    cdef int i
     h.is_response = 1
     h.start = p
     # what cannot become a status line is refused at once: waiting for more of it would be waiting for the timeout
@@ -371,8 +430,8 @@ cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcep
     if e - p < 15: return 0
     if p[8] != 32 or (p[7] | 1) != 49: return -1
     h.minor = p[7] - 48
-    for r in range(9, 12):
-        if p[r] < 48 or p[r] > 57: return -1
+    for i in range(9, 12):
+        if p[i] < 48 or p[i] > 57: return -1
     h.status = (p[9] - 48) * 100 + (p[10] - 48) * 10 + (p[11] - 48)
     if h.status < 100 or h.status > 599: return -1
     if p[12] != 32 and p[12] != 13: return -1
@@ -381,7 +440,25 @@ cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcep
     if q[0] != 13 or q[1] != 10: return -1
     h.reason = p + 13
     h.reason_len = <uint32_t>(q - p - 13) if q > p + 13 else 0
-    r = _scan_fields(h, q + 2, e)
+    h.fields = q + 2
+    return 1
+
+
+cdef int scan_response(Head* h, const char* p, const char* e, int limit) noexcept nogil:
+    """Scans one response head from [p, e)."""
+    cdef int r
+    reset_head(h, limit)
+    r = _status_line(h, p, e)
+    if r == 1: r = _scan_fields(h, h.fields, e)
+    return r if r != 1 else _finish_response(h)
+
+
+cdef int read_response(Head* h, const KnownHead* k, int limit) noexcept nogil:
+    """The same of a head whose lines are known."""
+    cdef int r
+    reset_head(h, limit)
+    r = _status_line(h, k.text, k.text + k.n)
+    if r == 1: r = _take_lines(h, k)
     return r if r != 1 else _finish_response(h)
 
 
@@ -750,6 +827,19 @@ cdef dict _view(Head* h, bint request):
     else:
         out.update(status=h.status, reason=_text(h.reason, h.reason_len), websocket=bool(h.websocket))
     return out
+
+
+cdef bint read_as_scanned(const KnownHead* k, bint request):
+    """Whether `read_…` makes of a head what `scan_…` makes of its text."""
+    cdef Head a, b
+    cdef int i
+    cdef int read = read_request(&a, k, MAX_HEADERS) if request else read_response(&a, k, MAX_HEADERS)
+    cdef int scanned = scan_request(&b, k.text, k.text + k.n, MAX_HEADERS) if request \
+        else scan_response(&b, k.text, k.text + k.n, MAX_HEADERS)
+    if read != scanned or a.error != b.error: return False
+    if read < 0: return True
+    if _view(&a, request) != _view(&b, request): return False
+    return not any([a.headers[i].id != b.headers[i].id or a.headers[i].use != b.headers[i].use for i in range(a.count)])
 
 
 def parse_request(bytes data, int limit=100):

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from graylb._clients cimport Clients
 from graylb._h2 cimport H2Api, H2Hooks, H2Limits
+from graylb._http1 cimport KnownHead
 from graylb._live cimport Conn, Exchange, Session, TableState, Upstream
 from graylb._sockets cimport gl_now_us
 
@@ -38,8 +39,8 @@ cdef class Streams(Clients):
     cdef void _leave_pool(self, Session* s) noexcept
     cdef void _unused(self, Session* s) noexcept
     # what happens to streams is for the floors above to say
-    cdef void _stream_request(self, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept
-    cdef void _stream_response(self, Conn* u, char* text, size_t n, bint end) noexcept
+    cdef void _stream_request(self, Session* s, int32_t stream, const KnownHead* head, bint end) noexcept
+    cdef void _stream_response(self, Conn* u, const KnownHead* head, bint end) noexcept
     cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept
     cdef void _stream_end(self, Conn* c, char* trailers, size_t n) noexcept
     # seen: its request may have been processed, as far as that can be told

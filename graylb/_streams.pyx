@@ -342,10 +342,10 @@ cdef class Streams(Clients):
     cdef void _waits_from_now(self, Conn* u) noexcept:
         """The session of a stream to an instance is connected."""
 
-    cdef void _stream_request(self, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
-        """A client's new stream; text is good until this returns."""
+    cdef void _stream_request(self, Session* s, int32_t stream, const KnownHead* head, bint end) noexcept:
+        """A client's new stream; head is good until this returns."""
 
-    cdef void _stream_response(self, Conn* u, char* text, size_t n, bint end) noexcept:
+    cdef void _stream_response(self, Conn* u, const KnownHead* head, bint end) noexcept:
         """A head of an answer, 1xx included."""
 
     cdef void _stream_data(self, Conn* c, char* p, size_t n) noexcept:
@@ -369,12 +369,12 @@ cdef Session* open_session(Upstream up) noexcept:
 
 # ---- what the codec calls ------------------------------------------------------------------------------------------
 
-cdef void on_request(void* engine, Session* s, int32_t stream, char* text, size_t n, bint end) noexcept:
-    (<Streams>engine)._stream_request(s, stream, text, n, end)
+cdef void on_request(void* engine, Session* s, int32_t stream, const KnownHead* head, bint end) noexcept:
+    (<Streams>engine)._stream_request(s, stream, head, end)
 
 
-cdef void on_response(void* engine, Conn* u, char* text, size_t n, bint end) noexcept:
-    (<Streams>engine)._stream_response(u, text, n, end)
+cdef void on_response(void* engine, Conn* u, const KnownHead* head, bint end) noexcept:
+    (<Streams>engine)._stream_response(u, head, end)
 
 
 cdef void on_data(void* engine, Conn* c, char* p, size_t n) noexcept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Callable
 
 import hpack
 import pytest
@@ -74,6 +75,10 @@ def lines(text: bytes) -> list[tuple[str, str]]:
     assert text.endswith(b"\r\n\r\n")
     pairs = (line.split(": ", 1) for line in text[:-4].decode("latin-1").split("\r\n")[1:])
     return [(name, value) for name, value in pairs]
+
+
+def authority(text: str) -> tuple[str, str]:
+    return ":authority", text
 
 
 # ---- requests
@@ -221,6 +226,50 @@ LAWFUL = {
 @pytest.mark.parametrize(("fields", "text"), LAWFUL.values(), ids=LAWFUL.keys())
 def test_lawful_requests_that_look_odd(fields: Fields, text: bytes) -> None:
     assert told(fields)[1] == [("request", 1, text, True)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 40])
+def test_one_odd_byte_is_found_wherever_it_stands(size: int) -> None:
+    def odd(with_text: Callable[[str], Fields], byte: str) -> list[object]:
+        texts = ["a" * at + byte + "a" * (size - at - 1) for at in range(size)]
+        return [text for text in texts if told(with_text(text))[1] != [("rejected", 400)]]
+
+    plain = "a" * size
+    assert [name for name, *_ in told(request((plain, plain), path="/" + plain))[1]] == ["request"]
+    assert [name for name, *_ in told([*request()[:2], authority(plain), request()[3]])[1]] == ["request"]
+    assert odd(lambda text: request((text, "x")), "A") == []
+    assert odd(lambda text: request((text, "x")), "\x7f") == []
+    assert odd(lambda text: request(("x", text)), "\x01") == []
+    assert odd(lambda text: request(("x", text)), "\x7f") == []
+    assert odd(lambda text: request(path="/" + text), " ") == []
+    assert odd(lambda text: request(path="/" + text), "#") == []
+    assert odd(lambda text: [*request()[:2], authority(text), request()[3]], "\xe9") == []
+
+
+KNOWN = [
+    ("accept", "*/*"), ("user-agent", "x"), ("via", "2 a"), ("forwarded", "for=1"), ("x-forwarded-for", "1"),
+    ("x-forwarded-host", "b"), ("x-forwarded-proto", "http"), ("x-forwarded-client-cert", "c"), ("baggage", "a=b"),
+    ("trailer", "t"), ("expect", "100-continue"), ("expect", "more"), ("te", "trailers"), ("cookie", "a=b"),
+    ("content-type", "application/grpc+x"), ("content-type", "application/grpc-web"), ("content-type", "text/html"),
+    ("content-length", "0"), ("content-length", "000"), ("grpc-timeout", "1S"), ("grpc-status", "0"), ("x-graylb-", ""),
+    ("x-graylb-probe", "1"), ("x-service-version", "v2"), ("sec-ch-ua-mobile", "?1"), ("an_underscore", "x"),
+    ("a_b_c_d_e_f_g_h_i_j_k", "x"), ("a+plus", "x"), ("x", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", KNOWN, ids=lambda field: "=".join(field))
+def test_a_field_is_told_as_the_scanner_would_find_it(field: tuple[str, str]) -> None:
+    fields = [field, ("x", "y"), field] if field[0] != "content-length" else [field, ("x", "y")]
+    assert [name for name, *_ in told(request(*fields))[1]] == ["request"]
+    assert [name for name, *_ in replied([(":status", "200"), *fields], end=False).events] == ["response"]
+
+
+def test_heads_are_told_with_their_own_lines_however_many_come_at_once() -> None:
+    server, coder = Probe(True), Coder()
+    asked = [request(*((f"x{number}-{i}", "v" * number) for i in range(number))) for number in range(40)]
+    server.receive(PREFACE + settings() + b"".join(coder.headers(2 * n + 1, each) for n, each in enumerate(asked)))
+    assert [name for name, *_ in server.events] == ["request"] * 40
+    assert [lines(event[2])[1:] for event in server.events] == [each[4:] for each in asked]
 
 
 # ---- pitfall 3: libnghttp2 does not hold a peer to MAX_HEADER_LIST_SIZE

@@ -102,6 +102,7 @@ def lawful(events: list[tuple]) -> None:  # type: ignore[type-arg]
     for name, *rest in events:
         if name in OUT_OF_STREAM:
             continue
+        assert name != "told otherwise"
         stream = rest[0]
         before = state.get(stream, "")
         assert before != "closed" or name == "request", (name, stream)

@@ -143,6 +143,20 @@ class H2Client:
             self.trail(stream, trailers)
         return self.answer(stream)
 
+    def ask_at_once(self, heads: list[Fields], bodies: list[bytes], *, heads_first: bool) -> list[Answer]:
+        """Requests that leave in one piece, each body behind its head or all behind all heads."""
+        first = self.h2.get_next_available_stream_id()
+        streams = range(first, first + 2 * len(heads), 2)
+        for stream, head, body in zip(streams, heads, bodies, strict=True):
+            self.answers[stream] = Answer()
+            self.h2.send_headers(stream, head)
+            if not heads_first:
+                self.h2.send_data(stream, body, end_stream=True)
+        for stream, body in zip(streams, bodies if heads_first else [], strict=False):
+            self.h2.send_data(stream, body, end_stream=True)
+        self.flush()
+        return [self.answer(stream) for stream in streams]
+
     def _take(self, event: Event) -> None:
         if isinstance(event, ConnectionTerminated):
             self.gone = int(event.error_code or 0)

@@ -68,6 +68,32 @@ def test_a_request_with_a_body(site: Site, size: int, counted: bool) -> None:
     )
 
 
+def numbered(*more: tuple[str, str], host: str, path: str = "/echo") -> tuple[list[Fields], list[bytes]]:
+    """40 requests with bodies of their own, some of them empty."""
+    bodies = [b"%d," % number * (number % 7) for number in range(40)]
+    return [fields(*more, method="POST", path=f"{path}?{number}", host=host) for number in range(40)], bodies
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("counted", [True, False])
+def test_requests_that_come_whole_keep_their_own_bodies(site: Site, counted: bool, heads_first: bool) -> None:
+    site.on("/echo", lambda call: call.answer(200, call.body()))
+    heads, bodies = numbered(host=site.host)
+    if counted:
+        heads = [[*head, ("content-length", str(len(body)))] for head, body in zip(heads, bodies, strict=True)]
+    with h2(site) as client:
+        for _ in range(2):
+            answers = client.ask_at_once(heads, bodies, heads_first=heads_first)
+            assert [(answer.status, answer.body) for answer in answers] == [(200, body) for body in bodies]
+
+
+def test_whole_requests_that_graylb_answers_itself(site: Site) -> None:
+    with h2(site) as client:
+        answers = client.ask_at_once(*numbered(host="nowhere.test"), heads_first=True)
+        assert [answer.status for answer in answers] == [404] * 40
+        assert ask(client, site, "/").status == 200
+
+
 def _close_delimited(call: Call) -> None:
     call.send(b"HTTP/1.1 200 OK\r\nconnection: close\r\nkeep-alive: 5\r\n\r\n", BIG[:300_000])
     call.close()
@@ -260,6 +286,16 @@ def test_http2_answers_without_a_body_to_http1(scene: Scene) -> None:
         assert client.send(plain("GET", "/empty", "up.test")).response().status == 204
         assert client.send(plain("HEAD", "/300000", "up.test")).response("HEAD").status == 200
         assert client.send(plain("GET", "/hints", "up.test")).response().interim == [103]
+
+
+@pytest.mark.parametrize("heads_first", [True, False])
+@pytest.mark.parametrize("path", ["/", "/refuse"])
+def test_whole_requests_to_http2(scene: Scene, path: str, heads_first: bool) -> None:
+    heads, bodies = numbered(host="up.test", path=path)
+    with H2Client(scene.proxy.address) as client:
+        answers = client.ask_at_once(heads, bodies, heads_first=heads_first)
+        assert [(answer.status, answer.body) for answer in answers] == [(200, body) for body in bodies]
+        assert client.ask(fields(host="up.test")).status == 200
 
 
 def test_an_instance_that_resets_a_stream(scene: Scene) -> None:

@@ -106,6 +106,26 @@ cdef extern from * nogil:
       if (n >= 4) return !gl_odd(p, n, gl_odd_in_target);
     #endif
       return gl_skip_target(p, p + n) == p + n; }
+    /* n bytes, few of them mostly; a call of memcmp costs more */
+    static inline __attribute__((always_inline)) int gl_equal(const char *p, const char *q, size_t n) {
+      uint64_t a, b, x, y; uint32_t c, d, u, v;
+    #ifdef __SSE2__
+      if (n >= 16) {
+        __m128i same = _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(p + n - 16)), _mm_loadu_si128((const __m128i *)(q + n - 16)));
+        for (size_t i = 0; i + 16 < n; i += 16)
+          same = _mm_and_si128(same, _mm_cmpeq_epi8(_mm_loadu_si128((const __m128i *)(p + i)), _mm_loadu_si128((const __m128i *)(q + i))));
+        return _mm_movemask_epi8(same) == 0xffff; }
+    #else
+      if (n >= 16) return !memcmp(p, q, n);
+    #endif
+      if (n >= 8) {
+        memcpy(&a, p, 8); memcpy(&b, p + n - 8, 8); memcpy(&x, q, 8); memcpy(&y, q + n - 8, 8);
+        return a == x && b == y; }
+      if (n >= 4) {
+        memcpy(&c, p, 4); memcpy(&d, p + n - 4, 4); memcpy(&u, q, 4); memcpy(&v, q + n - 4, 4);
+        return c == u && d == v; }
+      for (size_t i = 0; i < n; i++) if (p[i] != q[i]) return 0;
+      return 1; }
     #define gl_prefetch(p) __builtin_prefetch((p), 1)
     /* n bytes that will be wanted soon */
     static inline void gl_foresee(const void *p, size_t n) {
@@ -121,6 +141,7 @@ cdef extern from * nogil:
     int gl_name_kind(const char*, size_t)
     bint gl_is_bare_value(const char*, size_t)
     bint gl_is_target_text(const char*, size_t)
+    bint gl_equal(const char*, const char*, size_t)
     void gl_prefetch(const void*)
     void gl_foresee(const void*, size_t)
     void* gl_aligned(size_t)
@@ -144,6 +165,9 @@ cdef enum:
     ASKED = 32                     # requests that are told at once …
     ASKED_BYTES = 24576            # … and what their texts may take
     AHEAD = 16                     # answers whose streams are brought into the cache at once
+    OVER = 64                      # a power of 2
+    BEFORE_BYTES = 1024            # a longer text is not kept for the next one
+    BEFORE_LINES = 32
     SPARE = 4                      # text buffers kept
     SPARE_MAX = 32768
     UNCOPIED = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
@@ -184,6 +208,11 @@ cdef struct Span:
     uint32_t at
     uint32_t n
 
+cdef struct Before:               # a head or trailers that came before on a session; most lines of the next are the same
+    Line* lines                    # of `text`
+    char* text                     # in the same block
+    int n
+
 cdef struct Lent:                 # before the text of a head that libnghttp2 has not packed yet: it reads the fields from there
     Lent* next
     Lent* previous
@@ -221,6 +250,9 @@ cdef struct Framer:
     Text text
     Text lines                     # Lines of the text
     Text cookies
+    Before before[2]               # heads, trailers
+    int next                       # line of that which is expected
+    uint32_t missed                # fields that were none of its lines
     size_t start                   # where the head begins in the text; before it stand the pseudo-header fields
     size_t lines_at                # and where its Lines begin
     Span method
@@ -248,6 +280,7 @@ cdef struct Framer:
     int64_t resets                 # left, times RESET_MS
     int64_t control                # left, times CONTROL_MS
     uint64_t refilled              # ms
+    int32_t over[OVER]             # streams that a client has ended and that are closed: the newest of each number modulo OVER
     int32_t highest                # of a client's streams
     int32_t gap_from               # those that it passed over last
     int32_t gap_to
@@ -478,6 +511,22 @@ cdef inline int _reset(Framer* f) noexcept:
     return 0 if f.resets >= 0 else _punish(f, H2_ENHANCE_YOUR_CALM)
 
 
+cdef inline int32_t* _over(Framer* f, int32_t stream) noexcept:
+    return &f.over[stream >> 1 & (OVER - 1)]
+
+
+cdef inline bint _is_late(Framer* f, const uint8_t* head) noexcept:
+    """Whether a client's frame goes on with a stream that it has ended (RFC 9113 section 5.1). libnghttp2 takes that for what was under
+    way when a stream was reset here, and tells nobody."""
+    cdef int32_t stream = _stream_of(head)
+    if head[3] == NGHTTP2_RST_STREAM: _over(f, stream)[0] = stream
+    return head[3] <= NGHTTP2_HEADERS and stream and _over(f, stream)[0] == stream
+
+
+cdef inline int32_t _stream_of(const uint8_t* head) noexcept:
+    return (head[5] & 127) << 24 | head[6] << 16 | head[7] << 8 | head[8]
+
+
 cdef int _in_turn(Framer* f, int32_t stream) noexcept:
     """0 unless a client's HEADERS come for a stream that it has passed over (RFC 9113 section 5.1.1): libnghttp2 drops those, for it
     takes them for what follows a stream that it has forgotten."""
@@ -558,7 +607,8 @@ cdef int _on_begin_headers(nghttp2_session* ng, const nghttp2_frame* frame, void
     f.verdict = f.status = 0
     f.seen = 0
     f.length = -1
-    f.fields = 0
+    f.fields = f.missed = 0
+    f.next = 0
     f.size = ADDED
     f.cookies.n = 0                # of a block that broke off
     f.method.n = f.path.n = f.scheme.n = f.authority.n = 0
@@ -691,6 +741,7 @@ cdef int _on_header(nghttp2_session* ng, const nghttp2_frame* frame, const uint8
 
 
 cdef inline void _field(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
+    cdef const Line* again
     cdef int kind, id
     f.fields += 1
     if f.fields > f.most_fields:
@@ -701,6 +752,12 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
             _begin_request(f)
             if f.verdict: return
         elif f.block == RESPONSE: _begin_response(f)
+        f.next = <int>((f.lines.n - f.lines_at) // sizeof(Line))
+    again = _expected(f, name, n, value, m)
+    if again != NULL:
+        if (not SPECIAL >> again.id & 1 or _is_line(f, again.id, value, m)) and not _line_again(f, again): f.verdict = 500
+        return
+    f.missed += 1
     # what is only just written would be slow to look at: the name and the value are looked at where they came
     kind = gl_name_kind(name, n)
     if kind == 0 or not gl_is_bare_value(value, m):
@@ -708,6 +765,43 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
         return
     id = classify(name, n, kind == GL_PLAIN)
     if (not SPECIAL >> id & 1 or _is_line(f, id, value, m)) and not _line(f, id, name, n, value, m): f.verdict = 500
+
+
+cdef inline const Line* _expected(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
+    """The line that this field was in the head before, if it was: then it is lawful, and known."""
+    cdef Before* b = &f.before[f.block == TRAILERS]
+    cdef const Line* line = &b.lines[f.next]
+    cdef const char* p
+    if f.next >= b.n: return NULL
+    p = b.text + line.at
+    if line.name_len != n or not gl_equal(p, name, n): return NULL
+    f.next += 1
+    return line if line.value_len == m and gl_equal(p + n + 2, value, m) else NULL
+
+
+cdef inline bint _line_again(Framer* f, const Line* before) noexcept:
+    cdef const char* p = f.before[f.block == TRAILERS].text + before.at
+    cdef size_t n = before.name_len + before.value_len + 4
+    cdef Line* line
+    if not _fits(&f.text, n) or not _fits(&f.lines, sizeof(Line)): return False
+    line = <Line*>(f.lines.p + f.lines.n)
+    line[0] = before[0]
+    line.at = <uint32_t>(f.text.n - f.start)
+    f.lines.n += sizeof(Line)
+    _put(&f.text, p, n)
+    return True
+
+
+cdef void _keep(Framer* f, Before* b) noexcept:
+    """What has arrived is what the next one is likely to be."""
+    cdef size_t n = f.text.n - f.start, lines = f.lines.n - f.lines_at
+    _give(b.lines, NULL)
+    b.lines = <Line*>_take(lines + n, NULL) if n <= BEFORE_BYTES and lines <= BEFORE_LINES * sizeof(Line) else NULL
+    b.n = <int>(lines // sizeof(Line)) if b.lines != NULL else 0
+    if b.n == 0: return
+    b.text = <char*>b.lines + lines
+    memcpy(b.lines, f.lines.p + f.lines_at, lines)
+    memcpy(b.text, f.text.p + f.start, n)
 
 
 cdef bint _is_line(Framer* f, int id, const char* value, size_t m) noexcept:
@@ -765,6 +859,7 @@ cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
     """A header block is complete."""
     cdef uint8_t block = f.block
     cdef int r = 0
+    if f.verdict == 0 and 4 * f.missed > f.fields: _keep(f, &f.before[block == TRAILERS])
     f.block = NOTHING
     if block == REQUEST: r = _request_done(f, stream, end)
     elif block == RESPONSE: _response_done(f, stream, end)
@@ -1088,8 +1183,10 @@ cdef int _on_frame_send(nghttp2_session* ng, const nghttp2_frame* frame, void* u
     if type == NGHTTP2_DATA or type == NGHTTP2_HEADERS:
         if f.s.server:
             # answered before the request was complete: the rest of it is not wanted (RFC 9113 section 8.1)
-            if frame.hd.flags & NGHTTP2_FLAG_END_STREAM and nghttp2_session_get_stream_remote_close(ng, frame.hd.stream_id) == 0:
-                nghttp2_submit_rst_stream(ng, NGHTTP2_FLAG_NONE, frame.hd.stream_id, H2_NO_ERROR)
+            if frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+                if nghttp2_session_get_stream_remote_close(ng, frame.hd.stream_id):
+                    _over(f, frame.hd.stream_id)[0] = frame.hd.stream_id
+                else: nghttp2_submit_rst_stream(ng, NGHTTP2_FLAG_NONE, frame.hd.stream_id, H2_NO_ERROR)
         elif type == NGHTTP2_HEADERS and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
             c = _conn(f, frame.hd.stream_id)
             if c != NULL: c.phase |= SENT
@@ -1137,9 +1234,9 @@ cdef bint _start(Framer* f) noexcept:
     cdef const H2Limits* limits = f.limits
     cdef int r
     if nghttp2_option_new(&option) != 0: return False
-    # Some closed streams are kept, by libnghttp2's default: only so it tells DATA on one that the client has ended, which is an
-    # error (RFC 9113 section 6.1), from what was under way when we reset one. They cost 30 KB a connection at most.
     nghttp2_option_set_no_auto_window_update(option, 1)
+    # it would keep a hundred for a tree of priorities, and take new memory for each new stream; see Framer.over
+    nghttp2_option_set_no_closed_streams(option, 1)
     # the laws of messages (RFC 9113 section 8) are held here, where their fields are looked at anyway
     nghttp2_option_set_no_http_messaging(option, 1)
     nghttp2_option_set_max_send_header_block_length(option, 4 * 131072)
@@ -1178,6 +1275,7 @@ cdef Session* _open(bint server, const H2Limits* limits, const H2Hooks* hooks, v
     f.s.server = server
     f.s.max_streams = 100
     f.highest = -1
+    f.ahead = PREFACE if server else 0
     f.gap_to = -1
     f.resets = <int64_t>limits.resets * RESET_MS
     f.control = <int64_t>limits.control * CONTROL_MS
@@ -1194,15 +1292,15 @@ cdef void _free(Session* s) noexcept:
     if f.ng != NULL: nghttp2_session_del(f.ng)
     while f.lent != NULL: _take_back(f, <char*>(f.lent + 1))
     _forget_text(f)
+    _give(f.before[0].lines, NULL)
+    _give(f.before[1].lines, NULL)
     free(f)
 
 
-cdef size_t _foresee(Framer* f, const uint8_t* p, size_t n) noexcept:
-    """Brings what the next answers need into the cache, for all of them at once rather than one after the other: their streams have
-    waited for long. How many bytes hold those."""
-    cdef Conn* found[AHEAD]
-    cdef Conn* c
-    cdef int i, k = 0
+cdef size_t _look_ahead(Framer* f, const uint8_t* p, size_t n, bint* late) noexcept:
+    """How many bytes are to be received at once: until a frame that is late, or as many answers as the cache holds the streams of."""
+    cdef int32_t streams[AHEAD]
+    cdef int k = 0
     cdef size_t at = f.ahead
     if f.part_n:                   # a frame whose head was cut
         at = min(n, <size_t>(FRAME_HEAD - f.part_n))
@@ -1210,20 +1308,18 @@ cdef size_t _foresee(Framer* f, const uint8_t* p, size_t n) noexcept:
         f.part_n += <uint8_t>at
         if f.part_n < FRAME_HEAD: return n
         f.part_n = 0
+        late[0] = f.s.server and _is_late(f, f.part)
+        if late[0]: return at
         at += f.part[0] << 16 | f.part[1] << 8 | f.part[2]
     while at + FRAME_HEAD <= n and k < AHEAD:
-        if p[at + 3] == NGHTTP2_HEADERS:
-            c = <Conn*>nghttp2_session_get_stream_user_data(
-                f.ng, (p[at + 5] & 127) << 24 | p[at + 6] << 16 | p[at + 7] << 8 | p[at + 8])
-            if c != NULL and (k == 0 or c != found[k - 1]):
-                gl_foresee(c, sizeof(Conn))
-                found[k] = c
-                k += 1
+        if f.s.server:
+            late[0] = _is_late(f, p + at)
+            if late[0]: return at
+        elif p[at + 3] == NGHTTP2_HEADERS and (k == 0 or streams[k - 1] != _stream_of(p + at)):
+            streams[k] = _stream_of(p + at)
+            k += 1
         at += FRAME_HEAD + (p[at] << 16 | p[at + 1] << 8 | p[at + 2])
-    for i in range(k):
-        if found[i].x != NULL: gl_foresee(found[i].x, sizeof(Exchange))
-    for i in range(k):
-        if found[i].x != NULL and found[i].x.client != NULL: gl_foresee(found[i].x.client, sizeof(Conn))
+    _foresee(f, streams, k)
     if k == AHEAD and at < n:
         f.ahead = 0
         return at
@@ -1234,14 +1330,33 @@ cdef size_t _foresee(Framer* f, const uint8_t* p, size_t n) noexcept:
     return n
 
 
+cdef void _foresee(Framer* f, const int32_t* streams, int n) noexcept:
+    """Brings what the next answers need into the cache, for all of them at once rather than one after the other: their streams have
+    waited for long."""
+    cdef Conn* found[AHEAD]
+    cdef Conn* c
+    cdef int i, k = 0
+    for i in range(n):
+        c = <Conn*>nghttp2_session_get_stream_user_data(f.ng, streams[i])
+        if c != NULL:
+            gl_foresee(c, sizeof(Conn))
+            found[k] = c
+            k += 1
+    for i in range(k):
+        if found[i].x != NULL: gl_foresee(found[i].x, sizeof(Exchange))
+    for i in range(k):
+        if found[i].x != NULL and found[i].x.client != NULL: gl_foresee(found[i].x.client, sizeof(Conn))
+
+
 cdef int _receive(Session* s, const char* p, size_t n) noexcept:
     cdef Framer* f = <Framer*>s
     cdef ssize_t r = 0
     cdef size_t k
+    cdef bint late = False
     if f.broken: return -1
     _refill(f)
-    while n and r >= 0:
-        k = n if f.s.server else _foresee(f, <const uint8_t*>p, n)
+    while n and r >= 0 and not late:
+        k = _look_ahead(f, <const uint8_t*>p, n, &late)
         r = nghttp2_session_mem_recv(f.ng, <const uint8_t*>p, k)
         p += k
         n -= k
@@ -1250,7 +1365,8 @@ cdef int _receive(Session* s, const char* p, size_t n) noexcept:
     # the connection's window opens at once: a stream whose reader is slow must not stall the others
     if f.consumed: nghttp2_session_consume_connection(f.ng, f.consumed)
     f.consumed = 0
-    if r < 0: _punish(f, H2_PROTOCOL_ERROR if r == NGHTTP2_ERR_BAD_CLIENT_MAGIC else H2_ENHANCE_YOUR_CALM)
+    if late: _punish(f, H2_STREAM_CLOSED)
+    elif r < 0: _punish(f, H2_PROTOCOL_ERROR if r == NGHTTP2_ERR_BAD_CLIENT_MAGIC else H2_ENHANCE_YOUR_CALM)
     elif nghttp2_session_get_outbound_queue_size(f.ng) > QUEUED + 8 * f.limits.streams: _punish(f, H2_ENHANCE_YOUR_CALM)
     if nghttp2_session_want_write(f.ng): _touch(f)
     return -1 if f.broken else 0

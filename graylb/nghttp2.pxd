@@ -150,6 +150,7 @@ cdef extern from "<nghttp2/nghttp2.h>":
     int nghttp2_option_new(nghttp2_option**)
     void nghttp2_option_del(nghttp2_option*)
     void nghttp2_option_set_no_auto_window_update(nghttp2_option*, int)
+    void nghttp2_option_set_no_closed_streams(nghttp2_option*, int)
     void nghttp2_option_set_no_http_messaging(nghttp2_option*, int)
     void nghttp2_option_set_user_recv_extension_type(nghttp2_option*, uint8_t)
     void nghttp2_option_set_max_send_header_block_length(nghttp2_option*, size_t)

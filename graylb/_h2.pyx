@@ -168,6 +168,7 @@ cdef enum:
     OVER = 64                      # a power of 2
     BEFORE_BYTES = 1024            # a longer text is not kept for the next one
     BEFORE_LINES = 32
+    NEVER = 1 << 30                # bytes of a line that no text is long enough for
     SPARE = 4                      # text buffers kept
     SPARE_MAX = 32768
     UNCOPIED = NGHTTP2_NV_FLAG_NO_COPY_NAME | NGHTTP2_NV_FLAG_NO_COPY_VALUE
@@ -208,7 +209,7 @@ cdef struct Span:
     uint32_t at
     uint32_t n
 
-cdef struct Before:               # a head or trailers that came before on a session; most lines of the next are the same
+cdef struct Before:               # a head or trailers that a session had before; most lines of the next are the same
     Line* lines                    # of `text`
     char* text                     # in the same block
     int n
@@ -250,8 +251,9 @@ cdef struct Framer:
     Text text
     Text lines                     # Lines of the text
     Text cookies
-    Before before[2]               # heads, trailers
-    int next                       # line of that which is expected
+    Before came[2]                 # heads, trailers
+    Before went[2]
+    int next                       # line of what came that is expected
     uint32_t missed                # fields that were none of its lines
     size_t start                   # where the head begins in the text; before it stand the pseudo-header fields
     size_t lines_at                # and where its Lines begin
@@ -769,7 +771,7 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
 
 cdef inline const Line* _expected(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
     """The line that this field was in the head before, if it was: then it is lawful, and known."""
-    cdef Before* b = &f.before[f.block == TRAILERS]
+    cdef Before* b = &f.came[f.block == TRAILERS]
     cdef const Line* line = &b.lines[f.next]
     cdef const char* p
     if f.next >= b.n: return NULL
@@ -780,7 +782,7 @@ cdef inline const Line* _expected(Framer* f, const char* name, size_t n, const c
 
 
 cdef inline bint _line_again(Framer* f, const Line* before) noexcept:
-    cdef const char* p = f.before[f.block == TRAILERS].text + before.at
+    cdef const char* p = f.came[f.block == TRAILERS].text + before.at
     cdef size_t n = before.name_len + before.value_len + 4
     cdef Line* line
     if not _fits(&f.text, n) or not _fits(&f.lines, sizeof(Line)): return False
@@ -792,16 +794,23 @@ cdef inline bint _line_again(Framer* f, const Line* before) noexcept:
     return True
 
 
-cdef void _keep(Framer* f, Before* b) noexcept:
-    """What has arrived is what the next one is likely to be."""
-    cdef size_t n = f.text.n - f.start, lines = f.lines.n - f.lines_at
+cdef void _keep_what_came(Framer* f, Before* b) noexcept:
+    """The next one is likely to be the same."""
+    cdef size_t lines = f.lines.n - f.lines_at
+    if _keep(b, f.text.p + f.start, f.text.n - f.start, <int>(lines // sizeof(Line))):
+        memcpy(b.lines, f.lines.p + f.lines_at, lines)
+
+
+cdef bint _keep(Before* b, const char* text, size_t n, int lines) noexcept:
+    """Keeps a text, with room for its lines; False: it is too large to."""
+    cdef size_t room = lines * sizeof(Line)
     _give(b.lines, NULL)
-    b.lines = <Line*>_take(lines + n, NULL) if n <= BEFORE_BYTES and lines <= BEFORE_LINES * sizeof(Line) else NULL
-    b.n = <int>(lines // sizeof(Line)) if b.lines != NULL else 0
-    if b.n == 0: return
-    b.text = <char*>b.lines + lines
-    memcpy(b.lines, f.lines.p + f.lines_at, lines)
-    memcpy(b.text, f.text.p + f.start, n)
+    b.lines = <Line*>_take(room + n, NULL) if n <= BEFORE_BYTES and 0 < lines <= BEFORE_LINES else NULL
+    b.n = lines if b.lines != NULL else 0
+    if b.n == 0: return False
+    b.text = <char*>b.lines + room
+    memcpy(b.text, text, n)
+    return True
 
 
 cdef bint _is_line(Framer* f, int id, const char* value, size_t m) noexcept:
@@ -859,7 +868,7 @@ cdef int _head_done(Framer* f, int32_t stream, bint end) noexcept:
     """A header block is complete."""
     cdef uint8_t block = f.block
     cdef int r = 0
-    if f.verdict == 0 and 4 * f.missed > f.fields: _keep(f, &f.before[block == TRAILERS])
+    if f.verdict == 0 and 4 * f.missed > f.fields: _keep_what_came(f, &f.came[block == TRAILERS])
     f.block = NOTHING
     if block == REQUEST: r = _request_done(f, stream, end)
     elif block == RESPONSE: _response_done(f, stream, end)
@@ -1103,31 +1112,67 @@ cdef bint _left_out(const char* p, size_t name, const char* v, size_t value, ngh
     return _of_connection(p, name)
 
 
-cdef int _pairs(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host, uint8_t flags) noexcept:
+cdef int _pairs(Before* before, char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host, uint8_t flags) noexcept:
     """Field lines of a text -> pairs; how many, or -1: too many, or no text. host, if wanted, gets that field's value.
 
-    Names are made lower case in place. SLACK bytes behind e may be looked at. flags: of the pairs.
+    Names are made lower case in place. SLACK bytes behind e may be looked at. flags: of the pairs. before: what went before, and then
+    this.
     """
-    cdef int n = 0
-    cdef char* q
-    cdef char* v
+    cdef const Line* line = before.lines
+    cdef const Line* last = line + before.n
+    cdef char* start = p
+    cdef int n = 0, missed = 0
+    cdef size_t size
+    while p < e and p[0] != 13:
+        if n == FIELDS: return -1
+        if line < last:
+            size = line.name_len + line.value_len + 4
+            if size <= <size_t>(e - p) and gl_equal(p, before.text + line.at, size):
+                _pair(&nv[n], p, line.name_len, p + line.name_len + 2, line.value_len, flags)
+                n += 1
+                line += 1
+                p += size
+                continue
+        p = _pair_of(p, e, &nv[n], host, flags)
+        if p == NULL: return -1
+        if nv[n].name == NULL: continue
+        missed += 1
+        if line < last and line.name_len == nv[n].namelen \
+                and gl_equal(before.text + line.at, <const char*>nv[n].name, line.name_len): line += 1
+        n += 1
+    if 4 * missed > n: _keep_what_went(before, start, p - start, nv, n)
+    return n
+
+
+cdef char* _pair_of(char* p, char* e, nghttp2_nv* nv, nghttp2_nv* host, uint8_t flags) noexcept:
+    """One line -> its pair, without a name if HTTP/2 does not send it; what follows it, or NULL: it is none."""
+    cdef char* q = gl_name(p, e)
+    cdef char* v = q + 1
     cdef char* z
     cdef size_t name, value
-    while p < e and p[0] != 13:
-        q = gl_name(p, e)
-        if q >= e or n == FIELDS: return -1
-        v = q + 1
-        z = gl_find(v, e + SLACK, 13)
-        if z >= e: return -1
-        while v < z and (v[0] == 32 or v[0] == 9): v += 1
-        name = q - p
-        value = z - v
-        while value and (v[value - 1] == 32 or v[value - 1] == 9): value -= 1
-        if name > 17 or not PECULIAR >> name & 1 or not _left_out(p, name, v, value, host):
-            _pair(&nv[n], p, name, v, value, flags)
-            n += 1
-        p = z + 2
-    return n
+    if q >= e: return NULL
+    z = gl_find(v, e + SLACK, 13)
+    if z >= e: return NULL
+    while v < z and (v[0] == 32 or v[0] == 9): v += 1
+    name = q - p
+    value = z - v
+    while value and (v[value - 1] == 32 or v[value - 1] == 9): value -= 1
+    if name <= 17 and PECULIAR >> name & 1 and _left_out(p, name, v, value, host): nv.name = NULL
+    else: _pair(nv, p, name, v, value, flags)
+    return z + 2
+
+
+cdef void _keep_what_went(Before* b, const char* text, size_t size, const nghttp2_nv* nv, int n) noexcept:
+    """The next one is likely to be the same. What is no line as graylb writes them is not looked for."""
+    cdef int i
+    cdef Line* line
+    if not _keep(b, text, size, n): return
+    for i in range(n):
+        line = &b.lines[i]
+        line.at = <uint32_t>(<const char*>nv[i].name - text)
+        line.name_len = <uint32_t>nv[i].namelen
+        line.value_len = <uint32_t>nv[i].valuelen
+        if nv[i].value != nv[i].name + nv[i].namelen + 2 or (nv[i].value + nv[i].valuelen)[0] != 13: line.value_len = NEVER
 
 
 cdef ssize_t _read(nghttp2_session* ng, int32_t stream, uint8_t* buf, size_t most, uint32_t* flags, nghttp2_data_source* source,
@@ -1148,7 +1193,7 @@ cdef ssize_t _read(nghttp2_session* ng, int32_t stream, uint8_t* buf, size_t mos
     if c.eof and n == c.out_len:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF
         if c.trailers_len:
-            fields = _pairs(c.trailers, c.trailers + c.trailers_len, _nv, NULL, 0)
+            fields = _pairs(&f.went[1], c.trailers, c.trailers + c.trailers_len, _nv, NULL, 0)
             if fields < 0: return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
             if fields:
                 flags[0] |= NGHTTP2_DATA_FLAG_NO_END_STREAM
@@ -1289,11 +1334,13 @@ cdef Session* _open(bint server, const H2Limits* limits, const H2Hooks* hooks, v
 
 cdef void _free(Session* s) noexcept:
     cdef Framer* f = <Framer*>s
+    cdef int i
     if f.ng != NULL: nghttp2_session_del(f.ng)
     while f.lent != NULL: _take_back(f, <char*>(f.lent + 1))
     _forget_text(f)
-    _give(f.before[0].lines, NULL)
-    _give(f.before[1].lines, NULL)
+    for i in range(2):
+        _give(f.came[i].lines, NULL)
+        _give(f.went[i].lines, NULL)
     free(f)
 
 
@@ -1426,7 +1473,7 @@ cdef char* _head(Conn* c, const char* text, size_t n, int* k) noexcept:
     cdef char* p = _lend(f, text, n) if c.stream and line != NULL and n >= 14 else NULL
     if p == NULL: return NULL
     _pair(&_nv[0], b":status", 7, p + STATUS_AT, 3, UNCOPIED)
-    k[0] = _pairs(p + (line + 1 - text), p + n, &_nv[1], NULL, UNCOPIED) + 1
+    k[0] = _pairs(&f.went[0], p + (line + 1 - text), p + n, &_nv[1], NULL, UNCOPIED) + 1
     if k[0] > 0: return p
     _take_back(f, p)
     return NULL
@@ -1475,7 +1522,7 @@ cdef int _ask(Session* s, Conn* u, char* text, size_t n, bint end, bint https) n
         _pair(&nv[1], b":method", 7, p, target - p, UNCOPIED)
         _pair(&nv[2], b":scheme", 7, b"https" if https else b"http", 5 if https else 4, UNCOPIED)
         _pair(&nv[3], b":path", 5, target + 1, space - target - 1, UNCOPIED)
-        k = _pairs(line + 1, e, nv + 4, nv, UNCOPIED)
+        k = _pairs(&f.went[0], line + 1, e, nv + 4, nv, UNCOPIED)
     if k < 0:
         _take_back(f, p)
         return -1

@@ -660,6 +660,7 @@ cdef void _begin_request(Framer* f) noexcept:
         p = t.p + f.authority.at
         if not gl_is_target_text(p, f.authority.n): f.verdict = MALFORMED
         elif not _line(f, H_HOST, b"host", 4, p, f.authority.n): f.verdict = 500
+        f.next = 1
 
 
 cdef void _pseudo(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
@@ -719,6 +720,7 @@ cdef bint _authority_again(Framer* f, const char* value, size_t m) noexcept:
 cdef bint _cookie(Framer* f, const char* value, size_t m) noexcept:
     """One cookie of several fields (RFC 9113 section 8.2.3)."""
     cdef Text* t = &f.cookies
+    if m == 0: return True     # a separator with nothing behind it would end in a space
     if t.p == NULL: _borrow(t)
     if not _fits(t, m + 2): return False
     if t.n: _put(t, b"; ", 2)
@@ -754,7 +756,6 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
             _begin_request(f)
             if f.verdict: return
         elif f.block == RESPONSE: _begin_response(f)
-        f.next = <int>((f.lines.n - f.lines_at) // sizeof(Line))
     again = _expected(f, name, n, value, m)
     if again != NULL:
         if (not SPECIAL >> again.id & 1 or _is_line(f, again.id, value, m)) and not _line_again(f, again): f.verdict = 500

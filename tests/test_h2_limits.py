@@ -10,10 +10,13 @@ from h2.events import DataReceived
 
 from graylb._h2 import Probe, turn_clock
 from tests.h2_frames import (
+    ACK,
     CALM,
+    CANCEL,
     CONTINUATION,
     DATA,
     END_HEADERS,
+    END_STREAM,
     GOAWAY,
     HEADERS,
     PING,
@@ -320,12 +323,45 @@ def test_streams_may_be_passed_over() -> None:
     assert requests(server) == 4
 
 
-@pytest.mark.parametrize("late", [frame(DATA, stream=1, payload=b"late"), Coder().headers(1, request())])
-def test_a_client_cannot_go_on_with_a_stream_that_it_has_ended(late: bytes) -> None:
+LATE = [frame(DATA, stream=1, payload=b"late"), Coder().headers(1, request())]
+
+
+@pytest.mark.parametrize("late", LATE)
+@pytest.mark.parametrize("piece", [1, 4, 1000])
+def test_a_client_cannot_go_on_with_a_stream_that_it_has_ended(late: bytes, piece: int) -> None:
     server, coder = begun()
     server.receive(coder.headers(1, request()))
     server.respond(1, OK, True)
     server.produce()
-    server.receive(late)
+    received = frame(PING, ACK, payload=bytes(8)) + late
+    for at in range(0, len(received), piece):
+        server.receive(received[at : at + piece])
     assert [each.error for each in of_kind(server.produce(), GOAWAY)] == [STREAM_CLOSED]
     assert "finished" in server.state
+
+
+@pytest.mark.parametrize("late", LATE)
+def test_a_client_cannot_go_on_with_a_stream_that_it_has_reset(late: bytes) -> None:
+    server, coder = begun()
+    server.receive(coder.headers(1, request(method="POST"), end=False) + reset(1) + late + coder.headers(3, request()))
+    assert requests(server) == 1
+    assert ended(server, STREAM_CLOSED)
+
+
+def test_a_body_that_was_under_way_when_its_stream_was_reset_here_is_nothing() -> None:
+    server, coder = begun()
+    server.receive(coder.headers(1, request(method="POST"), end=False))
+    server.reset(1, CANCEL)
+    server.produce()
+    late = frame(DATA, stream=1, payload=b"late") + frame(DATA, END_STREAM, stream=1)
+    assert server.receive(late + coder.headers(3, request())) == 0
+    assert requests(server) == 2
+
+
+def test_a_body_that_was_under_way_when_its_answer_was_complete_is_nothing() -> None:
+    server, coder = begun()
+    server.receive(coder.headers(1, request(method="POST"), end=False))
+    server.respond(1, OK, True)
+    server.produce()
+    assert server.receive(frame(DATA, stream=1, payload=b"late") + coder.headers(3, request())) == 0
+    assert requests(server) == 2

@@ -128,7 +128,7 @@ bench: build $(VENV)/.peers ## the benchmark suite against nginx, HAProxy, Envoy
 	@bash scripts/need $(LOAD) perf=linux-perf
 	$(PY) -m benchmarks $(ARGS)
 
-bench-h2: build $(VENV)/.peers ## HTTP/2 and TLS under load, against nghttpx, HAProxy, Envoy and nginx: six minutes
+bench-h2: build $(VENV)/.peers ## HTTP/2 and TLS under load, against nghttpx, HAProxy, Envoy and nginx: eleven minutes
 	@bash scripts/need $(LOAD) $(LOAD_H2)
 	for each in h2 tls streams; do $(PY) -m benchmarks $$each $(ARGS); done
 

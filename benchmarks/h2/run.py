@@ -1,33 +1,37 @@
-"""The HTTP/2 load benchmark: all proxies up at once, interleaved rounds, order rotated, h2load as the load."""
+"""The HTTP/2 load benchmark: all proxies up at once, under load of h2load in turns, order rotated."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks import report, stamp
 from benchmarks.h2 import h2load
 from benchmarks.h2.cases import CASES, LAWS, Case
-from benchmarks.h2.measured import Load, measure, show
+from benchmarks.h2.measured import measure
 from benchmarks.h2.peers import KINDS, Side
-from benchmarks.h2.scene import Scene, all_up, scene
+from benchmarks.h2.scene import all_up, scene
+from benchmarks.h2.verify import counts_at
 from benchmarks.load.peers import Peer
-from benchmarks.load.stage import my_cores, spawn
-from benchmarks.stats import rotated
+from benchmarks.load.stage import my_cores
+from benchmarks.load.turns import Load, Told
 
 PROGRAMS = ("h2load", "cc")
 
 
-def load_of(case: Case, peer: Peer, side: Side, on: Scene, seconds: int, what: str) -> Load:
-    """h2load's run of a case; `latency_us` is the mean."""
+def load_of(case: Case, name: str, side: Side, work: Path) -> Load:
+    """A case as a load that takes turns, under this name."""
 
-    def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
-        found = h2load.finish(process, case, seconds, what)
-        return {"requests": found.requests, "seconds": found.seconds, "latency_us": found.mean_us}
+    def command(peer: Peer, seconds: int) -> list[str]:
+        return h2load.command(case, peer.port, seconds, work, tls=bool(side.tls))
 
-    command = h2load.command(case, peer.port, seconds, on.work, tls=bool(side.tls))
-    return Load(lambda: spawn(command, on.cores.load), finish, case.connections * case.streams)
+    def told(process: subprocess.Popen[str], seconds: int, what: str) -> Told:
+        return Told(h2load.finish(process, case, seconds, what))
+
+    return Load(name, command, told, case.connections * case.streams, count=partial(counts_at, protocol=side.upstream))
 
 
 def run(names: Sequence[str], cases: Sequence[Case], rounds: int, seconds: int) -> dict[str, Any]:
@@ -35,16 +39,9 @@ def run(names: Sequence[str], cases: Sequence[Case], rounds: int, seconds: int) 
     cores = my_cores()
     environment = stamp.environment((*PROGRAMS, *(KINDS[name].program for name in names if KINDS[name].program)))
     sides = {case.name: Side(case.upstream) for case in cases}
-    rows: list[dict[str, Any]] = []
     with scene(cores) as on, all_up(on, names, sorted(set(sides.values()), key=lambda side: side.name)) as up:
-        for number in range(1, rounds + 1):
-            for index, case in enumerate(cases):
-                for name in rotated(names, number + index):
-                    side = sides[case.name]
-                    peer = up[name, side]
-                    load = load_of(case, peer, side, on, seconds, f"round {number}, {case.name}, {peer.name}")
-                    rows.append(measure(number, case.name, name, peer, side, on, load, seconds))
-                    show(rows[-1])
+        loads = [(load_of(case, case.name, sides[case.name], on.work), sides[case.name]) for case in cases]
+        rows = measure(loads, names, up, on, rounds, seconds)
     settings = {
         "rounds": rounds, "seconds": seconds, "peers": list(names), "cases": [case.name for case in cases],
         "proxy_cores": sorted(cores.proxy), "load_cores": sorted(cores.load),
@@ -61,7 +58,6 @@ def page(result: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             ("Laws", report.laws(result, titles, LAWS)),
             ("CPU µs per request (whole process tree)", report.figures(result, titles, "cpu_us", compare=True)),
             ("Requests per second", report.figures(result, titles, "rps", compare=True)),
-            ("Mean latency in µs, at saturation", report.figures(result, titles, "latency_us", compare=False)),
             ("Memory of the whole process tree under load", report.memories(result, titles)),
         ],
         titles,

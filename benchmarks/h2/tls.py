@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks import report, stamp
 from benchmarks.failure import BenchError
-from benchmarks.h2 import h2load
 from benchmarks.h2.cases import CASES as H2_CASES
-from benchmarks.h2.measured import Load, measure, show
+from benchmarks.h2.measured import measure
 from benchmarks.h2.peers import KINDS, Side
+from benchmarks.h2.run import load_of as over_h2
 from benchmarks.h2.scene import Scene, all_up, scene
 from benchmarks.load import wrk
 from benchmarks.load.cases import Case as WrkCase
 from benchmarks.load.cases import Law
 from benchmarks.load.peers import Peer
-from benchmarks.load.stage import finish, my_cores, spawn
-from benchmarks.stats import rotated
+from benchmarks.load.stage import finish, my_cores
+from benchmarks.load.turns import Load, Told
 
 PEERS = ("graylb", "nghttpx", "haproxy", "nginx")
 HANDSHAKES = 16
@@ -68,32 +68,23 @@ def wrk_command(on: Scene, port: int, seconds: int) -> list[str]:
     ]  # fmt: skip
 
 
-def load_of(case: Case, peer: Peer, on: Scene, seconds: int, what: str) -> Load:
+def load_of(case: Case, on: Scene) -> Load:
+    """A case as a load that takes turns."""
     if case.tool == "h2load":
-        kind = OVER_TLS[case.mode]
-        command = h2load.command(kind, peer.port, seconds, on.work, tls=True)
-
-        def loaded(process: subprocess.Popen[str]) -> dict[str, Any]:
-            found = h2load.finish(process, kind, seconds, what)
-            return {"requests": found.requests, "seconds": found.seconds, "latency_us": found.mean_us}
-
-        return Load(lambda: spawn(command, on.cores.load), loaded, kind.connections * kind.streams)
+        return over_h2(OVER_TLS[case.mode], case.name, case.side, on.work)
     if case.tool == "wrk":
+        plain = wrk.load_of(KEEPALIVE)
+        return replace(plain, command=lambda peer, seconds: wrk_command(on, peer.port, seconds))
 
-        def done(process: subprocess.Popen[str]) -> dict[str, Any]:
-            found = wrk.finish(process, KEEPALIVE, seconds, what)
-            return {"requests": found.requests, "seconds": found.seconds, "latency_us": float(found.p50_us)}
+    def shakes(peer: Peer, seconds: int) -> list[str]:
+        return on.native("handshakes", peer.port, "/128", HANDSHAKES, seconds, case.mode)
 
-        return Load(lambda: spawn(wrk_command(on, peer.port, seconds), on.cores.load), done, KEEPALIVE.connections)
-
-    def shaken(process: subprocess.Popen[str]) -> dict[str, Any]:
+    def shaken(process: subprocess.Popen[str], seconds: int, what: str) -> Told:
         found = finish(process, seconds + 20, what)
         check_handshakes(found, case, what)
-        mean = found["seconds"] / found["requests"] * HANDSHAKES * 1e6
-        return {"requests": found["requests"], "seconds": found["seconds"], "latency_us": mean}
+        return Told(found["requests"])
 
-    shakes = on.native("handshakes", peer.port, "/128", HANDSHAKES, seconds, case.mode)
-    return Load(lambda: spawn(shakes, on.cores.load), shaken, HANDSHAKES)
+    return Load(case.name, shakes, shaken, HANDSHAKES)
 
 
 def check_handshakes(found: Mapping[str, Any], case: Case, what: str) -> None:
@@ -113,16 +104,8 @@ def run(names: Sequence[str], cases: Sequence[Case], rounds: int, seconds: int) 
     programs = ("wrk", "h2load", "cc", *(KINDS[name].program for name in names if KINDS[name].program))
     environment = stamp.environment(programs)
     sides = sorted({case.side for case in cases}, key=lambda side: side.name)
-    rows: list[dict[str, Any]] = []
     with scene(cores, ["handshakes"]) as on, all_up(on, names, sides) as up:
-        for number in range(1, rounds + 1):
-            for index, case in enumerate(cases):
-                for name in rotated(names, number + index):
-                    peer = up[name, case.side]
-                    what = f"round {number}, {case.name}, {peer.name}"
-                    load = load_of(case, peer, on, seconds, what)
-                    rows.append(measure(number, case.name, name, peer, case.side, on, load, seconds))
-                    show(rows[-1])
+        rows = measure([(load_of(case, on), case.side) for case in cases], names, up, on, rounds, seconds)
     settings = {
         "rounds": rounds, "seconds": seconds, "peers": list(names), "cases": [case.name for case in cases],
         "proxy_cores": sorted(cores.proxy), "load_cores": sorted(cores.load),

@@ -20,7 +20,7 @@ import httpx
 
 from benchmarks import report, stamp
 from benchmarks.failure import BenchError
-from benchmarks.load import peers, turns
+from benchmarks.load import peers, turns, wrk
 from benchmarks.load.cases import CASES, Case, Law
 from benchmarks.load.peers import Peer, Setting, Upstreams
 from benchmarks.load.process import check_idle, check_pinned, tree
@@ -127,7 +127,8 @@ def run(rounds: int, seconds: int) -> dict[str, Any]:
                 order = rotated([beside(ours), ours], number)
                 with seen(on.setting, on.to, port, number, order) as up, scraped(up):
                     for index, case in enumerate(OBSERVED):
-                        for found in turns.measure(number, case, rotated(order, index), up, on.to, cores, seconds):
+                        load, pair = wrk.load_of(case), {name: up[name] for name in rotated(order, index)}
+                        for found in turns.measure(number, load, pair, on.to, cores, seconds):
                             print(turns.line(found), flush=True)
                             runs.append(asdict(found))
     settings = {

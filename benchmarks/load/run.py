@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks import stamp
-from benchmarks.load import peers, turns
+from benchmarks.load import peers, turns, wrk
 from benchmarks.load.cases import Case
 from benchmarks.load.peers import KINDS
 from benchmarks.load.stage import all_up, my_cores, stage
@@ -45,7 +45,9 @@ def run(plan: Plan, *, tell: bool = True) -> dict[str, Any]:
         for number in range(1, plan.rounds + 1):
             for index, case in enumerate(plan.cases):
                 order = rotated(participants(case, plan.peers, chosen=plan.chosen), number + index)
-                for found in turns.measure(number, case, order, up, on.to, cores, plan.seconds) if order else ():
+                some = {name: up[name] for name in order}
+                load = wrk.load_of(case)
+                for found in turns.measure(number, load, some, on.to, cores, plan.seconds) if some else ():
                     runs.append(found)
                     if tell:
                         print(turns.line(found), flush=True)

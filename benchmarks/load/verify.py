@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.failure import BenchError
@@ -70,16 +70,16 @@ def count_at(port: int) -> Counts:
         client.close()
 
 
-def at_rest(to: Upstreams) -> tuple[Counts, Counts]:
+def at_rest(to: Upstreams, count: Callable[[int], Counts] = count_at) -> tuple[Counts, Counts]:
     """What both have counted, once they count no more: what clients left unanswered may still be on its way to them.
 
     Raises BenchError when they are asked without end.
     """
     deadline = time.monotonic() + PATIENCE
-    seen = count_at(to.v1), count_at(to.v2)
+    seen = count(to.v1), count(to.v2)
     while time.monotonic() < deadline:
         time.sleep(QUIET)
-        before, seen = seen, (count_at(to.v1), count_at(to.v2))
+        before, seen = seen, (count(to.v1), count(to.v2))
         if [each.requests for each in before] == [each.requests for each in seen]:
             return seen
     raise BenchError(f"the upstreams are asked although nobody has had a load for {PATIENCE:.0f} s")

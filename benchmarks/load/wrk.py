@@ -13,6 +13,7 @@ from benchmarks import programs
 from benchmarks.failure import BenchError
 from benchmarks.load.cases import Case
 from benchmarks.load.peers import NATIVE
+from benchmarks.load.turns import Load, Told
 
 ERRORS = ("connect", "read", "write", "status", "timeout")
 
@@ -82,3 +83,15 @@ def finish(process: subprocess.Popen[str], case: Case, seconds: float, what: str
     if process.returncode:
         raise BenchError(f"{what}: wrk ended with status {process.returncode}: {said[-300:]}")
     return parse(output, case.size, what)
+
+
+def load_of(case: Case) -> Load:
+    """A case as a load that takes turns."""
+
+    def told(process: subprocess.Popen[str], seconds: int, what: str) -> Told:
+        found = finish(process, case, seconds, what)
+        return Told(found.requests, found.p50_us)
+
+    return Load(
+        case.name, lambda peer, seconds: command(case, peer.port, seconds), told, case.connections, case.v2_share
+    )

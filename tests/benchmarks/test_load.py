@@ -61,15 +61,15 @@ def test_output_that_proves_nothing_fails_the_run(output: str, message: str) -> 
 
 
 def test_served_counts_must_agree_with_answers_and_split() -> None:
-    half = {"graylb": 5000, "nginx": 5000}
-    check_served([9500, 500], half, GET, "x")
+    half, get = {"graylb": 5000, "nginx": 5000}, wrk.load_of(GET)
+    check_served([9500, 500], half, get, "x")
     with pytest.raises(BenchError, match="upstreams served 9000"):
-        check_served([8550, 450], half, GET, "x")
+        check_served([8550, 450], half, get, "x")
     with pytest.raises(BenchError, match="upstreams served 11000"):
-        check_served([10_450, 550], half, GET, "x")
+        check_served([10_450, 550], half, get, "x")
     with pytest.raises(BenchError, match="v2 got 1000"):
-        check_served([9000, 1000], half, GET, "x")
-    rule = Case("r", "r", 128, v2_share=1.0)
+        check_served([9000, 1000], half, get, "x")
+    rule = wrk.load_of(Case("r", "r", 128, v2_share=1.0))
     check_served([0, 100], {"nginx": 100}, rule, "x")
     with pytest.raises(BenchError, match="v2 got 99"):
         check_served([1, 99], {"nginx": 100}, rule, "x")
@@ -255,8 +255,9 @@ def test_requests_that_a_former_run_left_on_their_way_are_not_counted_as_the_nex
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = iter([0, 10, 300, 10, 512, 10, 512, 10])  # of v1 and v2 in turn, while what was left arrives
-    monkeypatch.setattr(verify, "count_at", lambda _: verify.Counts(next(said), 0, 0))
-    assert [each.requests for each in verify.at_rest(Upstreams(1, 2))] == [512, 10]
+    monkeypatch.setattr(verify, "QUIET", 0.0)
+    counted = verify.at_rest(Upstreams(1, 2), lambda _: verify.Counts(next(said), 0, 0))
+    assert [each.requests for each in counted] == [512, 10]
 
 
 def test_the_upstream_waits_for_a_head_in_pieces(upstreams: Upstreams) -> None:

@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 PY := $(VENV)/bin/python
-SOURCES := setup.py $(wildcard graylb/*.pyx graylb/*.pxd)
+SOURCES := setup.py $(wildcard graylb/*.pyx graylb/*.pxd graylb/*.pxi)
 TREE := graylb tests config benchmarks docs setup.py pyproject.toml README.md LICENSE
 PYTEST := -m pytest $(ARGS)
 # what the load benchmarks and their tests drive; the last two are kept from running as services

@@ -391,8 +391,8 @@ cdef void _free(Session* s) noexcept:
     while f.lent != NULL: _take_back(f, <char*>(f.lent + 1))
     _forget_text(f)
     for i in range(2):
-        _give(f.came[i].lines, NULL)
-        _give(f.went[i].lines, NULL)
+        free(f.came[i].lines)
+        free(f.went[i].lines)
     free(f)
 
 

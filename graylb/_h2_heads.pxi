@@ -268,9 +268,10 @@ cdef inline void _field(Framer* f, const char* name, size_t n, const char* value
 cdef inline const Line* _expected(Framer* f, const char* name, size_t n, const char* value, size_t m) noexcept:
     """The line that this field was in the head before, if it was: then it is lawful, and known."""
     cdef Before* b = &f.came[f.block == TRAILERS]
-    cdef const Line* line = &b.lines[f.next]
+    cdef const Line* line
     cdef const char* p
     if f.next >= b.n: return NULL
+    line = &b.lines[f.next]
     p = b.text + line.at
     if line.name_len != n or not gl_equal(p, name, n): return NULL
     f.next += 1
@@ -300,8 +301,8 @@ cdef void _keep_what_came(Framer* f, Before* b) noexcept:
 cdef bint _keep(Before* b, const char* text, size_t n, int lines) noexcept:
     """Keeps a text, with room for its lines; False: it is too large to."""
     cdef size_t room = lines * sizeof(Line)
-    _give(b.lines, NULL)
-    b.lines = <Line*>_take(room + n, NULL) if n <= BEFORE_BYTES and 0 < lines <= BEFORE_LINES else NULL
+    free(b.lines)
+    b.lines = <Line*>malloc(room + n) if n <= BEFORE_BYTES and 0 < lines <= BEFORE_LINES else NULL
     b.n = lines if b.lines != NULL else 0
     if b.n == 0: return False
     b.text = <char*>b.lines + room

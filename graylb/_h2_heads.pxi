@@ -4,9 +4,9 @@ cdef inline bint _fits(Text* t, size_t more) noexcept:
     """Makes room for so many bytes more; False: out of memory."""
     cdef size_t cap
     cdef char* p
-    if t.n + more <= t.cap: return True
+    if t.n + more < t.cap: return True     # where there is nothing yet, nothing fits: memcpy wants a place even for no bytes
     cap = t.cap * 2 if t.cap else 4096
-    while cap < t.n + more: cap *= 2
+    while cap <= t.n + more: cap *= 2
     p = <char*>realloc(t.p, cap)
     if p == NULL: return False
     t.p = p

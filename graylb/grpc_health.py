@@ -46,8 +46,11 @@ def asked(body: bytes) -> str:
         raise Malformed("it is compressed")
     at, service = 5, b""
     while at < len(body):
+        began = at
         tag, at = _varint(body, at)
         number, wire = tag >> 3, tag & 7
+        if at - began > 5 or not 0 < number < 1 << 29:
+            raise Malformed(f"field {number}")
         if wire == 2:
             size, at = _varint(body, at)
         elif wire == 0:

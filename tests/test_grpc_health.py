@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from grpc_health.v1 import health_pb2
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from graylb import grpc_health
@@ -34,6 +34,10 @@ def test_fields_of_other_versions_are_skipped(service: str, rest: bytes) -> None
 
 
 @given(st.binary(max_size=40))
+@example(bytes(16))  # field 0, which there is not
+@example(b"\x80\x80\x80\x80\x10\0")  # nor one beyond 29 bits
+@example(b"\x98\x80\x80\x80\x80\0\0")  # nor one in six bytes
+@example(b"\x18" + b"\xff" * 9 + b"\1")
 def test_what_is_no_request_is_told_apart(body: bytes) -> None:
     """Where protobuf reads a message, so does this; what it refuses is refused, but for groups, which nobody sends."""
     try:

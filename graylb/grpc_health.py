@@ -44,7 +44,7 @@ def asked(body: bytes) -> str:
         raise Malformed("expected one message")
     if body[0]:
         raise Malformed("it is compressed")
-    at, service = 5, b""
+    at, service = 5, ""
     while at < len(body):
         began = at
         tag, at = _varint(body, at)
@@ -63,10 +63,14 @@ def asked(body: bytes) -> str:
         if at + size > len(body):
             raise Malformed("it is cut short")
         if number == 1 and wire == 2:
-            service = body[at : at + size]
+            service = _text(body[at : at + size])
         at += size
+    return service
+
+
+def _text(data: bytes) -> str:
     try:
-        return service.decode()
+        return data.decode()
     except UnicodeDecodeError:
         raise Malformed("the service is not UTF-8") from None
 

@@ -38,6 +38,7 @@ def test_fields_of_other_versions_are_skipped(service: str, rest: bytes) -> None
 @example(b"\x80\x80\x80\x80\x10\0")  # nor one beyond 29 bits
 @example(b"\x98\x80\x80\x80\x80\0\0")  # nor one in six bytes
 @example(b"\x18" + b"\xff" * 9 + b"\1")
+@example(b"\x0a\1\xff\x0a\1a")  # named twice, once in no UTF-8
 def test_what_is_no_request_is_told_apart(body: bytes) -> None:
     """Where protobuf reads a message, so does this; what it refuses is refused, but for groups, which nobody sends."""
     try:

@@ -32,11 +32,11 @@ from benchmarks.micro import run as micro
 OWN = ("h2", "tls", "streams", "h2spec", "control")
 MEASURED = ("micro", "load", "bodies", "pace", "workers", "slow", "overload", "observe", "idle", "attribute")
 ROUNDS = {
-    "h2": 5, "tls": 5, "load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 2, "overload": 3, "observe": 9,
+    "h2": 5, "tls": 5, "load": 5, "bodies": 3, "pace": 5, "workers": 5, "slow": 2, "overload": 3, "observe": 10,
     "micro": 15,
 }  # fmt: skip
 QUICK_ROUNDS = {
-    "h2": 2, "tls": 2, "load": 3, "bodies": 1, "pace": 2, "workers": 2, "slow": 1, "overload": 1, "observe": 3,
+    "h2": 2, "tls": 2, "load": 3, "bodies": 1, "pace": 2, "workers": 2, "slow": 1, "overload": 1, "observe": 4,
     "micro": 5,
 }  # fmt: skip
 SECONDS = 2

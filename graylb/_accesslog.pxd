@@ -30,7 +30,8 @@ cdef enum:
     LINE_MAX = 131072      # bytes of a line; what is beyond is left out
     MARGIN = 64            # room for the end of a value that is cut off
     PADDING = 32           # bytes behind a literal text that may be read
-    RUNS = 4               # of fields that follow from a few numbers; those of a format that has more are not kept
+    GAPS = 16              # of a frame, and its bytes; a line that has more has none
+    FRAME_TEXT = 414
 
 cdef enum:
     # fields
@@ -95,8 +96,9 @@ cdef struct LogOp:
     uint8_t kind           # see _accesslog.Kind
     uint8_t quoted         # a quote is behind the value
     uint8_t safe           # the value needs no escapes, and PADDING bytes of it may be read
-    uint16_t at            # of the head: where in `values` it is; a number: which one
-    uint16_t run           # so many operations from here on are of this kind; 0: this is not the first
+    uint8_t fill           # a number: see _accesslog.Fill
+    uint16_t at            # of the head: where in `values` it is
+    uint16_t run           # so many operations from here on are of the head; 0: this is not, or not the first
     uint16_t following     # behind a run of the head: where the next one begins
 
 cdef struct Wanted:
@@ -105,20 +107,25 @@ cdef struct Wanted:
     uint32_t n
     uint8_t field
 
-cdef struct Following:
-    # of a line: all runs of fields that follow from a few numbers
-    uint64_t key[4]        # those numbers, see `_accesslog._key`
-    uint16_t ends[RUNS]    # of the runs, in the text
+cdef struct Gap:
+    uint16_t n             # of the text before it
+    uint8_t fill           # see _accesslog.Fill
+    uint8_t at             # a number: which one
+
+cdef struct Frame:
+    # a line without what is of the head, and without numbers and times
+    uint64_t key[4]        # what it follows from, see `_accesslog._key`
+    Gap gaps[GAPS]         # up to an F_END
     uint8_t known
-    uint8_t whole          # 0: they find no room here
-    char text[466]
+    uint8_t whole          # 0: it finds no room here
+    char text[FRAME_TEXT]
 
 @cython.final
-cdef class Followings:
+cdef class Frames:
     # those of one table and format that were written last; each has one place
-    cdef Following* at     # PLACES; NULL before the first
+    cdef Frame* at         # PLACES; NULL before the first
 
-    cdef Following* place(self, const uint64_t* key) noexcept
+    cdef Frame* place(self, const uint64_t* key) noexcept
 
 cdef struct Asked:
     # what is known of a request when its head is
@@ -152,7 +159,6 @@ cdef class Format:
     cdef LogOp* ops
     cdef int n
     cdef int first                 # where the first run of the head begins
-    cdef int follows               # runs of what follows from a few numbers
     cdef uint32_t longest          # of the literal texts
     cdef uint64_t has              # fields
     cdef Text* values              # of a head: of its fields, then of the headers that are wanted
@@ -166,10 +172,12 @@ cdef class Format:
     cdef void _look_up(self, Asked* a) noexcept
     cdef void _ask(self, Asked* a, char* numbers) noexcept
     cdef char* head(self, Asked* a, char* o, char* limit) noexcept
-    cdef char* _follow(self, LogOp* op, Ended* e, Table t, char* o, char* limit) noexcept
-    cdef Following* _kept(self, Ended* e, Table t, Followings followings) noexcept
-    cdef void _count(self, Ended* e, char* slots, uint8_t* lengths) noexcept
-    cdef char* line(self, Ended* e, Table t, Followings followings, const char* heads, const char* heads_end, char* o,
+    cdef Frame* _frame(self, Ended* e, Table t, Frames frames) noexcept
+    cdef bint _framed(self, Frame* f, Ended* e, Table t) noexcept
+    cdef char* _piece_of(self, LogOp* op, Ended* e, Table t, char* o, char* limit) noexcept
+    cdef char* _pieces(self, Ended* e, Table t, const char* heads, const char* heads_end, char* o, char* limit) noexcept
+    cdef char* _filled(self, Frame* f, Ended* e, const char* heads, char* o) noexcept
+    cdef char* line(self, Ended* e, Table t, Frames frames, const char* heads, const char* heads_end, char* o,
                     char* limit) noexcept
 
 cdef void dates(uint64_t second, char* date, char* local) noexcept

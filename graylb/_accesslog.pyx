@@ -5,10 +5,10 @@ then, `Format.line` the line. What neighbours in the format stays one piece betw
 send: bytes that are none become U+FFFD, by the rule of "maximal subparts" (Unicode 15, section 3.9). Texts escape as nginx
 does: `\\x22` for quotes, backslashes and all that is not printable ASCII.
 
-Every value is made a text first, then one loop copies literal texts and values in turn, 32 bytes at a time: between two system
-calls the processor has forgotten how code branches, so what matters is how little it does. Fields are of three kinds: those of
-the head; those that follow from a few small numbers (a decision, a status), which many requests have in common and which are
-kept as they were written; and numbers and times of this one request.
+Between two system calls the processor has forgotten how code branches, so what matters is how little it does. Fields are of three
+kinds: those of the head; those that follow from a few small numbers (a decision, a status), which many requests have in common;
+and numbers and times of this one request. A line without the first and the last is a `Frame`, kept as it was written for the
+request before that had those numbers: it is copied, 32 bytes at a time, and its gaps are filled.
 """
 
 cimport cython
@@ -20,184 +20,7 @@ from graylb._fast cimport NONE32, REDIRECT, Rule, Service, Str, Table
 from graylb._http1 cimport Head, Header, reset_head, same_name, scan_request
 from graylb._live cimport Exchange, Peer
 
-cdef extern from * nogil:
-    """
-    #include <stdint.h>
-    #include <stdio.h>
-    #include <string.h>
-    #include <time.h>
-    #ifdef __SSE2__
-    #include <emmintrin.h>
-    #endif
-    static const unsigned char *gl_json_plain(const unsigned char *p, const unsigned char *e) {
-    #ifdef __SSE2__
-      while (e - p >= 16) {
-        __m128i v = _mm_loadu_si128((const __m128i *)p);
-        /* signed: bytes over 0x7f are below 0x20, too */
-        int m = _mm_movemask_epi8(_mm_or_si128(_mm_cmplt_epi8(v, _mm_set1_epi8(0x20)),
-          _mm_or_si128(_mm_cmpeq_epi8(v, _mm_set1_epi8('"')), _mm_cmpeq_epi8(v, _mm_set1_epi8('\\\\')))));
-        if (m) return p + __builtin_ctz(m);
-        p += 16; }
-    #endif
-      while (p < e && *p >= 0x20 && *p < 0x80 && *p != '"' && *p != '\\\\') p++;
-      return p; }
-    static const char GL_HEX[] = "0123456789abcdef", GL_HEX_UP[] = "0123456789ABCDEF";
-    __attribute__((noinline, cold)) static char *gl_json_text(char *o, const char *limit, const char *text, size_t size) {
-      const unsigned char *p = (const unsigned char *)text, *e = p + size, *q; size_t k; int n;
-      while (p < e) {
-        q = gl_json_plain(p, e); k = q - p;
-        if (limit - o < (ptrdiff_t)k) { k = limit > o ? limit - o : 0; memcpy(o, p, k); return o + k; }
-        memcpy(o, p, k); o += k; p = q;
-        if (p == e) break;
-        if (limit - o < 8) break;
-        if (*p >= 0x80) {
-          n = gl_utf8(p, e);
-          if (n > 0) { memcpy(o, p, n); o += n; p += n; }
-          else { memcpy(o, "\\xef\\xbf\\xbd", 3); o += 3; p -= n; }
-          continue; }
-        *o++ = '\\\\';
-        if (*p == '"' || *p == '\\\\') *o++ = *p;
-        else if (*p == '\\n') *o++ = 'n';
-        else if (*p == '\\r') *o++ = 'r';
-        else if (*p == '\\t') *o++ = 't';
-        else { memcpy(o, "u00", 3); o[3] = GL_HEX[*p >> 4]; o[4] = GL_HEX[*p & 15]; o += 5; }
-        p++; }
-      return o; }
-    __attribute__((noinline, cold)) static char *gl_plain_text(char *o, const char *limit, const char *text, size_t size) {
-      const unsigned char *p = (const unsigned char *)text, *e = p + size;
-      for (; p < e && limit - o >= 8; p++) {
-        if (*p >= 0x20 && *p < 0x7f && *p != '"' && *p != '\\\\') *o++ = *p;
-        else { o[0] = '\\\\'; o[1] = 'x'; o[2] = GL_HEX_UP[*p >> 4]; o[3] = GL_HEX_UP[*p & 15]; o += 4; } }
-      return o; }
-    /* copies a text that needs no escape in either format; 0: it may need some. Pieces may overlap */
-    #ifdef __SSE2__
-    static inline int gl_escapes(__m128i t) {            /* signed: bytes over 0x7f are below 0x20, too */
-      return _mm_movemask_epi8(_mm_or_si128(
-        _mm_or_si128(_mm_cmplt_epi8(t, _mm_set1_epi8(0x20)), _mm_cmpeq_epi8(t, _mm_set1_epi8(0x7f))),
-        _mm_or_si128(_mm_cmpeq_epi8(t, _mm_set1_epi8('"')), _mm_cmpeq_epi8(t, _mm_set1_epi8('\\\\'))))); }
-    static inline int gl_copied(char *o, const char *p, size_t n) {
-      uint64_t v, w; uint32_t a, b; size_t i;
-      if (n >= 16) {
-        for (i = 0; i + 16 < n; i += 16) {
-          __m128i t = _mm_loadu_si128((const __m128i *)(p + i));
-          if (gl_escapes(t)) return 0;
-          _mm_storeu_si128((__m128i *)(o + i), t); }
-        __m128i last = _mm_loadu_si128((const __m128i *)(p + n - 16));
-        _mm_storeu_si128((__m128i *)(o + n - 16), last);
-        return !gl_escapes(last); }
-      if (n >= 8) { memcpy(&v, p, 8); memcpy(&w, p + n - 8, 8); memcpy(o, &v, 8); memcpy(o + n - 8, &w, 8); }
-      else if (n >= 4) {
-        memcpy(&a, p, 4); memcpy(&b, p + n - 4, 4); memcpy(o, &a, 4); memcpy(o + n - 4, &b, 4);
-        v = w = (uint64_t)a << 32 | b; }
-      else if (n) {
-        o[0] = p[0]; o[n >> 1] = p[n >> 1]; o[n - 1] = p[n - 1];
-        v = w = ((uint8_t)p[0] * 0x0101010101010101u & ~(uint64_t)0xffff00) | (uint64_t)(uint8_t)p[n >> 1] << 8
-              | (uint64_t)(uint8_t)p[n - 1] << 16; }
-      else return 1;
-      return !gl_escapes(_mm_set_epi64x((long long)v, (long long)w)); }
-    #else
-    static inline int gl_copied(char *o, const char *p, size_t n) { return 0; }
-    #endif
-    /* A text of 32 bytes at most; 0: it needs escapes, is longer, or ends a page. Up to the end of a page anything may be read,
-       which sanitizers need not know */
-    #ifdef __SSE2__
-    __attribute__((no_sanitize("address")))
-    static inline int gl_short(char *o, const char *p, size_t n) {
-      if (__builtin_expect(n > 32 || ((uintptr_t)p & 4095) > 4096 - 32, 0)) return 0;
-      __m128i t = _mm_loadu_si128((const __m128i *)p);
-      uint64_t odd = (uint32_t)gl_escapes(t);
-      _mm_storeu_si128((__m128i *)o, t);
-      if (n > 16) {
-        t = _mm_loadu_si128((const __m128i *)(p + 16));
-        odd |= (uint64_t)gl_escapes(t) << 16;
-        _mm_storeu_si128((__m128i *)(o + 16), t); }
-      return !(odd & (((uint64_t)1 << n) - 1)); }
-    /* whether a header's name is that one, of lower-case letters, digits and `-`, in 16 bytes */
-    __attribute__((no_sanitize("address")))
-    static inline int gl_named(const char *p, const char *low, size_t n) {
-      __m128i v;
-      if (n > 16 || ((uintptr_t)p & 4095) > 4096 - 16) return gl_same(p, low, n);
-      v = _mm_or_si128(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(0x20));
-      v = _mm_cmpeq_epi8(v, _mm_loadu_si128((const __m128i *)low));
-      return !(~(uint32_t)_mm_movemask_epi8(v) & ((1u << n) - 1)); }
-    #else
-    static inline int gl_short(char *o, const char *p, size_t n) { return 0; }
-    static inline int gl_named(const char *p, const char *low, size_t n) { return gl_same(p, low, n); }
-    #endif
-    /* a text with 32 bytes behind it that may be read, to where there is room for so many */
-    static inline char *gl_literal(char *o, const char *p, size_t n) {
-      memcpy(o, p, 32);
-      if (n > 32) memcpy(o + 32, p + 32, n - 32);
-      return o + n; }
-    /* likewise, of one that is longer as a rule */
-    static inline char *gl_copy(char *o, const char *p, size_t n) {
-      size_t i = 0;
-      do { memcpy(o + i, p + i, 32); i += 32; } while (i < n);
-      return o + n; }
-    /* The digits of a number below 10^8 as numbers, the first in the lowest byte: halves, pairs and digits are parted in all
-       lanes of a word at once (P. Khuong, How to print integers really fast, 2017). Little endian, as x86 and ARM are */
-    static inline uint64_t gl_eight(uint32_t n) {
-      uint64_t v = n / 10000 | (uint64_t)(n % 10000) << 32, w;
-      w = (v * 10486 >> 20) & 0x0000007f0000007full;
-      v = w + ((v - 100 * w) << 16);
-      w = (v * 103 >> 10) & 0x000f000f000f000full;
-      return w + ((v - 10 * w) << 8); }
-    #define GL_ZEROS 0x3030303030303030ull
-    /* room: 24 bytes */
-    static char *gl_decimal(char *o, uint64_t n) {
-      uint64_t v; int zeros;
-      if (n < 10) { *o = '0' + n; return o + 1; }
-      if (n >= 100000000) {
-        o = gl_decimal(o, n / 100000000);
-        v = gl_eight(n % 100000000) + GL_ZEROS;
-        memcpy(o, &v, 8);
-        return o + 8; }
-      v = gl_eight(n);
-      zeros = __builtin_ctzll(v | 1ull << 56) & ~7;      /* the last digit stays */
-      v = (v + GL_ZEROS) >> zeros;
-      memcpy(o, &v, 8);
-      return o + 8 - zeros / 8; }
-    /* of microseconds, six digits and two bytes of nothing */
-    static inline void gl_six(char *o, uint32_t n) {
-      uint64_t v = (gl_eight(n) + GL_ZEROS) >> 16;
-      memcpy(o, &v, 8); }
-    /* microseconds as seconds */
-    static inline char *gl_seconds(char *o, uint64_t us) {
-      if (us < 1000000) *o++ = '0';
-      else { o = gl_decimal(o, us / 1000000); us %= 1000000; }
-      *o = '.';
-      gl_six(o + 1, us);
-      return o + 7; }
-    static const char GL_SCHEME[32] = "https", GL_HTTP10[32] = "HTTP/1.0", GL_HTTP11[32] = "HTTP/1.1", GL_HTTP2[32] = "HTTP/2",
-      GL_TRUE[32] = "true", GL_FALSE[32] = "false";
-    static void gl_dates(uint64_t second, char *date, char *local) {
-      static const char *months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
-      time_t t = second; struct tm m; char text[64];
-      gmtime_r(&t, &m);
-      snprintf(text, sizeof text, "%04d-%02d-%02dT%02d:%02d:%02d", m.tm_year + 1900, m.tm_mon + 1, m.tm_mday, m.tm_hour,
-               m.tm_min, m.tm_sec);
-      memcpy(date, text, 19);
-      snprintf(text, sizeof text, "%02d/%s/%04d:%02d:%02d:%02d +0000", m.tm_mday, months[m.tm_mon], m.tm_year + 1900, m.tm_hour,
-               m.tm_min, m.tm_sec);
-      memcpy(local, text, 26); }
-    """
-    const char* GL_SCHEME
-    const char* GL_HTTP10
-    const char* GL_HTTP11
-    const char* GL_HTTP2
-    const char* GL_TRUE
-    const char* GL_FALSE
-    char* gl_json_text(char*, const char*, const char*, size_t)
-    char* gl_plain_text(char*, const char*, const char*, size_t)
-    bint gl_copied(char*, const char*, size_t)
-    bint gl_short(char*, const char*, size_t)
-    bint gl_named(const char*, const char*, size_t)
-    char* gl_literal(char*, const char*, size_t)
-    char* gl_copy(char*, const char*, size_t)
-    char* gl_decimal(char*, uint64_t)
-    void gl_six(char*, uint32_t)
-    char* gl_seconds(char*, uint64_t)
-    void gl_dates(uint64_t, char*, char*)
+include "_accesslog_text.pxi"
 
 
 # name -> field; those of graylb.model.log_fields, which a test compares, and those of spans
@@ -219,10 +42,19 @@ cdef enum Kind:
     K_FOLLOWS
     K_NUMBER
 
+cdef enum Fill:
+    F_END = 0              # nothing: the text before it was the last
+    F_HEAD                 # a run of fields of the head
+    F_NUMBER
+    F_SECONDS
+    F_TIME
+    F_LOCAL
+
 cdef enum:
     PLACES = 128           # a power of two
-    NUMBERS = L_LAST + 1 - L_SLOT
-    SLOT = 32              # bytes, for a number
+    NUMBERS = L_LAST_BARE + 1 - L_SLOT
+    SLOT = 32              # bytes, for a number or a time
+    FILLED = FRAME_TEXT + (GAPS + 2) * SLOT
 
 cdef uint64_t _formats = 0
 cdef Head NO_HEAD                                        # has nothing
@@ -308,11 +140,30 @@ cdef Text decided(int field, Exchange* x, Table t) noexcept:
     return _text(b"HTTP/2", 6) if x.h2 else _text(b"HTTP/1.1", 8)
 
 
-cdef Text _following(int field, Ended* e, Table t, char* room) noexcept:
-    """A field that follows from a few numbers. room: SLOT bytes."""
+cdef bint _there(int field, Exchange* x) noexcept:
+    """Whether a request has that number or time."""
+    if field == L_SLOT: return x.d.service >= 0 and x.d.slot >= 0
+    if field == L_DRAW: return x.d.service >= 0 and x.d.drew
+    if field == L_FIRST_BYTE: return x.head_us != 0
+    if field == L_CONNECT: return x.connect_us != 0
+    return True
+
+
+cdef Text _value(int field, Ended* e, Table t, char* room) noexcept:
+    """A field that is not of the head. room: SLOT bytes."""
     cdef Exchange* x = e.x
     cdef uint64_t n
-    if field == L_REVISION: n = t.revision
+    if field >= L_SLOT and not _there(field, x): return _text(NULL, 0)
+    if field == L_TIME: return _text(e.time, 27)
+    if field == L_TIME_LOCAL: return _text(e.local, 26)
+    if field == L_DURATION: return _text(room, gl_seconds(room, e.now_us - x.began_us) - room)
+    if field == L_FIRST_BYTE: return _text(room, gl_seconds(room, x.head_us - x.began_us) - room)
+    if field == L_CONNECT: return _text(room, gl_seconds(room, x.connect_us) - room)
+    if field == L_SLOT: n = x.d.slot
+    elif field == L_DRAW: n = x.d.draw
+    elif field == L_BYTES_IN: n = x.bytes_in
+    elif field == L_BYTES_OUT: n = x.bytes_out
+    elif field == L_REVISION: n = t.revision
     elif field == L_ATTEMPTS:
         if not x.attempts: return _text(NULL, 0)
         n = x.attempts
@@ -332,27 +183,27 @@ cdef Text _following(int field, Ended* e, Table t, char* room) noexcept:
 
 
 cdef inline void _key(uint64_t* key, Ended* e) noexcept:
-    """The numbers that they follow from, of one table and format."""
+    """The numbers that a frame follows from, of one table and format."""
     cdef Exchange* x = e.x
-    key[0] = <uint64_t><uint32_t>x.d.service << 32 | <uint32_t>x.d.route
+    memcpy(key, &x.d.route, 8)                           # and the service
     key[1] = <uint64_t><uint32_t>x.d.rule << 32 | <uint32_t>x.d.instance
-    key[2] = <uint64_t>x.d.wanted << 32 | <uint64_t>e.status << 16 | <uint64_t>x.attempts << 8 | x.grpc_status
-    key[3] = <uint64_t>x.failed << 8 | <uint64_t>x.cut << 4 | (1 if x.d.fell_back else 0) | (2 if x.d.outcome == REDIRECT else 0) \
-        | (4 if x.h2 else 0)
+    key[2] = <uint64_t>x.d.wanted << 32 | <uint32_t>e.status << 16 | <uint32_t>x.attempts << 8 | x.grpc_status
+    key[3] = <uint64_t>x.failed << 32 | <uint32_t>x.cut << 16 | x.d.fell_back << 6 | (x.d.outcome == REDIRECT) << 5 | x.h2 << 4 \
+        | (x.d.slot >= 0) << 3 | x.d.drew << 2 | (x.head_us != 0) << 1 | (x.connect_us != 0)
 
 
 @cython.final
-cdef class Followings:
-    """What requests of one table and format have in common, by what it follows from: as it was written last."""
+cdef class Frames:
+    """What lines of one table and format have in common, by what it follows from: as it was written last."""
 
     def __dealloc__(self):
         free(self.at)
 
-    cdef Following* place(self, const uint64_t* key) noexcept:
+    cdef Frame* place(self, const uint64_t* key) noexcept:
         """Where it is, if it is kept. NULL: out of memory."""
         cdef uint64_t h
         if self.at == NULL:
-            self.at = <Following*>calloc(PLACES, sizeof(Following))
+            self.at = <Frame*>calloc(PLACES, sizeof(Frame))
             if self.at == NULL: return NULL
         # splitmix64's multipliers (Steele, Lea, Flood 2014); the high bits are the mixed ones
         h = (key[0] ^ key[2]) * <uint64_t>0x9e3779b97f4a7c15 + (key[1] ^ key[3]) * <uint64_t>0xbf58476d1ce4e5b9
@@ -366,7 +217,7 @@ cdef class Format:
     """
 
     def __cinit__(self, bint json, parts):
-        cdef int i, first = 0, last = -1, kind = K_TEXT
+        cdef int i, first = 0, last = -1, former = K_TEXT
         cdef bytes text
         global _formats
         _formats += 1
@@ -388,15 +239,13 @@ cdef class Format:
             self.longest = max(self.longest, self.ops[i].n)
             self.ops[i].text = self._keep(text)
             self.has |= <uint64_t>1 << self.ops[i].field
-            if kind == K_TEXT or self.ops[i].kind != kind:   # the first of a run
-                kind = self.ops[i].kind
-                first = i
-                if kind == K_HEAD:
+            if self.ops[i].kind == K_HEAD:
+                if former != K_HEAD:                     # the first of a run
                     if last < 0: self.first = i
                     else: self.ops[last].following = <uint16_t>i
-                    last = i
-                elif kind == K_FOLLOWS: self.follows += 1
-            self.ops[first].run += 1
+                    first = last = i
+                self.ops[first].run += 1
+            former = self.ops[i].kind
 
     cdef const char* _keep(self, bytes text):
         """As long as the format is there, with PADDING behind it."""
@@ -414,7 +263,8 @@ cdef class Format:
         op.safe = field in SAFE
         op.kind = K_TEXT if field == L_NONE else K_HEAD if field <= L_LAST_OF_HEAD \
             else K_FOLLOWS if field <= L_LAST_OF_FOLLOWING else K_NUMBER
-        if op.kind == K_NUMBER: op.at = <uint16_t>(field - L_SLOT)
+        op.fill = F_TIME if field == L_TIME else F_LOCAL if field == L_TIME_LOCAL \
+            else F_SECONDS if field in (L_DURATION, L_FIRST_BYTE, L_CONNECT) else F_NUMBER
         if field != L_HEADER and field not in OF_HEADERS: return
         header = (OF_HEADERS.get(field) or name[5:].replace("_", "-").lower()).encode()
         w.field = field
@@ -498,127 +348,119 @@ cdef class Format:
             memcpy(start, &size, 4)
         return o
 
-    cdef char* _follow(self, LogOp* op, Ended* e, Table t, char* o, char* limit) noexcept:
-        """A run of fields that follow from a few numbers."""
-        cdef char room[SLOT]
-        cdef LogOp* end = op + op.run
-        cdef Text found
-        while op < end:
-            found = _following(op.field, e, t, room)
-            o = _piece(self.json, op, &found, o, limit)
-            op += 1
-        return o
-
-    cdef Following* _kept(self, Ended* e, Table t, Followings followings) noexcept:
-        """All those runs, as they were for a request before this one, or else now are. NULL: they are not kept."""
+    cdef Frame* _frame(self, Ended* e, Table t, Frames frames) noexcept:
+        """As it was for a request before this one, or else is now. NULL: it is not kept."""
         cdef uint64_t key[4]
-        cdef Following* kept
-        cdef char* o
-        cdef char* limit
-        cdef int i = 0, k = 0
-        if followings is None or not 0 < self.follows <= RUNS: return NULL
+        cdef Frame* f
+        if frames is None: return NULL
         _key(key, e)
-        kept = followings.place(key)
-        if kept == NULL: return NULL
-        if not kept.known or memcmp(kept.key, key, sizeof(key)) != 0:
-            memcpy(kept.key, key, sizeof(key))
-            kept.known = 1
-            o = kept.text
-            limit = kept.text + sizeof(kept.text) - MARGIN
-            while i < self.n:
-                if self.ops[i].kind == K_FOLLOWS:
-                    o = self._follow(&self.ops[i], e, t, o, limit)
-                    kept.ends[k] = <uint16_t>(o - kept.text)
-                    k += 1
-                i += self.ops[i].run
-            kept.whole = limit - o >= <ssize_t>(self.longest + MARGIN)
-        return kept if kept.whole else NULL
+        f = frames.place(key)
+        if f == NULL: return NULL
+        if not f.known or f.key[0] ^ key[0] | f.key[1] ^ key[1] | f.key[2] ^ key[2] | f.key[3] ^ key[3]:
+            memcpy(f.key, key, sizeof(key))
+            f.known = 1
+            f.whole = self._framed(f, e, t)
+        return f if f.whole else NULL
 
-    cdef void _count(self, Ended* e, char* slots, uint8_t* lengths) noexcept:
-        """The numbers and times of a request, SLOT bytes each, and their lengths; 0: there is none."""
-        cdef Exchange* x = e.x
-        cdef uint64_t has = self.has
-        memset(lengths, 0, NUMBERS)
-        if has >> L_TIME & 1:
-            memcpy(slots + (L_TIME - L_SLOT) * SLOT, e.time, SLOT)
-            lengths[L_TIME - L_SLOT] = 27
-        if has >> L_TIME_LOCAL & 1:
-            memcpy(slots + (L_TIME_LOCAL - L_SLOT) * SLOT, e.local, SLOT)
-            lengths[L_TIME_LOCAL - L_SLOT] = 26
-        if x.d.service >= 0:
-            if has >> L_SLOT & 1 and x.d.slot >= 0: lengths[0] = <uint8_t>(gl_decimal(slots, x.d.slot) - slots)
-            if has >> L_DRAW & 1 and x.d.drew: lengths[L_DRAW - L_SLOT] = _number(slots, L_DRAW, x.d.draw)
-        if has >> L_BYTES_IN & 1: lengths[L_BYTES_IN - L_SLOT] = _number(slots, L_BYTES_IN, x.bytes_in)
-        if has >> L_BYTES_OUT & 1: lengths[L_BYTES_OUT - L_SLOT] = _number(slots, L_BYTES_OUT, x.bytes_out)
-        if has >> L_DURATION & 1: lengths[L_DURATION - L_SLOT] = _time(slots, L_DURATION, e.now_us - x.began_us)
-        if has >> L_FIRST_BYTE & 1 and x.head_us:
-            lengths[L_FIRST_BYTE - L_SLOT] = _time(slots, L_FIRST_BYTE, x.head_us - x.began_us)
-        if has >> L_CONNECT & 1 and x.connect_us: lengths[L_CONNECT - L_SLOT] = _time(slots, L_CONNECT, x.connect_us)
-
-    cdef char* line(self, Ended* e, Table t, Followings followings, const char* heads, const char* heads_end, char* o,
-                    char* limit) noexcept:
-        """The whole line with its end; heads: what `head` wrote; followings: of this table and for this format, or None. There
-        must be room for MARGIN bytes behind the limit."""
-        cdef char slots[NUMBERS * SLOT]
-        cdef uint8_t lengths[NUMBERS]
-        cdef bint json = self.json
-        cdef uint32_t size, n
-        cdef char* start = o
+    cdef bint _framed(self, Frame* f, Ended* e, Table t) noexcept:
+        """Writes it. False: it finds no room."""
+        cdef Gap* gap = f.gaps
+        cdef char* start = f.text                        # of the text before the gap
+        cdef char* o = f.text
+        cdef char* limit = f.text + sizeof(f.text) - MARGIN
         cdef LogOp* op = self.ops
         cdef LogOp* end = op + self.n
-        cdef Following* kept = self._kept(e, t, followings)
-        cdef char* text = kept.text if kept != NULL else NULL
-        cdef LogOp* following
-        cdef int run = 0
-        cdef Text nothing = _text(NULL, 0)
-        self._count(e, slots, lengths)
         while op < end:
-            if op.kind == K_NUMBER:
-                following = op + op.run
-                while op < following:
-                    n = lengths[op.at]
-                    if n == 0: o = _piece(json, op, &nothing, o, limit)
-                    elif limit - o >= <ssize_t>(op.n + MARGIN):
-                        o = gl_literal(o, op.text, op.n)
-                        memcpy(o, slots + op.at * SLOT, SLOT)
-                        o += n
-                        o[0] = 34
-                        o += op.quoted
-                    op += 1
-                continue
-            if op.kind == K_HEAD:
-                if heads_end - heads >= 4:               # else `head` had no room for it
-                    memcpy(&size, heads, 4)
-                    heads += 4
-                    if limit - o >= <ssize_t>size:
-                        memcpy(o, heads, size)
-                        o += size
-                    heads += size
-            elif op.kind == K_FOLLOWS:
-                n = <uint32_t>(kept.text + kept.ends[run] - text) if kept != NULL else 0
-                if kept != NULL and limit - o >= <ssize_t>n: o = gl_copy(o, text, n)
-                else: o = self._follow(op, e, t, o, limit)
-                text += n
-                run += 1
-            elif limit - o >= <ssize_t>(op.n + MARGIN): o = gl_literal(o, op.text, op.n)
-            op += op.run
-        if json:
+            if gap == f.gaps + GAPS - 1 or limit - o < <ssize_t>(self.longest + MARGIN): return False
+            if op.kind == K_HEAD or (op.kind == K_NUMBER and _there(op.field, e.x)):
+                if op.kind == K_NUMBER: o = gl_literal(o, op.text, op.n)
+                gap.n = <uint16_t>(o - start)
+                gap.fill = F_HEAD if op.kind == K_HEAD else op.fill
+                gap.at = <uint8_t>(op.field - L_SLOT)
+                gap += 1
+                start = o
+                o[0] = 34
+                o += op.quoted if op.kind == K_NUMBER else 0
+            else: o = self._piece_of(op, e, t, o, limit)
+            op += op.run or 1
+        gap.n = <uint16_t>(o - start)
+        gap.fill = F_END
+        return limit - o >= <ssize_t>(self.longest + MARGIN)
+
+    cdef char* _piece_of(self, LogOp* op, Ended* e, Table t, char* o, char* limit) noexcept:
+        """A text alone, or with a field that is not of the head."""
+        cdef char room[SLOT]
+        cdef Text value
+        if op.kind == K_TEXT: return gl_literal(o, op.text, op.n) if limit - o >= <ssize_t>(op.n + MARGIN) else o
+        value = _value(op.field, e, t, room)
+        return _piece(self.json, op, &value, o, limit)
+
+    cdef char* _pieces(self, Ended* e, Table t, const char* heads, const char* heads_end, char* o, char* limit) noexcept:
+        """A line without a frame."""
+        cdef LogOp* op = self.ops
+        cdef LogOp* end = op + self.n
+        cdef uint32_t size
+        while op < end:
+            if op.kind != K_HEAD: o = self._piece_of(op, e, t, o, limit)
+            elif heads_end - heads >= 4:                 # else `head` had no room for it
+                memcpy(&size, heads, 4)
+                heads += 4
+                if limit - o >= <ssize_t>size:
+                    memcpy(o, heads, size)
+                    o += size
+                heads += size
+            op += op.run or 1
+        return o
+
+    cdef char* _filled(self, Frame* f, Ended* e, const char* heads, char* o) noexcept:
+        """A line with one; its gaps are filled. There must be room for FILLED bytes beside the head's."""
+        cdef Exchange* x = e.x
+        cdef uint64_t numbers[NUMBERS]
+        cdef Gap* gap = f.gaps
+        cdef const char* text = f.text
+        cdef uint32_t size
+        numbers[0] = x.d.slot
+        numbers[L_DRAW - L_SLOT] = x.d.draw
+        numbers[L_BYTES_IN - L_SLOT] = x.bytes_in
+        numbers[L_BYTES_OUT - L_SLOT] = x.bytes_out
+        numbers[L_DURATION - L_SLOT] = e.now_us - x.began_us
+        numbers[L_FIRST_BYTE - L_SLOT] = x.head_us - x.began_us
+        numbers[L_CONNECT - L_SLOT] = x.connect_us
+        while True:
+            o = gl_copy(o, text, gap.n)
+            text += gap.n
+            if gap.fill == F_SECONDS: o = gl_seconds(o, numbers[gap.at])
+            elif gap.fill == F_NUMBER: o = gl_decimal(o, numbers[gap.at])
+            elif gap.fill == F_HEAD:
+                memcpy(&size, heads, 4)
+                memcpy(o, heads + 4, size)
+                heads += 4 + size
+                o += size
+            elif gap.fill == F_TIME:
+                memcpy(o, e.time, SLOT)
+                o += 27
+            elif gap.fill == F_LOCAL:
+                memcpy(o, e.local, SLOT)
+                o += 26
+            else: return o
+            gap += 1
+
+    cdef char* line(self, Ended* e, Table t, Frames frames, const char* heads, const char* heads_end, char* o,
+                    char* limit) noexcept:
+        """The whole line with its end; heads: what `head` wrote; frames: of this table and for this format, or None. There must
+        be room for MARGIN bytes behind the limit."""
+        cdef char* start = o
+        cdef Frame* f = self._frame(e, t, frames)
+        # a head that was cut off is so long that there is no such room
+        if f != NULL and limit - o >= heads_end - heads + FILLED: o = self._filled(f, e, heads, o)
+        else: o = self._pieces(e, t, heads, heads_end, o, limit)
+        if self.json:
             if o == start: o += 1
             start[0] = 123                               # over the comma of the first field
             o[0] = 125
             o += 1
         o[0] = 10
         return o + 1
-
-
-cdef inline uint8_t _number(char* slots, int field, uint64_t n) noexcept:
-    cdef char* o = slots + (field - L_SLOT) * SLOT
-    return <uint8_t>(gl_decimal(o, n) - o)
-
-
-cdef inline uint8_t _time(char* slots, int field, uint64_t us) noexcept:
-    cdef char* o = slots + (field - L_SLOT) * SLOT
-    return <uint8_t>(gl_seconds(o, us) - o)
 
 
 # ---- faces for tests -------------------------------------------------------------------------------------------------
@@ -647,22 +489,30 @@ def seconds(uint64_t us):
 
 def line_of(Format f, bytes head, str address="", uint64_t wall_us=0, uint32_t port=0):
     """The line, without its end, of a request of which only the head is known. ValueError: it is no head."""
+    cdef dict nothing = dict.fromkeys(("route", "service", "rule", "slot", "instance"), -1)
+    return lines_of(f, None, head, [nothing], address, wall_us, port)[0][0]
+
+
+def lines_of(Format f, Table t, bytes head, list requests, str address="", uint64_t wall_us=0, uint32_t port=0):
+    """The lines, without their ends, of requests with that head: each as it is, as it is without a frame, and whether it has one.
+    What became of one is a dict of numbers, named as in Exchange and Decision, and `now_us`; 0 where it says nothing. An error has its code as its
+    reason. ValueError: it is no head."""
     cdef Head* h = <Head*>malloc(sizeof(Head))
     cdef bytes heads = PyBytes_FromStringAndSize(NULL, LINE_MAX + 2 * MARGIN)
     cdef bytes out = PyBytes_FromStringAndSize(NULL, LINE_MAX + 2 * MARGIN)
+    cdef Frames frames = Frames()
     cdef char time[SLOT]
     cdef char local[SLOT]
     cdef char* o = PyBytes_AS_STRING(out)
     cdef char* p = PyBytes_AS_STRING(heads)
+    cdef char* end
     cdef Asked a
     cdef Ended e
     cdef Exchange x
     cdef Peer peer
-    cdef bytes text = address.encode()
+    cdef bytes text = address.encode(), error
     try:
         memset(&a, 0, sizeof(Asked))
-        memset(&e, 0, sizeof(Ended))
-        memset(&x, 0, sizeof(Exchange))
         memset(&peer, 0, sizeof(Peer))
         memcpy(peer.text, PyBytes_AS_STRING(text), len(text))
         peer.text_len = len(text)
@@ -671,12 +521,31 @@ def line_of(Format f, bytes head, str address="", uint64_t wall_us=0, uint32_t p
         if scan_request(h, PyBytes_AS_STRING(head), PyBytes_AS_STRING(head) + len(head), 100) <= 0: raise ValueError(h.error)
         a.head = h
         a.peer = &peer
-        x.d.service = x.d.instance = x.d.route = x.d.rule = x.d.slot = -1
-        e.x = &x
+        end = f.head(&a, p, p + LINE_MAX)
         dates(wall_us // 1000000, time, local)
         put_micros(time, <uint32_t>(wall_us % 1000000))
-        e.time = time
-        e.local = local
-        return out[:f.line(&e, None, None, p, f.head(&a, p, p + LINE_MAX), o, o + LINE_MAX) - o - 1]
+        found = []
+        for said in requests:
+            memset(&e, 0, sizeof(Ended))
+            e.x = &x
+            e.time = time
+            e.local = local
+            _became(&x, &e, said)
+            error = b"%d" % x.failed
+            if x.failed: e.error = e.source = _text(PyBytes_AS_STRING(error), len(error))
+            found.append((out[:f.line(&e, t, frames, p, end, o, o + LINE_MAX) - o - 1],
+                          out[:f.line(&e, t, None, p, end, o, o + LINE_MAX) - o - 1], f._frame(&e, t, frames) != NULL))
+        return found
     finally:
         free(h)
+
+
+cdef _became(Exchange* x, Ended* e, dict said):
+    """What became of a request, for `lines_of`."""
+    def of(str name): return said.get(name, 0)
+    memset(x, 0, sizeof(Exchange))
+    x.d.route, x.d.service, x.d.rule, x.d.slot, x.d.instance = map(of, ("route", "service", "rule", "slot", "instance"))
+    x.d.wanted, x.d.draw, x.d.drew, x.d.fell_back, x.d.outcome = map(of, ("wanted", "draw", "drew", "fell_back", "outcome"))
+    x.attempts, x.h2, x.grpc_status, x.failed, x.cut = map(of, ("attempts", "h2", "grpc_status", "failed", "cut"))
+    x.bytes_in, x.bytes_out, x.began_us = map(of, ("bytes_in", "bytes_out", "began_us"))
+    x.head_us, x.connect_us, e.now_us, e.status = map(of, ("head_us", "connect_us", "now_us", "status"))

@@ -2,7 +2,7 @@
 
 cimport cython
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from graylb._accesslog cimport Asked, Ended, Followings, Format, Text
+from graylb._accesslog cimport Asked, Ended, Frames, Format, Text
 from graylb._http1 cimport Head
 from graylb._live cimport Conn, Exchange, Peer
 from graylb._ring cimport Ring
@@ -21,7 +21,7 @@ cdef class Settings:
     cdef Format format             # None: no access log
     cdef uint64_t serial           # of the format
     cdef bint ports                # it tells of clients' ports
-    cdef Followings followings
+    cdef Frames frames
     cdef uint32_t sample[6]        # by class of status: of 2**32
     cdef readonly size_t buffer
     cdef bint tracing

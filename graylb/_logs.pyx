@@ -13,7 +13,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from graylb._accesslog cimport L_CLIENT_PORT, LINE_MAX, MARGIN, Asked, Ended, Followings, Format, Text, dates, put_micros
+from graylb._accesslog cimport L_CLIENT_PORT, LINE_MAX, MARGIN, Asked, Ended, Frames, Format, Text, dates, put_micros
 from graylb._fast cimport Rule, Service, Str, Table
 from graylb._http1 cimport DROP, MAX_HEADERS, Head, Header, put_line, same_name, scan_request
 from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Conn, Exchange, Peer, TableState
@@ -79,7 +79,7 @@ cdef class Settings:
         else: self.format = Format(told["json"], parts)
         self.serial = self.format.serial
         self.ports = self.format.has >> L_CLIENT_PORT & 1
-        self.followings = Followings()
+        self.frames = Frames()
         self.buffer = told["buffer"]
         for i in range(5): self.sample[i + 1] = <uint32_t>min(told["sample"][i] / 100 * 4294967296.0, 4294967295.0)
 
@@ -221,7 +221,7 @@ cdef class Logs:
 
     cdef void ticked(self) noexcept:
         """Ten times a second: what waits is sent on, and the clock is set."""
-        self.access.flush()
+        self.access.ticked()
         self.events.flush()
         self.left = VIEWS_A_TICK
         self.spans_left = SPANS_A_TICK
@@ -247,7 +247,9 @@ cdef class Logs:
         if x.log_cap == 0 or of.format != s.serial or x.captured != C_LOG or h == NULL or x.traced or x.request_id_n: return False
         if of.head_n != <uint32_t>(h.end - h.start) or of.listener != listener or of.secure != secure or of.h2 != h2: return False
         if memcmp(x.log + of.end, h.start, of.head_n) != 0: return False
-        if of.address_n != peer.text_len or memcmp(of.address, peer.text, of.address_n) != 0: return False
+        # most are of version 4
+        if of.address_n != peer.text_len or memcmp(of.address, peer.text, 16) != 0: return False
+        if of.address_n > 16 and memcmp(of.address, peer.text, of.address_n) != 0: return False
         if of.port != peer.port and s.ports: return False
         x.full_at = of.end
         x.log_len = of.end + of.head_n
@@ -399,7 +401,7 @@ cdef class Logs:
             if one_of == <uint32_t>0xffffffff or <uint32_t>self.random() < one_of:
                 o = self.access.place()
                 if o != NULL:
-                    self.access.wrote(s.format.line(&e, state.table, s.followings, x.log + sizeof(Told), x.log + x.full_at, o,
+                    self.access.wrote(s.format.line(&e, state.table, s.frames, x.log + sizeof(Told), x.log + x.full_at, o,
                                                     o + LINE_MAX))
         if x.captured & C_FULL and self._seen(x, e.status):
             if not self.left: self.unseen += 1

@@ -24,11 +24,13 @@ cdef class Ring:
     cdef uint64_t head
     cdef size_t at         # of the head, in the room
     cdef uint64_t told     # the head when the bell rang
+    cdef bint rang         # since the last tick
     cdef readonly uint64_t lines
     cdef readonly uint64_t dropped
 
     cdef char* place(self) noexcept
     cdef void wrote(self, char* e) noexcept
+    cdef void ticked(self) noexcept
     cdef void flush(self) noexcept
     cdef void _fit(self) noexcept
     cdef void _ring_bell(self) noexcept

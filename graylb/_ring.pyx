@@ -70,7 +70,7 @@ cdef extern from * nogil:
     int close(int)
 
 cdef enum:
-    TELL_AT_MOST = 2097152  # bytes that are worth a wake-up, whatever the size
+    TELL_AT_MOST = 4194304  # bytes that are worth a wake-up, whatever the size
 
 
 def create():
@@ -166,9 +166,15 @@ cdef class Ring:
     cdef void _ring_bell(self) noexcept:
         cdef char one = 0
         self.told = self.head
+        self.rang = True
         if self.bell >= 0 and write(self.bell, &one, 1) < 0 and errno != EAGAIN and errno != EINTR:
             self._forget()                           # nobody reads any more
             self.bell = -1
+
+    cdef void ticked(self) noexcept:
+        """Ten times a second: `flush`, unless the bell rang for so much in between: what came after it is little, and waits."""
+        if not self.rang: self.flush()
+        self.rang = False
 
     cdef void flush(self) noexcept:
         """Tells the reader of all that was written."""
@@ -184,9 +190,10 @@ cdef class Ring:
         self.wrote(at + len(line))
         return True
 
-    def tell(self):
-        """`flush`, for tests."""
-        self.flush()
+    def tell(self, bint tick=False):
+        """`flush`, or `ticked`, for tests."""
+        if tick: self.ticked()
+        else: self.flush()
 
 
 cdef class Reader:

@@ -104,30 +104,49 @@ def test_a_piece_is_cut_behind_a_line() -> None:
         assert bytes(reader.unread(3)) == b"longer\n"
 
 
+def drained(bell: int) -> int:
+    """How often it rang."""
+    try:
+        return len(os.read(bell, 100))
+    except BlockingIOError:
+        return 0
+
+
 def test_the_bell_rings_for_each_half_and_when_it_is_told_to() -> None:
     with ends(65_536) as (ring, reader, bell, _):
-
-        def rings() -> int:
-            try:
-                return len(os.read(bell, 100))
-            except BlockingIOError:
-                return 0
-
         line = b"x" * 1000
         for _ in range(32):
             ring.write(line)
-        assert rings() == 0
+        assert drained(bell) == 0
         ring.write(line)
-        assert rings() == 1
+        assert drained(bell) == 1
         ring.tell()
-        assert rings() == 0  # it was told of all there is
+        assert drained(bell) == 0  # it was told of all there is
         ring.write(line)
         ring.tell()
-        assert rings() == 1
+        assert drained(bell) == 1
         ring.write(line)
         reader.taken(len(reader.unread()))
         ring.tell()
-        assert rings() == 0  # nothing is unread
+        assert drained(bell) == 0  # nothing is unread
+
+
+def test_a_tick_tells_of_what_is_left_unless_the_bell_rang_since_the_last() -> None:
+    with ends(65_536) as (ring, _, bell, _):
+
+        def rings_at_a_tick() -> bool:
+            before = drained(bell)
+            ring.tell(tick=True)
+            return drained(bell) > 0 and not before
+
+        ring.write(b"x" * 100)
+        assert rings_at_a_tick()
+        for _ in range(34):
+            ring.write(b"x" * 1000)
+        assert drained(bell) == 1  # for half of the room
+        assert not rings_at_a_tick()
+        assert rings_at_a_tick()  # what came after that bell waits no longer
+        assert not rings_at_a_tick()  # nothing has come since
 
 
 def test_it_takes_no_memory_before_there_is_a_line_and_gives_back_what_is_too_much() -> None:

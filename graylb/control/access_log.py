@@ -32,11 +32,13 @@ LAST: Final = 2.0
 """Seconds for the rest at the end."""
 ENDED: Final = 0.02
 """Seconds between two looks at whether they are over."""
-PIECE: Final = 1 << 21
+PIECE: Final = 1 << 22
 """Bytes that are written at once, at most."""
 DONTCACHE: Final = 0x80
 """RWF_DONTCACHE of Linux 6.14 (pwritev2(2)): pages go once they are on disk. Nobody reads a log soon, and the same few
 pages serve again and again, where each would be asked of the machine, of a container's share of it, or of its host."""
+BLOCK: Final = 4096
+"""Bytes of a page, and of a file system's block as a rule."""
 LARGE: Final = 1 << 20
 """Bytes from which on that is worth it: each such write starts one to the disk."""
 UNKNOWN: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
@@ -126,8 +128,10 @@ class _Sink:
             return 0
 
     def _some_uncached(self, data: memoryview | bytes) -> int:
+        # up to a block's end: what is in the last one stays cached, or the next piece would have to read it first
+        whole = len(data) - (os.lseek(self.fd, 0, os.SEEK_END) + len(data)) % BLOCK
         try:
-            return os.pwritev(self.fd, [data], -1, DONTCACHE)  # -1: where it ends
+            return os.pwritev(self.fd, [data[:whole]], -1, DONTCACHE)  # -1: where it ends
         except OSError as error:
             if error.errno not in UNKNOWN:
                 raise

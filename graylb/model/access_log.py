@@ -127,7 +127,7 @@ class AccessLogPart(Part):
         json_schema_extra={"default": 100},
     )
     buffer: _Buffer = Field(
-        default=2**22,
+        default=2**23,
         description="Bytes that wait in each worker for the writer; lines that find no room are dropped and counted.",
     )
 

@@ -83,7 +83,6 @@ cdef enum:
     L_LAST_BARE = L_CONNECT
     L_TIME
     L_TIME_LOCAL
-    L_LAST = L_TIME_LOCAL
 
 cdef struct Text:
     const char* p          # NULL: there is none

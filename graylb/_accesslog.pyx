@@ -14,7 +14,7 @@ request before that had those numbers: it is copied, 32 bytes at a time, and its
 cimport cython
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from graylb._fast cimport NONE32, REDIRECT, Rule, Service, Str, Table
 from graylb._http1 cimport Head, Header, reset_head, same_name, scan_request

@@ -2,7 +2,7 @@
 
 cimport cython
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from graylb._accesslog cimport Asked, Ended, Frames, Format, Text
+from graylb._accesslog cimport Asked, Ended, Format, Frames, Text
 from graylb._http1 cimport Head
 from graylb._live cimport Conn, Exchange, Peer
 from graylb._ring cimport Ring

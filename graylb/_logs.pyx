@@ -13,7 +13,7 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from graylb._accesslog cimport L_CLIENT_PORT, LINE_MAX, MARGIN, Asked, Ended, Frames, Format, Text, dates, put_micros
+from graylb._accesslog cimport L_CLIENT_PORT, LINE_MAX, MARGIN, Asked, Ended, Format, Frames, Text, dates, put_micros
 from graylb._fast cimport Rule, Service, Str, Table
 from graylb._http1 cimport DROP, MAX_HEADERS, Head, Header, put_line, same_name, scan_request
 from graylb._live cimport T_CHILD, T_ON, T_SAMPLED, Conn, Exchange, Peer, TableState
